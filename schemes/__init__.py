@@ -1,0 +1,16 @@
+"""Quantization schemes for the KV cache: tensors in, tensors out."""
+
+from schemes.base import KV, QuantizedTensor, Quantizer, Scheme, TensorScheme
+from schemes.registry import SCHEMES, parse_scheme
+from schemes.store import TokenStore
+
+__all__ = [
+    "KV",
+    "SCHEMES",
+    "QuantizedTensor",
+    "Quantizer",
+    "Scheme",
+    "TensorScheme",
+    "TokenStore",
+    "parse_scheme",
+]

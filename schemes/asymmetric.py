@@ -1,0 +1,61 @@
+"""Asymmetric uniform quantization with a float or an integer zero."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from schemes.affine import AffineQuantizer, MinMaxQuantizer, QParams, stored_scale
+from schemes.base import TensorScheme
+from schemes.family import Family
+from schemes.grouping import Axis, GroupSize
+
+Bits = Literal[1, 2, 3, 4, 8]
+
+INT16_MAX = 32767
+
+
+@dataclass(frozen=True)
+class IntegerZeroQuantizer(AffineQuantizer):
+    """Integer zero: scale = (max − min)/(2^b − 1), zero = round(−min/scale), code = clamp(round(x/scale) + zero)
+    (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456).
+
+    The zero is stored in 16 bits. Where a group is nearly constant and far from 0 it would not fit; the scale is
+    then raised to absmax/32767, which rebuilds the group to about the precision of float16 (ours).
+    """
+
+    bounded = "the integer zero shifts the range by up to half a step"
+
+    def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
+        low, high = torch.aminmax(groups, dim=-1)
+        largest = torch.maximum(low.abs(), high.abs())
+        scale = torch.maximum((high - low) / self.max_code, largest / INT16_MAX)
+        scale = stored_scale(torch.where(largest == 0, 1.0, scale))
+        zero = (-low / scale.float()).round_().clamp_(-INT16_MAX, INT16_MAX)
+        return QParams(scale, zero=zero.to(torch.int16))
+
+
+def asymmetric(
+    *,
+    key_bits: Bits = 4,
+    value_bits: Bits = 4,
+    key_axis: Axis = "token",
+    value_axis: Axis = "token",
+    group_size: GroupSize = 64,
+    zero: Literal["float", "integer"] = "float",
+) -> tuple[TensorScheme, TensorScheme]:
+    quantizer = MinMaxQuantizer if zero == "float" else IntegerZeroQuantizer
+    return (
+        TensorScheme(quantizer(key_bits, group_size, key_axis)),
+        TensorScheme(quantizer(value_bits, group_size, value_axis)),
+    )
+
+
+FAMILY = Family(
+    asymmetric,
+    "asymmetric uniform, scale = (max−min)/(2^b−1), zero = min (float) or round(−min/scale) (integer)",
+    "Liu et al. 2024, arXiv 2402.02750 (float zero); Ashkboos et al. 2024, arXiv 2404.00456 (integer zero)",
+    short={f"asym{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
+)

@@ -1,0 +1,158 @@
+"""What a scheme is made of: a quantizer encodes one tensor, the quantized tensor decodes itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+KV = Float[
+    Tensor, "batch heads tokens channels"
+]  # heads are KV heads; keys as the model caches them (after RoPE)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedTensor(ABC):
+    """Encoded keys or values of `tokens` tokens.
+
+    Every part has the batch on dim 0 and token groups of `tokens_per_group` tokens on dim 2; a cropped tensor
+    may hold fewer valid tokens than its groups have room for. `dtype` is what `dequantize` returns.
+    """
+
+    tokens: int
+    tokens_per_group: int
+    dtype: torch.dtype
+
+    code_parts: ClassVar[tuple[str, ...]] = ("codes",)  # what the destructive control sets to zero
+
+    @abstractmethod
+    def dequantize(self) -> KV: ...
+
+    def parts(self) -> dict[str, Tensor]:
+        """The stored tensors by name: what is held, and nothing else."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in held.items() if isinstance(part, Tensor)}
+
+    def with_parts(self, parts: dict[str, Tensor], tokens: int) -> Self:
+        """The same layout around other tensors."""
+        return replace(self, tokens=tokens, **parts)
+
+    @property
+    def groups(self) -> int:
+        """Token groups in use."""
+        return -(-self.tokens // self.tokens_per_group)
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes held, by part."""
+        return {name: part.numel() * part.element_size() for name, part in self.parts().items()}
+
+    def counted_bytes(self) -> float:
+        """Bytes as they are reported; differs from `nbytes` only where exact numbers are held, which count 16 bits."""
+        return sum(self.nbytes().values())
+
+    def map_parts(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return self.with_parts({name: change(part) for name, part in self.parts().items()}, self.tokens)
+
+    def crop(self, tokens: int) -> Self:
+        """The first `tokens` tokens; nothing is quantized again."""
+        groups = -(-tokens // self.tokens_per_group)
+        return self.with_parts({name: part[:, :, :groups] for name, part in self.parts().items()}, tokens)
+
+    def index_select(self, rows: Int[Tensor, "rows"]) -> Self:
+        return self.map_parts(lambda part: part.index_select(0, rows.to(part.device)))
+
+    def repeat(self, repeats: int) -> Self:
+        return self.map_parts(lambda part: part.repeat_interleave(repeats, dim=0))
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map_parts(lambda part: part.to(device))
+
+    def with_zeroed_codes(self) -> Self:
+        """The destructive control: scales kept, every code 0."""
+        parts = self.parts()
+        return self.with_parts(
+            {
+                name: torch.zeros_like(part) if name in self.code_parts else part
+                for name, part in parts.items()
+            },
+            self.tokens,
+        )
+
+
+class Quantizer(ABC):
+    """Encodes one tensor. Subclasses are final frozen dataclasses: equal parameters, equal quantizers."""
+
+    tokens_per_group: int = 1
+    lossless: ClassVar[bool] = False
+    independent: ClassVar[bool | str] = True
+    """Whether batch rows, heads and blocks are encoded independently; a string says why not."""
+    bounded: ClassVar[bool | str] = False
+    """Whether |x − x̂| ≤ scale/2 up to the rounding of the stored parameters; a string says why not."""
+
+    @abstractmethod
+    def quantize(self, x: KV) -> QuantizedTensor:
+        """Encode whole token groups: the number of tokens is a multiple of `tokens_per_group`."""
+
+    def check(self, channels: int) -> None:  # noqa: B027 (most quantizers take any width)
+        """Raise ValueError where heads of `channels` channels cannot be encoded."""
+
+
+@dataclass(frozen=True)
+class TensorScheme:
+    """How keys, or values, are stored.
+
+    keep_recent: newest tokens that stay exact; flush_every: block length in tokens, by default one token group;
+    sink_tokens: first tokens that stay exact.
+    """
+
+    quantizer: Quantizer
+    keep_recent: int = 0
+    flush_every: int = 0  # 0: one token group
+    sink_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        group = self.quantizer.tokens_per_group
+        if self.flush_every == 0:
+            object.__setattr__(self, "flush_every", group)
+        for name in ("keep_recent", "flush_every", "sink_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a number of tokens is not negative")
+        if self.flush_every % group:
+            raise ValueError(
+                f"group_size={group} tokens does not divide the block of {self.flush_every} tokens; per-channel groups "
+                f"need a block (flush_every, or residual_length in kivi) that is a multiple of {group}"
+            )
+
+    def packed_tokens(self, length: int) -> int:
+        """How many of `length` tokens are quantized: the state depends on the length alone."""
+        return max(0, (length - self.sink_tokens - self.keep_recent) // self.flush_every * self.flush_every)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The whole recipe. `name` is the canonical spec: parse_scheme(scheme.name) == scheme."""
+
+    name: str
+    key: TensorScheme
+    value: TensorScheme
+
+    @property
+    def sides(self) -> dict[str, TensorScheme]:
+        return {"key": self.key, "value": self.value}
+
+    @property
+    def lossless(self) -> bool:
+        return all(side.quantizer.lossless for side in self.sides.values())
+
+    def check(self, channels: int) -> None:
+        """Raise ValueError where heads of `channels` channels cannot be encoded."""
+        for name, side in self.sides.items():
+            try:
+                side.quantizer.check(channels)
+            except ValueError as error:
+                raise ValueError(
+                    f"scheme {self.name}, {name}s with {channels} channels a head: {error}"
+                ) from None

@@ -1,0 +1,35 @@
+"""KIVI: keys per channel, values per token, and a window of exact recent tokens."""
+
+from typing import Literal
+
+from schemes.affine import MinMaxQuantizer
+from schemes.base import TensorScheme
+from schemes.family import Family
+
+Bits = Literal[1, 2, 3, 4, 8]
+
+
+def kivi(
+    *, key_bits: Bits = 4, value_bits: Bits = 4, group_size: int = 32, residual_length: int = 128
+) -> tuple[TensorScheme, TensorScheme]:
+    """Keys: when `residual_length` tokens are exact, all of them are quantized, per channel over `group_size` tokens.
+    Values: beyond `residual_length` exact tokens the oldest is quantized, per token over `group_size` channels.
+
+    The published code keeps scale and offset in the model's float16, as here, and divides 0 by 0 in a constant
+    group, where this gives the constant.
+    """
+    if residual_length < 1:
+        raise ValueError(f"residual_length={residual_length}: KIVI's window has at least one group of tokens")
+    return (
+        TensorScheme(MinMaxQuantizer(key_bits, group_size, "channel"), flush_every=residual_length),
+        TensorScheme(MinMaxQuantizer(value_bits, group_size, "token"), keep_recent=residual_length),
+    )
+
+
+FAMILY = Family(
+    kivi,
+    "keys per channel, values per token, asymmetric, the newest residual_length tokens exact",
+    "Liu et al. 2024, arXiv 2402.02750",
+    short={f"kivi{bits}": {"bits": bits} for bits in (2, 4)},
+    own_residual=True,
+)

@@ -1,0 +1,57 @@
+"""Codes of 1, 2, 3, 4 or 8 bits in bytes, with nothing wasted.
+
+As many codes as fill whole bytes (8 of 1 or 3 bits, 4 of 2, 2 of 4, 1 of 8) form a little-endian word.
+"""
+
+from functools import reduce
+from math import lcm
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+WIDTHS = (1, 2, 3, 4, 8)
+
+
+def codes_per_word(bits: int) -> int:
+    """The least number of codes that fill whole bytes."""
+    if bits not in WIDTHS:
+        raise ValueError(f"bits={bits}: packed codes have {', '.join(map(str, WIDTHS))} bits")
+    return lcm(8, bits) // bits
+
+
+def check_packable(bits: int, group: int) -> None:
+    """Raise ValueError where a group of codes would end inside a byte."""
+    unit = codes_per_word(bits)
+    if group % unit:
+        raise ValueError(
+            f"a group of {group} codes of {bits} bits is {group * bits} bits, not whole bytes; "
+            f"use a group that {unit} divides"
+        )
+
+
+def pack(codes: UInt8[Tensor, "*lead codes"], bits: int) -> UInt8[Tensor, "*lead bytes"]:
+    """Pack the last axis: n codes become n · bits / 8 bytes. Raises ValueError where they do not fill bytes."""
+    check_packable(bits, codes.shape[-1])
+    if bits == 8:
+        return codes.contiguous()
+    unit = codes_per_word(bits)
+    words = codes.unflatten(-1, (-1, unit))
+    if bits != 3:  # one byte a word: no wider type needed
+        return reduce(torch.bitwise_or, (words[..., i] << (bits * i) for i in range(unit)))
+    wide = words.to(torch.int32)
+    word = reduce(torch.bitwise_or, (wide[..., i] << (bits * i) for i in range(unit)))
+    return torch.stack([(word >> (8 * j)) & 255 for j in range(bits)], dim=-1).to(torch.uint8).flatten(-2)
+
+
+def unpack(packed: UInt8[Tensor, "*lead bytes"], bits: int) -> UInt8[Tensor, "*lead codes"]:
+    """The inverse of `pack`."""
+    unit = codes_per_word(bits)
+    if bits == 8:
+        return packed
+    mask = (1 << bits) - 1
+    if bits != 3:
+        return torch.stack([(packed >> (bits * i)) & mask for i in range(unit)], dim=-1).flatten(-2)
+    byte = packed.unflatten(-1, (-1, bits)).to(torch.int32)
+    word = reduce(torch.bitwise_or, (byte[..., j] << (8 * j) for j in range(bits)))
+    return torch.stack([(word >> (bits * i)) & mask for i in range(unit)], dim=-1).to(torch.uint8).flatten(-2)
