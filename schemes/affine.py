@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from schemes.base import KV, Quantizer, QuantizedTensor
+from schemes.base import KV, QuantizedTensor, Quantizer
 from schemes.grouping import Axis, Grouping, GroupSize
 from schemes.packing import check_packable, pack, unpack
 

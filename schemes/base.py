@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-KV = Float[
-    Tensor, "batch heads tokens channels"
-]  # heads are KV heads; keys as the model caches them (after RoPE)
+KV = Float[Tensor, "batch heads tokens channels"]  # heads are KV heads; keys as the model caches them (after RoPE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,10 +72,7 @@ class QuantizedTensor(ABC):
         """The destructive control: scales kept, every code 0."""
         parts = self.parts()
         return self.with_parts(
-            {
-                name: torch.zeros_like(part) if name in self.code_parts else part
-                for name, part in parts.items()
-            },
+            {name: torch.zeros_like(part) if name in self.code_parts else part for name, part in parts.items()},
             self.tokens,
         )
 
@@ -153,6 +148,4 @@ class Scheme:
             try:
                 side.quantizer.check(channels)
             except ValueError as error:
-                raise ValueError(
-                    f"scheme {self.name}, {name}s with {channels} channels a head: {error}"
-                ) from None
+                raise ValueError(f"scheme {self.name}, {name}s with {channels} channels a head: {error}") from None

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from schemes.base import KV, Quantizer, QuantizedTensor, TensorScheme
+from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
 from schemes.family import Family
 
 
@@ -34,6 +34,4 @@ def exact() -> tuple[TensorScheme, TensorScheme]:
     return TensorScheme(ExactQuantizer()), TensorScheme(ExactQuantizer())
 
 
-FAMILY = Family(
-    exact, "not quantized; the baseline", "the model's own cache, as transformers' DynamicCache keeps it"
-)
+FAMILY = Family(exact, "not quantized; the baseline", "the model's own cache, as transformers' DynamicCache keeps it")

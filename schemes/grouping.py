@@ -74,9 +74,7 @@ class Grouping:
             pieces.append(x[..., None, whole:])
         return pieces
 
-    def merge(
-        self, pieces: list[Shaped[Tensor, "... group"]]
-    ) -> Shaped[Tensor, "batch heads tokens channels"]:
+    def merge(self, pieces: list[Shaped[Tensor, "... group"]]) -> Shaped[Tensor, "batch heads tokens channels"]:
         """The inverse of `split`."""
         merged = [rearrange(piece, _MERGE[self.axis]) for piece in pieces]
         return merged[0] if len(merged) == 1 else torch.cat(merged, dim=-1)

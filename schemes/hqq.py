@@ -67,9 +67,7 @@ class HQQQuantizer(AffineQuantizer):
                 zero = solve(flat, inverse, zero, self.max_code, self.iters, self.p, self.beta)
             scale = 1.0 / inverse
         lead = groups.shape[:-1]
-        return QParams(
-            stored_scale(scale).view(lead), zero=zero.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().view(lead)
-        )
+        return QParams(stored_scale(scale).view(lead), zero=zero.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().view(lead))
 
     def _library(self, flat: Float[Tensor, "groups group"]) -> tuple[Tensor, Tensor]:
         from hqq.core.quantize import Quantizer as Library

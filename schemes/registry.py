@@ -10,9 +10,7 @@ from schemes import asymmetric, exact, hqq, kivi, symmetric
 from schemes.base import Scheme, TensorScheme
 from schemes.family import Family
 
-SCHEMES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (exact, symmetric, asymmetric, hqq, kivi)
-}
+SCHEMES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (exact, symmetric, asymmetric, hqq, kivi)}
 SHORT_NAMES: dict[str, tuple[Family, dict[str, object]]] = {
     short: (family, dict(values)) for family in SCHEMES.values() for short, values in family.short.items()
 }
@@ -50,9 +48,7 @@ def _alternatives(annotation: Any) -> tuple[list[object], list[type]]:
         return list(get_args(annotation)), []
     if get_origin(annotation) in (Union, UnionType):
         pairs = [_alternatives(option) for option in get_args(annotation)]
-        return [value for values, _ in pairs for value in values], [
-            kind for _, kinds in pairs for kind in kinds
-        ]
+        return [value for values, _ in pairs for value in values], [kind for _, kinds in pairs for kind in kinds]
     return [], [annotation]
 
 
@@ -94,9 +90,7 @@ def parse_scheme(spec: str) -> Scheme:
     for item in rest.split(",") if colon else []:
         field, equals, text = (part.strip() for part in item.partition("="))
         if not equals or not text:
-            raise ValueError(
-                f"scheme {spec!r}: {item!r} is not field=value; an example: {name}:{_example(family)}"
-            )
+            raise ValueError(f"scheme {spec!r}: {item!r} is not field=value; an example: {name}:{_example(family)}")
         targets = both.get(field, (field,))
         if targets[0] not in known:
             raise ValueError(f"scheme {spec!r}: {_unknown('field', field, [*both, *known])}")

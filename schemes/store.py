@@ -94,9 +94,7 @@ class TokenStore:
         if ready:
             self._pack(tail[:, :, :ready])
         rest = tail[:, :, ready:]
-        self.tail = (
-            rest.clone() if rest.shape[2] else None
-        )  # cloned: a view would keep the whole prefix alive
+        self.tail = rest.clone() if rest.shape[2] else None  # cloned: a view would keep the whole prefix alive
 
     def _pack(self, x: KV) -> None:
         packed = self.scheme.quantizer.quantize(x)
@@ -142,9 +140,7 @@ class TokenStore:
         """The destructive control: keep the scales, set every stored code to 0."""
         self._change(lambda x: x, lambda q: q.with_zeroed_codes())
 
-    def _change(
-        self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]
-    ) -> None:
+    def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
         self.sinks = None if self.sinks is None else exact(self.sinks)
         self.tail = None if self.tail is None else exact(self.tail)
         self.runs = [_Run(packed(run.view())) for run in self.runs]

@@ -25,9 +25,7 @@ class SymmetricQuantizer(AffineQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits == 1:
-            raise ValueError(
-                "symmetric codes of 1 bit could only say 0; use 2 bits or more, or asymmetric:bits=1"
-            )
+            raise ValueError("symmetric codes of 1 bit could only say 0; use 2 bits or more, or asymmetric:bits=1")
 
     @property
     def max_code(self) -> int:

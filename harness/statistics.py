@@ -1,0 +1,181 @@
+"""From sums of losses to perplexities, paired differences and their errors. All in float64.
+
+Losses are negative log-likelihoods (NLL) in nats. The unit of independence is the window: tokens of one
+window are correlated, so an error computed as if tokens were independent is too small. The functions named
+`iid_*` compute just that, for comparison with llama.cpp's perplexity tool, which reports it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isnan, nan, sqrt
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
+from scipy import special
+
+
+@dataclass(frozen=True)
+class PairedDelta:
+    """Mean loss difference of two schemes over the same windows, in nats per token.
+
+    delta: the mean. se: its standard error over windows. low, high: the 95 % t interval. p: two-sided t-test
+    of "no difference". bootstrap_low, bootstrap_high: 95 % percentile interval of a bootstrap over windows.
+    One window has no spread: all but delta and windows are then nan.
+    """
+
+    delta: float
+    se: float
+    low: float
+    high: float
+    p: float
+    windows: int
+    bootstrap_low: float
+    bootstrap_high: float
+
+
+def perplexity(nll_sum: ArrayLike, count: ArrayLike) -> float:
+    """exp(Σ NLL / Σ tokens), from one total or from sums per window; inf where exp overflows.
+
+    ValueError: empty, NaN, infinite or differently shaped input; a count under 1.
+    """
+    # Not a mean of window perplexities: exp is convex, so that would weigh bad windows more.
+    nll, tokens = _sums_and_counts("nll_sum", np.atleast_1d(nll_sum), np.atleast_1d(count))
+    return _exp(nll.sum() / tokens.sum())
+
+
+def delta_ppl(nll_a_sum: ArrayLike, nll_b_sum: ArrayLike, count: ArrayLike) -> float:
+    """Perplexity under scheme a minus perplexity under scheme b, on the same tokens. Errors: `perplexity`."""
+    return perplexity(nll_a_sum, count) - perplexity(nll_b_sum, count)
+
+
+def paired_delta(
+    a_sums: ArrayLike, b_sums: ArrayLike, counts: ArrayLike, *, seed: int = 0, resamples: int = 2000
+) -> PairedDelta:
+    """How much more scheme a loses than scheme b: Δ = mean over windows of (a_w − b_w) / n_w.
+
+    a_sums, b_sums: NLL summed over the scored tokens of each window, [windows]. counts: scored tokens of
+    each window, [windows], all equal. The interval is Δ ± t·SE with SE = sd/√W and W − 1 degrees of freedom.
+    Differences that are all equal have se 0 and an interval of one point; p is then 1 at Δ = 0, else 0.
+
+    ValueError: NaN or infinite sums (the position is named); different lengths or counts; resamples under 1.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; a bootstrap needs at least 1; the default is 2000")
+    a, n = _sums_and_counts("a_sums", a_sums, counts)
+    b, _ = _sums_and_counts("b_sums", b_sums, counts)
+    d = (a - b) / _equal(n)
+    delta, se = _mean_and_se(d)
+    windows = len(d)
+    if windows == 1:
+        return PairedDelta(delta, nan, nan, nan, nan, windows, nan, nan)
+    half = float(special.stdtrit(windows - 1, 0.975)) * se
+    t = abs(delta) / se if se > 0 else inf if delta else 0.0
+    p = 2 * float(special.stdtr(windows - 1, -t))
+    drawn = np.random.default_rng(seed).integers(windows, size=(resamples, windows))
+    low, high = np.percentile(d[drawn].mean(axis=1), [2.5, 97.5])
+    return PairedDelta(delta, se, delta - half, delta + half, p, windows, float(low), float(high))
+
+
+def ratio_interval(paired: PairedDelta) -> tuple[float, float, float]:
+    """Perplexity ratio a/b with its 95 % interval: exp of Δ, low and high (nan, nan for one window)."""
+    return _exp(paired.delta), _exp(paired.low), _exp(paired.high)
+
+
+def clustered_mean(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
+    """Mean per token of a non-paired score (KL, Δp, top-1), with its standard error over windows.
+
+    sums, counts: score summed over, and number of, the scored tokens of each window, [windows]; counts are
+    all equal. The error is nan for one window. ValueError: as `paired_delta`.
+    """
+    values, n = _sums_and_counts("sums", sums, counts)
+    return _mean_and_se(values / _equal(n))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of one table, adjusted for their number (Holm 1979, step-down), in the order given.
+
+    nan (no test was possible) stays nan and does not count. ValueError: a value outside 0…1.
+    """
+    for i, value in enumerate(p):
+        if not (isnan(value) or 0 <= value <= 1):
+            raise ValueError(f"p[{i}] is {value}; a p-value lies in 0…1; pass nan where no test was possible")
+    tested = sorted((i for i in range(len(p)) if not isnan(p[i])), key=lambda i: p[i])
+    adjusted, largest = [nan] * len(p), 0.0
+    for rank, i in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p[i]))  # never below a smaller p's
+        adjusted[i] = largest
+    return adjusted
+
+
+def iid_mean(nll: ArrayLike) -> tuple[float, float]:
+    """Mean NLL and its error as if tokens were independent: √((Σa²/n − m²)/(n − 1)).
+
+    nll: one value a token, [tokens]. The formula of llama.cpp's perplexity tool; too small on text. The error
+    is nan for one token. ValueError: empty, NaN or infinite input.
+    """
+    a = _finite("nll", nll)
+    m = float(a.mean())
+    # The mean square of a − m is Σa²/n − m² without its cancellation, so the root is never of a negative.
+    return m, (sqrt(float(np.square(a - m).mean()) / (len(a) - 1)) if len(a) > 1 else nan)
+
+
+def iid_log_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """ln(PPL_a / PPL_b) and its error as if tokens were independent: √(SE_a² + SE_b² − 2 cov).
+
+    a, b: NLL of the same tokens under two schemes, [tokens]; cov = (Σab/n − m_a·m_b)/(n − 1). The formula of
+    llama.cpp's perplexity tool; too small on text. ValueError: NaN, infinite or differently long input.
+    """
+    x, y = _finite("a", a), _finite("b", b)
+    _same_length("a", x, "b", y)
+    # Var a + Var b − 2 Cov is Var(a − b): the same number, but it does not cancel when a is close to b.
+    return iid_mean(x - y)
+
+
+def _mean_and_se(x: Float64[np.ndarray, "windows"]) -> tuple[float, float]:
+    if len(x) == 1:
+        return float(x[0]), nan
+    if x.min() == x.max():  # a rounded mean would leave a spread of 1e-17 and an absurd t where there is none
+        return float(x[0]), 0.0
+    return float(x.mean()), float(x.std(ddof=1)) / sqrt(len(x))
+
+
+def _exp(x: float) -> float:
+    with np.errstate(over="ignore"):  # a destroyed cache may well have a perplexity of inf
+        return float(np.exp(x))
+
+
+def _finite(name: str, values: ArrayLike) -> Float64[np.ndarray, "n"]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"{name} has shape {x.shape}; it must be one axis of at least one value; flatten it")
+    if not np.isfinite(x).all():
+        i = int(np.argmin(np.isfinite(x)))
+        raise ValueError(f"{name}[{i}] is {x[i]}; every value must be finite; run the model in a wider dtype")
+    return x
+
+
+def _sums_and_counts(
+    name: str, sums: ArrayLike, counts: ArrayLike
+) -> tuple[Float64[np.ndarray, "windows"], Float64[np.ndarray, "windows"]]:
+    x, n = _finite(name, sums), _finite("counts", counts)
+    _same_length(name, x, "counts", n)
+    if n.min() < 1:
+        i = int(np.argmin(n))
+        raise ValueError(f"counts[{i}] is {n[i]:g}; a window has at least 1 scored token; leave it out")
+    return x, n
+
+
+def _same_length(name: str, x: np.ndarray, other: str, y: np.ndarray) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"{name} has {len(x)} values, {other} {len(y)}; they must pair; take common windows only")
+
+
+def _equal(counts: Float64[np.ndarray, "windows"]) -> float:
+    # Were counts unequal, a plain mean over windows would not be the mean per token, and they never are.
+    if counts.min() != counts.max():
+        raise ValueError(
+            f"counts go from {counts.min():g} to {counts.max():g}; windows must have equally many scored "
+            "tokens; take windows of one score_length"
+        )
+    return float(counts[0])

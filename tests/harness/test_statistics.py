@@ -1,0 +1,341 @@
+from math import exp, inf, isnan, log, nan, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from harness.statistics import (
+    clustered_mean,
+    delta_ppl,
+    holm,
+    iid_log_ratio,
+    iid_mean,
+    paired_delta,
+    perplexity,
+    ratio_interval,
+)
+
+COUNT = 511
+LARGEST = 2000.0  # a window of 511 tokens at 4 nats each
+# float64 rounds numbers up to 2000 to 2000·2⁻⁵³ ≈ 2e-13; the few dozen operations between sums and a
+# figure in nats per token cannot make more than 1e-10 of it.
+ROUNDING = 1e-10
+
+
+def sums(windows):
+    return arrays(np.float64, windows, elements=st.floats(0, LARGEST))
+
+
+two_schemes = st.integers(2, 12).flatmap(lambda w: st.tuples(sums(w), sums(w)))
+
+
+def counts_of(x):
+    return np.full(len(x), COUNT)
+
+
+def draw_windows(rng, windows, mean, correlation):
+    """[windows, COUNT] normal tokens of variance 1 with this correlation within a window."""
+    shared = sqrt(correlation) * rng.standard_normal((windows, 1))
+    return mean + shared + sqrt(1 - correlation) * rng.standard_normal((windows, COUNT))
+
+
+def covered(correlation, simulations=2000, windows=16):
+    """How many (window-clustered, i.i.d.) 95 % intervals hold the true mean difference."""
+    rng = np.random.default_rng(7)
+    exact = rng.exponential(3.0, (windows, COUNT))
+    true = 0.02
+    clustered = iid = 0
+    for _ in range(simulations):
+        nll = exact + draw_windows(rng, windows, true, correlation)
+        paired = paired_delta(nll.sum(1), exact.sum(1), counts_of(nll), resamples=1)
+        clustered += paired.low <= true <= paired.high
+        ratio, se = iid_log_ratio(nll.ravel(), exact.ravel())
+        iid += abs(ratio - true) <= 1.96 * se
+    return clustered, iid
+
+
+def binomial(share, simulations=2000):
+    """The range that a count of successes leaves once in a million."""
+    return stats.binom.interval(1 - 1e-6, simulations, share)
+
+
+# --- what an interval promises ---
+
+
+def test_the_window_interval_covers_and_the_iid_interval_does_not():
+    correlation = 0.02
+    clustered, iid = covered(correlation)
+    low, high = binomial(0.95)
+    assert low <= clustered <= high
+    assert iid < low
+    # The variance of a mean grows by the design effect 1 + (n − 1)·ρ (Kish 1965), so the i.i.d. error is
+    # its root too small: 3.35 times here, and the interval holds the truth in 44 % of all cases.
+    too_small = sqrt(1 + (COUNT - 1) * correlation)
+    low, high = binomial(2 * stats.norm.cdf(1.96 / too_small) - 1)
+    assert low <= iid <= high
+
+
+def test_both_intervals_cover_where_tokens_are_independent():
+    low, high = binomial(0.95)
+    for count in covered(0.0):
+        assert low <= count <= high
+
+
+def test_the_bootstrap_of_two_windows_spans_both():
+    # A resample is (first, first), (both) or (second, second) in the ratio 1:2:1, so both 2.5 % tails lie
+    # at the extremes.
+    paired = paired_delta([3.0 * COUNT, 1.0 * COUNT], [0.0, 0.0], [COUNT, COUNT])
+    assert (paired.bootstrap_low, paired.bootstrap_high) == (1.0, 3.0)
+
+
+def test_the_bootstrap_of_many_windows_is_the_normal_interval():
+    d = np.random.default_rng(3).standard_normal(400)
+    paired = paired_delta(d * COUNT, np.zeros(400), counts_of(d), resamples=20_000)
+    # The 2.5 % quantile of B normal draws errs by √(q(1−q)/B)/φ(z) = 0.019 standard errors: allow 6 of these.
+    assert abs(paired.bootstrap_low - (paired.delta - 1.96 * paired.se)) < 6 * 0.019 * paired.se
+    assert abs(paired.bootstrap_high - (paired.delta + 1.96 * paired.se)) < 6 * 0.019 * paired.se
+
+
+def test_the_seed_decides_the_bootstrap():
+    d = np.random.default_rng(3).standard_normal(20)
+    same, again, other = (paired_delta(d, 0 * d, counts_of(d), seed=s) for s in (1, 1, 2))
+    assert same == again
+    assert same.bootstrap_low != other.bootstrap_low
+    assert (same.low, same.p) == (other.low, other.p)
+
+
+# --- paired differences ---
+
+
+@pytest.mark.parametrize("windows", [2, 3, 8, 64])
+def test_agrees_with_scipy(windows):
+    rng = np.random.default_rng(windows)
+    b = rng.uniform(1000, 2000, windows)
+    a = b + rng.normal(3, 5, windows)
+    paired = paired_delta(a, b, counts_of(a))
+    oracle = stats.ttest_rel(a, b)
+    interval = oracle.confidence_interval(0.95)
+    # Same differences, same float64; sums are taken in another order: a few ulps, times at most W in p.
+    assert paired.p == pytest.approx(oracle.pvalue, rel=1e-11)
+    assert (paired.low, paired.high) == pytest.approx((interval.low / COUNT, interval.high / COUNT), rel=1e-11)
+    assert paired.se == pytest.approx(stats.sem(a - b) / COUNT, rel=1e-11)
+    assert paired.windows == windows
+
+
+@settings(deadline=None)
+@given(two_schemes)
+def test_exchanging_the_schemes_changes_the_sign(ab):
+    a, b = ab
+    one = paired_delta(a, b, counts_of(a), resamples=50)
+    two = paired_delta(b, a, counts_of(a), resamples=50)
+    # Negation is exact in floating point, and so is every step up to these.
+    assert (one.delta, one.se, one.low, one.high, one.p) == (-two.delta, two.se, -two.high, -two.low, two.p)
+    # A percentile interpolates from the lower neighbour, which is the upper one after the exchange.
+    assert one.bootstrap_low == pytest.approx(-two.bootstrap_high, abs=ROUNDING)
+    assert one.bootstrap_high == pytest.approx(-two.bootstrap_low, abs=ROUNDING)
+
+
+@settings(deadline=None)
+@given(two_schemes, st.floats(-3, 3))
+def test_a_constant_shift_moves_the_interval_and_not_its_width(ab, shift):
+    a, b = ab
+    before = paired_delta(a, b, counts_of(a), resamples=50)
+    after = paired_delta(a + shift * COUNT, b, counts_of(a), resamples=50)
+    assert after.se == pytest.approx(before.se, abs=ROUNDING)
+    for field in ("delta", "bootstrap_low", "bootstrap_high"):
+        assert getattr(after, field) == pytest.approx(getattr(before, field) + shift, abs=ROUNDING)
+    # t of 2 windows is 12.7, which multiplies the rounding of se
+    assert (after.low, after.high) == pytest.approx((before.low + shift, before.high + shift), abs=13 * ROUNDING)
+
+
+@settings(deadline=None)
+@given(two_schemes, sums(1))
+def test_a_shift_of_both_schemes_changes_nothing(ab, shift):
+    a, b = ab
+    before = paired_delta(a, b, counts_of(a), resamples=50)
+    after = paired_delta(a + shift, b + shift, counts_of(a), resamples=50)
+    assert (after.delta, after.se) == pytest.approx((before.delta, before.se), abs=ROUNDING)
+
+
+def test_equal_losses_are_no_difference():
+    paired = paired_delta([5.0, 7.0, 6.0], [5.0, 7.0, 6.0], [4, 4, 4])
+    assert (paired.delta, paired.se, paired.low, paired.high, paired.p) == (0, 0, 0, 0, 1)
+    assert (paired.bootstrap_low, paired.bootstrap_high) == (0, 0)
+    assert ratio_interval(paired) == (1, 1, 1)
+
+
+def test_a_difference_without_spread_is_certain():
+    # 0.1 three times: its rounded mean is not 0.1, so a careless standard deviation would be 1e-17
+    paired = paired_delta([0.1, 0.1, 0.1], [0.0, 0.0, 0.0], [1, 1, 1])
+    assert (paired.delta, paired.se, paired.low, paired.high, paired.p) == (0.1, 0, 0.1, 0.1, 0)
+
+
+def test_one_window_has_a_difference_and_no_error():
+    paired = paired_delta([6.0], [4.0], [4])
+    assert (paired.delta, paired.windows) == (0.5, 1)
+    spread = (paired.se, paired.low, paired.high, paired.p, paired.bootstrap_low, paired.bootstrap_high)
+    assert all(isnan(x) for x in spread)
+    ratio, low, high = ratio_interval(paired)
+    assert ratio == pytest.approx(exp(0.5), rel=1e-15)  # two exps may differ in the last bit
+    assert isnan(low)
+    assert isnan(high)
+
+
+def test_ratio_interval_is_exp_of_the_interval():
+    paired = paired_delta([6.0, 5.0, 9.0], [4.0, 4.5, 6.0], [4, 4, 4])
+    expected = (exp(paired.delta), exp(paired.low), exp(paired.high))
+    assert ratio_interval(paired) == pytest.approx(expected, rel=1e-15)
+    a, b = 20 / 12, 14.5 / 12
+    assert ratio_interval(paired)[0] == pytest.approx(exp(a) / exp(b), rel=1e-14)  # a handful of roundings
+
+
+def test_an_absurd_interval_is_infinite_and_does_not_fail():
+    paired = paired_delta([400.0, 0.0], [0.0, 0.0], [1, 1])  # t = 12.7: high is beyond exp's range
+    assert ratio_interval(paired)[2] == inf
+
+
+# --- perplexity and means ---
+
+
+def test_perplexity_of_a_uniform_guess_is_the_vocabulary():
+    assert perplexity(100 * log(49152), 100) == pytest.approx(49152, rel=1e-14)  # log's ulp, times log V = 11
+
+
+def test_perplexity_sums_first_and_takes_exp_last():
+    # e to the mean over all tokens; the mean of the two windows' perplexities would be (e¹ + e³)/2 = 11.4
+    assert perplexity([10.0, 30.0], [10, 10]) == pytest.approx(exp(2), rel=1e-15)
+    # and unequal windows count by their tokens
+    assert perplexity([10.0, 90.0], [10, 30]) == pytest.approx(exp(2.5), rel=1e-15)
+    assert perplexity([10.0, 90.0], [10, 30]) == perplexity(100.0, 40)
+
+
+def test_perplexity_beyond_float64_is_infinite():
+    assert perplexity(1000.0, 1) == inf
+
+
+def test_delta_ppl():
+    assert delta_ppl([8.0, 4.0], [4.0, 2.0], [2, 2]) == pytest.approx(exp(3) - exp(1.5), rel=1e-14)
+
+
+def test_clustered_mean_by_hand():
+    # per token 1, 2, 6: mean 3, squared deviations 4 + 1 + 9 = 14, sd √7, over √3
+    mean, se = clustered_mean([2.0, 4.0, 12.0], [2, 2, 2])
+    assert mean == 3
+    assert se == pytest.approx(sqrt(7 / 3), rel=1e-15)
+
+
+def test_clustered_mean_of_one_window_has_no_error():
+    mean, se = clustered_mean([3.0], [2])
+    assert mean == 1.5
+    assert isnan(se)
+
+
+# --- llama.cpp's figures ---
+
+
+def test_iid_figures_are_the_textbook_formulas():
+    rng = np.random.default_rng(5)
+    a = rng.exponential(3.0, 1000)
+    b = a + rng.normal(0, 0.5, 1000)
+    n = len(a)
+    mean_a, mean_b = a.sum() / n, b.sum() / n
+    var_a = ((a * a).sum() / n - mean_a**2) / (n - 1)
+    var_b = ((b * b).sum() / n - mean_b**2) / (n - 1)
+    cov = ((a * b).sum() / n - mean_a * mean_b) / (n - 1)
+    # The direct formulas subtract numbers about 100 times their difference: 100 ulps, and again as much.
+    assert iid_mean(a) == pytest.approx((mean_a, sqrt(var_a)), rel=1e-12)
+    assert iid_mean(a) == pytest.approx((a.mean(), stats.sem(a)), rel=1e-12)
+    assert iid_log_ratio(a, b) == pytest.approx((mean_a - mean_b, sqrt(var_a + var_b - 2 * cov)), rel=1e-11)
+
+
+def test_iid_error_survives_cancellation():
+    # Σa²/n − m² of these is 0 or negative in float64; the spread is ±1 about 1e9
+    assert iid_mean([1e9 - 1, 1e9 + 1] * 50)[1] == pytest.approx(sqrt(1 / 99), rel=1e-15)
+
+
+def test_iid_mean_of_one_token_has_no_error():
+    mean, se = iid_mean([2.5])
+    assert mean == 2.5
+    assert isnan(se)
+
+
+# --- Holm ---
+
+
+def test_holm_by_hand():
+    # sorted .005·4 = .02, .01·3 = .03, .03·2 = .06, .04·1 = .04 raised to .06
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], rel=1e-15)
+
+
+def test_holm_leaves_nan_out():
+    adjusted = holm([0.01, nan, 0.04, 0.03, nan, 0.005])
+    assert [i for i, p in enumerate(adjusted) if isnan(p)] == [1, 4]
+    assert [p for p in adjusted if not isnan(p)] == holm([0.01, 0.04, 0.03, 0.005])
+
+
+def test_holm_of_nothing():
+    assert holm([]) == []
+    assert isnan(holm([nan])[0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_lies_between_the_raw_p_and_bonferroni(p):
+    adjusted = holm(p)
+    bonferroni = [min(1.0, len(p) * raw) for raw in p]
+    assert all(raw <= new <= most for raw, new, most in zip(p, adjusted, bonferroni, strict=True))
+    assert min(adjusted) == min(bonferroni)  # the first step is Bonferroni's
+    assert all(np.diff(np.array(adjusted)[np.argsort(p)]) >= 0)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_a_value_that_is_not_finite_is_named(bad):
+    good, with_bad, ones = [1.0, 2.0, 3.0], [1.0, 2.0, bad], [1, 1, 1]
+    rule = f"is {bad}; every value must be finite"
+    with pytest.raises(ValueError, match=rf"a_sums\[2\] {rule}"):
+        paired_delta(with_bad, good, ones)
+    with pytest.raises(ValueError, match=rf"b_sums\[2\] {rule}"):
+        paired_delta(good, with_bad, ones)
+    with pytest.raises(ValueError, match=rf"nll_sum\[2\] {rule}"):
+        perplexity(with_bad, ones)
+    with pytest.raises(ValueError, match=rf"nll_sum\[0\] {rule}"):
+        perplexity(bad, 1)
+    with pytest.raises(ValueError, match=rf"sums\[2\] {rule}"):
+        clustered_mean(with_bad, ones)
+    with pytest.raises(ValueError, match=rf"counts\[2\] {rule}"):
+        clustered_mean(good, with_bad)
+    with pytest.raises(ValueError, match=rf"nll\[2\] {rule}"):
+        iid_mean(with_bad)
+    with pytest.raises(ValueError, match=rf"b\[2\] {rule}"):
+        iid_log_ratio(good, with_bad)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: paired_delta([1.0, 2.0], [1.0, 2.0], [4, 5]), "counts go from 4 to 5; .* one score_length"),
+        (lambda: clustered_mean([1.0, 2.0], [4, 5]), "counts go from 4 to 5"),
+        (lambda: paired_delta([1.0, 2.0], [1.0], [4, 4]), "b_sums has 1 values, counts 2; they must pair"),
+        (lambda: paired_delta([1.0], [1.0, 2.0], [4, 4]), "a_sums has 1 values, counts 2; they must pair"),
+        (lambda: iid_log_ratio([1.0, 2.0], [1.0]), "a has 2 values, b 1; they must pair"),
+        (
+            lambda: paired_delta([1.0], [1.0], [4], resamples=0),
+            "resamples is 0; a bootstrap needs at least 1",
+        ),
+        (lambda: perplexity([1.0, 0.0], [4, 0]), r"counts\[1\] is 0; a window has at least 1 scored token"),
+        (lambda: iid_mean([]), r"nll has shape \(0,\); it must be one axis of at least one value"),
+        (lambda: iid_mean([[1.0, 2.0]]), r"nll has shape \(1, 2\)"),
+        (lambda: holm([0.5, 1.5]), r"p\[1\] is 1.5; a p-value lies in 0…1"),
+        (lambda: holm([-0.1]), r"p\[0\] is -0.1"),
+        (lambda: holm([0.5, inf]), r"p\[1\] is inf"),
+    ],
+)
+def test_bad_input_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
