@@ -82,6 +82,12 @@ class TokenStore:
     def length(self) -> int:
         return self.sink_tokens + self.packed_tokens + self.tail_tokens
 
+    @property
+    def elements(self) -> int:
+        """Numbers that the store stands for. Decodes it: not for inner loops."""
+        decoded = self.read()
+        return 0 if decoded is None else decoded.numel()
+
     def append(self, x: KV) -> None:
         """Store the newest tokens, and quantize what the residual rule no longer keeps exact."""
         missing = self.scheme.sink_tokens - self.length

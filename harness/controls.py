@@ -1,0 +1,120 @@
+"""Controls that make a comparison believable: identity, zeroed codes, noise floor, and what fails the audit."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness.cache import SchemeCache
+from harness.contenders import Contender
+from harness.protocols import (
+    Scores,
+    fill_live,
+    log_probabilities,
+    score,
+    single_pass_logits,
+    suffix_logits,
+)
+from harness.records import Audit, NoiseFloor, Run, Settings
+from harness.windows import Window
+
+FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
+
+
+def _stock(model: Any, window: Window) -> DynamicCache:
+    """transformers' own cache, filled live."""
+    cache = DynamicCache(config=model.config)
+    fill_live(model, window.prefix, cache)
+    return cache
+
+
+def _logits(model: Any, cache: Any, window: Window, settings: Settings) -> Tensor:
+    if settings.protocol == "single-pass":
+        return single_pass_logits(model, cache, window)
+    return suffix_logits(model, cache, window.suffix, settings.step)
+
+
+def check_identity(
+    audit: Audit, model: Any, window: Window, prefilled: DynamicCache, logits: Tensor, settings: Settings
+) -> None:
+    """The exact scheme through our storage must give what transformers' own cache gives, bit for bit."""
+    stock = DynamicCache(config=model.config) if settings.protocol == "single-pass" else _stock(model, window)
+    audit.identity_is_exact = bool(torch.equal(_logits(model, stock, window, settings), logits))
+
+
+def check_zeroed_codes(
+    audit: Audit,
+    contender: Contender,
+    model: Any,
+    window: Window,
+    prefilled: DynamicCache,
+    logits: Tensor,
+    step: int | None,
+) -> None:
+    """The destructive control: with every stored code 0 the logits must move."""
+    cache = contender.empty(model.config)
+    if not isinstance(cache, SchemeCache):
+        return  # a foreign cache has no codes that we know of; it is audited by value
+    contender.fill(cache, model, window, prefilled)
+    cache.zero_codes()
+    few = window.suffix[:, : FLOOR_TOKENS + 1]  # a few tokens tell
+    moved = suffix_logits(model, cache, few, step)
+    audit.zeroed_codes_move_logits[contender.label] = not torch.equal(moved, logits[: len(moved)])
+
+
+def noise_floor(
+    model: Any, window: Window, prefilled: DynamicCache, log_p: Tensor, exact: Scores, settings: Settings
+) -> NoiseFloor:
+    """Exact by other routes, against the run's own exact pass (log_p): one forward over the window; the suffix in one
+    forward or, over its first tokens, token by token."""
+    routes: dict[str, Tensor] = {}
+    if settings.protocol != "single-pass":
+        routes["single pass"] = single_pass_logits(model, DynamicCache(config=model.config), window)
+    if settings.protocol != "two-pass":
+        routes["two passes"] = suffix_logits(model, _stock(model, window), window.suffix)
+    if settings.step != 1:
+        few = window.suffix[:, : FLOOR_TOKENS + 1]
+        routes[f"token by token, {few.shape[1] - 1} tokens"] = suffix_logits(model, _stock(model, window), few, 1)
+    found = {}
+    for name, logits in routes.items():
+        n = len(logits)
+        other = score(log_probabilities(logits), log_p[:n], window.targets[:n])
+        found[name] = {
+            "delta_nll": abs((other.nll.double() - exact.nll[:n].double()).mean().item()),
+            "kl": other.kl.double().mean().item(),
+        }
+    return NoiseFloor(
+        delta_nll=max(route["delta_nll"] for route in found.values()),
+        kl=max(route["kl"] for route in found.values()),
+        routes=found,
+    )
+
+
+def failures(run: Run) -> dict[str, list[str]]:
+    """By contender, why its row cannot be believed."""
+    found: dict[str, list[str]] = {}
+    sums = {c.label: tuple(w.nll[i] for w in run.windows) for i, c in enumerate(run.contenders)}
+    for i, contender in enumerate(run.contenders):
+        reasons: list[str] = []
+        if contender.lossless:
+            if run.audit.identity_is_exact is False:
+                reasons.append("identity control: not bit-equal to transformers' own cache")
+            if reasons:
+                found[contender.label] = reasons
+            continue
+        read = {
+            "key": sum(w.key_pairs[i] for w in run.windows),
+            "value": sum(w.value_pairs[i] for w in run.windows),
+        }
+        unread = [side for side in contender.quantized_sides if not read[side]]
+        if unread:
+            reasons.append(f"cache not read ({' and '.join(unread)} coverage 0)")
+        twins = [label for label, other in sums.items() if label != contender.label and other == sums[contender.label]]
+        if twins:
+            reasons.append(f"losses bit-identical to {', '.join(twins)}")
+        if run.audit.zeroed_codes_move_logits.get(contender.label) is False:
+            reasons.append("zeroing its stored codes does not move the logits")
+        if reasons:
+            found[contender.label] = reasons
+    return found

@@ -1,0 +1,97 @@
+"""The passes of an evaluation: prefill once, then score the suffix over a cache.
+
+Every protocol scores the same `score_length − 1` tokens of a window; losses are in nats.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness.windows import Window
+
+Protocol = Literal["two-pass", "stepwise", "single-pass"]
+
+ROWS = 128  # rows of logits scored at a time, so that temporaries stay small at any vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Per scored token, float32 on the CPU: loss, KL(p_exact ‖ p_scheme), and whether the top-1 token agrees."""
+
+    nll: Float[Tensor, "scored"]
+    kl: Float[Tensor, "scored"]
+    top1: Bool[Tensor, "scored"]
+
+
+@torch.inference_mode()
+def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"]) -> DynamicCache:
+    """Pass 1: the prefix in one exact forward; its keys and values. It does not depend on the scheme."""
+    cache = DynamicCache(config=model.config)
+    fill_live(model, prefix, cache)
+    return cache
+
+
+@torch.inference_mode()
+def fill_live(model: Any, prefix: Int64[Tensor, "batch prefix"], cache: Any) -> None:
+    """Pass 1 straight into a cache. One row of logits: the language-model head is not needed."""
+    model(input_ids=prefix.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+@torch.inference_mode()
+def suffix_logits(
+    model: Any, cache: Any, suffix: Int64[Tensor, "1 suffix"], step: int | None = None
+) -> Float[Tensor, "scored vocabulary"]:
+    """Pass 2 over a filled cache: float32 logits that predict suffix tokens 1, 2, …
+
+    step: tokens per forward; None is the whole suffix in one.
+    """
+    suffix = suffix.to(model.device)
+    chunks = suffix.split(step or suffix.shape[1], dim=1)
+    rows = [model(input_ids=chunk, past_key_values=cache, use_cache=True).logits[0] for chunk in chunks]
+    return torch.cat(rows)[:-1].float() if len(rows) > 1 else rows[0][:-1].float()
+
+
+@torch.inference_mode()
+def single_pass_logits(model: Any, cache: Any, window: Window) -> Float[Tensor, "scored vocabulary"]:
+    """The whole window in one forward, which writes the cache and does not read it."""
+    keep = window.suffix.shape[1]
+    tokens = window.tokens[None].to(model.device)
+    return model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0, :-1].float()
+
+
+def check_finite(logits: Tensor, model_name: str, window: Window) -> None:
+    """Raise ValueError where a logit is NaN or infinite."""
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"{model_name}: NaN or infinite logits in window {window.index} (tokens from {window.start})")
+
+
+@torch.inference_mode()
+def log_probabilities(logits: Float[Tensor, "scored vocabulary"]) -> Float[Tensor, "scored vocabulary"]:
+    """In place, in float32."""
+    for rows in logits.split(ROWS):
+        rows.copy_(rows.log_softmax(dim=-1))
+    return logits
+
+
+@torch.inference_mode()
+def score(
+    log_q: Float[Tensor, "scored vocabulary"],
+    log_p: Float[Tensor, "scored vocabulary"],
+    targets: Int64[Tensor, "scored"],
+) -> Scores:
+    """Scores of log q against the exact log p.
+
+    KL is Σ p·(expm1(δ) − δ) with δ = log q − log p: each term is ≥ 0, so nothing cancels in float32.
+    """
+    targets = targets.to(log_q.device)
+    kl, top1 = [], []
+    for q, p in zip(log_q.split(ROWS), log_p.split(ROWS), strict=True):
+        delta = q - p
+        kl.append(torch.expm1(delta).sub_(delta).mul_(p.exp()).sum(dim=-1))
+        top1.append(q.argmax(dim=-1) == p.argmax(dim=-1))
+    nll = -log_q.gather(1, targets[:, None])[:, 0]
+    return Scores(nll.cpu(), torch.cat(kl).cpu(), torch.cat(top1).cpu())

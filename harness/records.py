@@ -1,0 +1,163 @@
+"""The run record: run.json (typed, versioned), timings.json, and per-token arrays, one file a window.
+
+Everything that a table shows is recomputed from here.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SCHEMA_VERSION = 1
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Settings(_Typed):
+    """What decides the numbers; its hash names the run. Names, versions and hashes, no path of this machine."""
+
+    model: dict[str, str]
+    text_sha256: str  # of the token ids
+    protocol: Literal["two-pass", "stepwise", "single-pass"]
+    step: int | None
+    window_length: int
+    score_length: int
+    stride: int
+    windows: list[int]  # positions in the grid
+    bos_token_id: int | None  # replaces the first token of each window
+    device: str
+    dtype: str
+    attention: str
+    seed: int
+    contenders: list[str]  # canonical specs, in the order of the table; the first is exact
+    versions: dict[str, str]
+
+
+class Bytes(_Typed):
+    """Of one side, at the prefix length, summed over quantized layers. held: by part; counted: with exact tokens at
+    16 bits; elements: numbers that they stand for."""
+
+    held: dict[str, int]
+    counted: float
+    elements: int
+
+
+class ContenderRecord(_Typed):
+    """One scheme (or foreign cache) of the run."""
+
+    label: str  # what the user typed
+    name: str  # the canonical spec
+    lossless: bool
+    quantized_sides: list[str]
+    spec: dict[str, Any]
+    quantized_layers: list[int]
+    bytes: dict[str, Bytes] | None  # by side; None: not measurable
+    note: str = ""
+
+
+class WindowRecord(_Typed):
+    """Sums over the scored tokens of one window, in the order of `Settings.contenders`."""
+
+    index: int
+    start: int
+    count: int
+    nll: list[float]
+    kl: list[float]
+    top1: list[int]
+    key_pairs: list[int]  # read from packed storage
+    value_pairs: list[int]
+    pairs: list[int]  # attended
+
+
+class NoiseFloor(_Typed):
+    """How far an exact cache moves when it is evaluated by another route; the larger of them."""
+
+    delta_nll: float
+    kl: float
+    routes: dict[str, dict[str, float]]
+
+
+class Audit(_Typed):
+    """failures: by contender, why its row cannot be believed; empty when all is well."""
+
+    identity_is_exact: bool | None = None
+    zeroed_codes_move_logits: dict[str, bool] = {}
+    failures: dict[str, list[str]] = {}
+
+
+class Run(_Typed):
+    schema_version: int = SCHEMA_VERSION
+    kvdelta: str
+    status: Literal["running", "complete"] = "running"
+    command: str
+    commit: str | None
+    model_name: str
+    text_name: str
+    text_source: dict[str, str]
+    text_tokens: int
+    settings: Settings
+    contenders: list[ContenderRecord]
+    noise_floor: NoiseFloor | None = None
+    windows: list[WindowRecord] = []
+    audit: Audit = Audit()
+    summary: list[dict[str, Any]] = []
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of it or nothing; ValueError where the disk is full or the folder cannot be written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path.name} cannot be written to {path.parent}: {error.strerror}; finished windows are kept: free some "
+            "space and give the same command again, or choose another folder with --out"
+        ) from None
+
+
+def save(run: Run, folder: Path) -> None:
+    write_atomically(folder / "run.json", (run.model_dump_json(indent=1) + "\n").encode())
+
+
+def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
+    """nll, kl float32 and top1 bool, [contenders, scored]."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    tokens = folder / "tokens"
+    tokens.mkdir(exist_ok=True)
+    write_atomically(tokens / f"{window:06d}.npz", buffer.getvalue())
+
+
+def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
+    with np.load(folder / "tokens" / f"{window:06d}.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run folder (or its run.json). ValueError where it is none, or of another schema version."""
+    path = Path(folder)
+    path = path if path.name == "run.json" else path / "run.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no run folder: there is no run.json in it") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a run record: {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
+    try:
+        return Run.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is not a run record: {where}: {first['msg']}") from None

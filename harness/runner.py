@@ -1,0 +1,144 @@
+"""compare: windows × contenders, each window prefilled once; finished windows are on disk before the next begins."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import controls, records
+from harness.audit import Observer, Reads
+from harness.contenders import Contender
+from harness.protocols import (
+    Scores,
+    check_finite,
+    log_probabilities,
+    prefill,
+    score,
+    single_pass_logits,
+    suffix_logits,
+)
+from harness.records import ContenderRecord, Run, WindowRecord
+from harness.windows import Window
+
+
+@dataclass
+class Progress:
+    """What a run tells while it goes: one call per scored pass."""
+
+    on_pass: Callable[[int, int, str, float], None] = lambda window, contender, label, nll: None
+    on_note: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class Runner:
+    """Scores contenders on windows with one model. `contenders[0]` is the exact baseline."""
+
+    model: Any
+    model_name: str
+    contenders: Sequence[Contender]
+    run: Run
+    folder: Path
+    progress: Progress = field(default_factory=Progress)
+    timings: dict[str, list[float]] = field(default_factory=dict)
+
+    def go(self, windows: Sequence[Window]) -> Run:
+        """Score every window that the record does not have yet; save after each. Returns the complete run."""
+        done = {window.index for window in self.run.windows}
+        for window in windows:
+            if window.index not in done:
+                self._window(window)
+        self.run.status = "complete"
+        records.save(self.run, self.folder)
+        return self.run
+
+    def _window(self, window: Window) -> None:
+        torch.manual_seed(self.run.settings.seed)
+        first = not self.run.windows
+        settings = self.run.settings
+        started = time.perf_counter()
+        prefilled = prefill(self.model, window.prefix)
+        self._time("prefill", started)
+        scored: list[Scores] = []
+        reads: list[Reads] = []
+        log_p: Tensor | None = None
+        for position, contender in enumerate(self.contenders):
+            logits, observed, record = self._pass(contender, window, prefilled)
+            check_finite(logits, f"{self.model_name} in {settings.dtype}, scheme {contender.label}", window)
+            if first and log_p is None:
+                controls.check_identity(self.run.audit, self.model, window, prefilled, logits, settings)
+            if first and record:
+                self.run.contenders.append(record)
+                if not contender.lossless and settings.protocol != "single-pass":
+                    controls.check_zeroed_codes(
+                        self.run.audit, contender, self.model, window, prefilled, logits, settings.step
+                    )
+            log_q = log_probabilities(logits)
+            log_p = log_q if log_p is None else log_p
+            scores = score(log_q, log_p, window.targets)
+            if first and position == 0:
+                self.run.noise_floor = controls.noise_floor(self.model, window, prefilled, log_p, scores, settings)
+            scored.append(scores)
+            reads.append(observed)
+            self.progress.on_pass(len(self.run.windows), position, contender.label, scores.nll.double().mean().item())
+        self._keep(window, scored, reads)
+
+    def _pass(
+        self, contender: Contender, window: Window, prefilled: Any
+    ) -> tuple[Tensor, Reads, ContenderRecord | None]:
+        settings = self.run.settings
+        cache = contender.empty(self.model.config)
+        observer = Observer(cache, scored=settings.score_length - 1)
+        record = None
+        if settings.protocol == "single-pass":
+            observer.watch()
+            started = time.perf_counter()
+            logits = single_pass_logits(self.model, cache, window)
+            record = contender.record(self.model.config, cache)
+        else:
+            started = time.perf_counter()
+            contender.fill(cache, self.model, window, prefilled)
+            self._time(f"{contender.name} fill", started)
+            if not self.run.windows:
+                record = contender.record(self.model.config, cache)
+            observer.watch()
+            started = time.perf_counter()
+            logits = suffix_logits(self.model, cache, window.suffix, settings.step)
+        self._time(f"{contender.name} score", started)
+        return logits, observer.stop().total, record if not self.run.windows else None
+
+    def _time(self, what: str, started: float) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.timings.setdefault(what, []).append(round(time.perf_counter() - started, 4))
+
+    def _keep(self, window: Window, scored: list[Scores], reads: list[Reads]) -> None:
+        arrays = {
+            "nll": np.stack([scores.nll.numpy() for scores in scored]),
+            "kl": np.stack([scores.kl.numpy() for scores in scored]),
+            "top1": np.stack([scores.top1.numpy() for scores in scored]),
+        }
+        records.save_tokens(self.folder, window.index, arrays)
+        record = window_sums(arrays, window.index, window.start, reads)
+        self.run.windows = [*self.run.windows, record]
+        self.run.audit.failures = controls.failures(self.run)
+        records.save(self.run, self.folder)
+
+
+def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Sequence[Reads]) -> WindowRecord:
+    """The sums of a window from its per-token arrays, in float64."""
+    return WindowRecord(
+        index=index,
+        start=start,
+        count=arrays["nll"].shape[1],
+        nll=[float(x) for x in arrays["nll"].astype(np.float64).sum(axis=1)],
+        kl=[float(x) for x in arrays["kl"].astype(np.float64).sum(axis=1)],
+        top1=[int(x) for x in arrays["top1"].sum(axis=1)],
+        key_pairs=[r.key for r in reads],
+        value_pairs=[r.value for r in reads],
+        pairs=[r.pairs for r in reads],
+    )
