@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict
 from typing import Any
 
 from harness import statistics
 from harness.records import Run
+from schemes import parse_scheme
 
 COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p", "kl",
@@ -123,7 +123,11 @@ def cells(rows: list[dict[str, Any]], baseline: int = 0) -> tuple[list[str], lis
         elif row["within_noise"]:
             delta = [f"{row['delta_ppl']:+.4f}", f"{row['delta_pct']:+.2f}", "within noise"]
         else:
-            interval = "" if math.isnan(row["delta_nll_se"]) else f" [{row['delta_nll_low']:+.4f}, {row['delta_nll_high']:+.4f}]"
+            interval = (
+                ""
+                if math.isnan(row["delta_nll_se"])
+                else f" [{row['delta_nll_low']:+.4f}, {row['delta_nll_high']:+.4f}]"
+            )
             delta = [f"{row['delta_ppl']:+.4f}", f"{row['delta_pct']:+.2f}", f"{row['delta_nll']:+.4f}{interval}"]
         body.append(
             [
@@ -165,3 +169,25 @@ def heading(run: Run) -> list[str]:
         "(query, token) pairs that came from packed storage"
     )
     return lines
+
+
+def perplexities(run: Run) -> list[float]:
+    """One a contender."""
+    counts = [w.count for w in run.windows]
+    return [statistics.perplexity([w.nll[i] for w in run.windows], counts) for i in range(len(run.contenders))]
+
+
+def find_same(run: Run, spec: str) -> int:
+    """The position of the contender that is the same scheme as `spec`, however it was spelled."""
+    return find(run, parse_scheme(spec).name)
+
+
+def equal_bits_headline(run: Run, first: str, second: str) -> str:
+    """One sentence that compares two schemes of the same measured bits."""
+    rows = summarize(run, run.contenders[find_same(run, second)].name)
+    a, b = rows[find_same(run, first)], rows[find_same(run, second)]
+    return (
+        f"At {a['bits']:.2f} against {b['bits']:.2f} measured bits, {a['scheme']} loses {a['delta_nll']:+.4f} nats "
+        f"[{a['delta_nll_low']:+.4f}, {a['delta_nll_high']:+.4f}] more than {b['scheme']} "
+        f"(keys per channel, values per token), p = {a['p']:.2g}."
+    )

@@ -1,0 +1,16 @@
+"""Runs a model over a cache that is stored as a scheme says, and scores it."""
+
+from typing import Any
+
+__all__ = ["Options", "SchemeCache", "compare", "load_model"]
+
+_HOMES = {"SchemeCache": "cache", "load_model": "model", "Options": "comparison", "compare": "comparison"}
+
+
+def __getattr__(name: str) -> Any:
+    # loaded when asked for: transformers takes seconds to import, and `kvdelta --help` needs none of it
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"harness.{_HOMES[name]}"), name)

@@ -78,9 +78,7 @@ class Observer:
         written.append((keys.detach().clone(), values.detach().clone()))  # a cache may change what it was given
         returned = self._update(keys, values, layer, *args, **kwargs)
         if self._scoring:
-            lost = [
-                lost_rows(torch.cat([pair[side] for pair in written], dim=2), returned[side]) for side in (0, 1)
-            ]
+            lost = [lost_rows(torch.cat([pair[side] for pair in written], dim=2), returned[side]) for side in (0, 1)]
             self._count_rows(layer, past, keys.shape[2], lost)
         return returned
 

@@ -49,7 +49,7 @@ class QParams:
         elif isinstance(self.zero, Tensor) and self.zero.is_floating_point():
             codes = (groups / scale).add_(self.zero.float().unsqueeze(-1)).round_()
         else:
-            zero = self.zero.unsqueeze(-1) if isinstance(self.zero, Tensor) else self.zero
+            zero = self.zero.unsqueeze(-1) if isinstance(self.zero, Tensor) else self.zero or 0
             codes = (groups / scale).round_().add_(zero)
         return codes.clamp_(0, max_code).to(torch.uint8)
 

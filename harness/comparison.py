@@ -1,0 +1,209 @@
+"""Set up a comparison: model, text, windows, contenders and run folder; then hand over to the runner."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import records
+from harness.contenders import Contender, SchemeContender
+from harness.model import LoadedModel, load_model, pick_device, pick_dtype
+from harness.records import Run, Settings
+from harness.runner import Progress, Runner
+from harness.text import Text, adds_bos, load_text, token_sha256, tokenize
+from harness.windows import Window, check_positions, cut_windows
+
+DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
+VERSIONED = ("torch", "transformers", "kvdelta")  # a change of these may change the numbers
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for, of every command that scores windows; lengths in tokens, windows=None is all."""
+
+    model: str | None = None
+    revision: str | None = None
+    text: str | None = None
+    windows: int | None = 8
+    window_length: int = 2048
+    score_length: int = 512
+    stride: int | None = None
+    protocol: str = "two-pass"
+    step: int | None = None
+    bos: str = "auto"
+    device: str | None = None
+    dtype: str | None = None
+    seed: int = 0
+    out: str | None = None
+    command: str = "harness.compare(…)"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("two-pass", "stepwise", "single-pass"):
+            raise ValueError(f"protocol {self.protocol!r}: choose two-pass, stepwise or single-pass")
+        if self.protocol == "stepwise" and (self.step is None or self.step < 1):
+            raise ValueError(
+                f"step is {self.step}: stepwise feeds the suffix in chunks of 1 token or more; give --step 16"
+            )
+        if self.protocol != "stepwise" and self.step is not None:
+            raise ValueError(
+                f"step={self.step} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
+            )
+        if self.bos not in ("auto", "always", "never"):
+            raise ValueError(f"bos {self.bos!r}: choose auto, always or never")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A loaded model, its text as tokens, and the windows cut from it."""
+
+    loaded: LoadedModel
+    text: Text
+    tokens: torch.Tensor
+    windows: list[Window]
+    bos_token_id: int | None
+
+
+def prepare(options: Options) -> Subject:
+    """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    text = load_text(options.text)
+    loaded = load_model(options.model, revision=options.revision, device=device, dtype=dtype)
+    positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    check_positions(options.window_length, positions)
+    tokens = tokenize(text, loaded.tokenizer)
+    bos = loaded.tokenizer.bos_token_id
+    if options.bos == "always" and bos is None:
+        raise ValueError(f"bos=always, but the tokenizer of {loaded.name} has no BOS token; use --bos never")
+    wanted = options.bos == "always" or (options.bos == "auto" and adds_bos(loaded.tokenizer))
+    bos_token_id = int(bos) if wanted else None  # type: ignore[arg-type]
+    windows = cut_windows(
+        tokens,
+        window_length=options.window_length,
+        score_length=options.score_length,
+        stride=options.stride,
+        windows=options.windows,
+        bos_token_id=bos_token_id,
+    )
+    return Subject(loaded, text, tokens, windows, bos_token_id)
+
+
+def contenders_of(specs: Sequence[str], note: Any = lambda text: None) -> list[Contender]:
+    """Contenders of specs, exact first; equal canonical specs are merged with a notice."""
+    found: list[SchemeContender] = []
+    for contender in [SchemeContender.of(spec) for spec in specs]:
+        twin = next((other for other in found if other.name == contender.name), None)
+        if twin:
+            note(f"{contender.label} is the same scheme as {twin.label}: scored once")
+        else:
+            found.append(contender)
+    baseline = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
+    return [*baseline, *(c for c in found if c.name != "exact")]
+
+
+def compare(
+    schemes: Sequence[str] | Sequence[Contender] = DEFAULT_SCHEMES,
+    options: Options | None = None,
+    *,
+    subject: Subject | None = None,
+    progress: Progress | None = None,
+) -> tuple[Run, Path]:
+    """Score schemes on the same windows; the record and its folder.
+
+    schemes: specs such as "kivi:bits=2", or contenders (the exact baseline first). subject: what is already loaded.
+    A folder with the finished windows of the same settings is continued, a complete one is read. ValueError: bad
+    input, an output folder that holds another run, NaN or infinite logits.
+    """
+    options = options or Options()
+    progress = progress or Progress()
+    specs = [s for s in schemes if isinstance(s, str)]
+    contenders = contenders_of(specs, progress.on_note) if specs else [s for s in schemes if not isinstance(s, str)]
+    subject = subject or prepare(options)
+    model = subject.loaded.model
+    for contender in contenders:
+        contender.check(model.config, options.window_length - options.score_length)
+    settings = settings_of(options, subject, contenders)
+    folder = Path(options.out) if options.out else Path("runs") / run_name(settings)
+    run = open_run(folder, settings, options, subject)
+    if run.status == "complete":
+        progress.on_note(f"{folder} holds this run already, complete; its record is printed again")
+        return run, folder
+    if run.windows:
+        progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
+    runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
+    run = runner.go(subject.windows)
+    host = {"host": platform.node(), "platform": platform.platform(), "threads": torch.get_num_threads()}
+    timings = {**host, "seconds": runner.timings}
+    records.write_atomically(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+    return run, folder
+
+
+def settings_of(options: Options, subject: Subject, contenders: Sequence[Contender]) -> Settings:
+    model = subject.loaded.model
+    return Settings(
+        model=subject.loaded.source,
+        text_sha256=token_sha256(subject.tokens),
+        protocol=options.protocol,  # type: ignore[arg-type]
+        step=options.step,
+        window_length=options.window_length,
+        score_length=options.score_length,
+        stride=options.stride or options.score_length,
+        windows=[window.index for window in subject.windows],
+        bos_token_id=subject.bos_token_id,
+        device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=model.config._attn_implementation,
+        seed=options.seed,
+        contenders=[contender.name for contender in contenders],
+        versions={name: importlib.metadata.version(name) for name in VERSIONED},
+    )
+
+
+def run_name(settings: Settings) -> str:
+    """The default folder: a hash of the settings, so that the same command finds its run again."""
+    return "compare-" + hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:12]
+
+
+def open_run(folder: Path, settings: Settings, options: Options, subject: Subject) -> Run:
+    """A new run in `folder`, or the one with the same settings that is there."""
+    if (folder / "run.json").exists():
+        run = records.load(folder)
+        if run.settings != settings:
+            old, new = run.settings.model_dump(), settings.model_dump()
+            differs = ", ".join(name for name in new if old[name] != new[name])
+            raise ValueError(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
+        return run
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no run; choose another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the run folder {folder} cannot be made: {error.strerror}; choose one with --out") from None
+    return Run(
+        kvdelta=importlib.metadata.version("kvdelta"),
+        command=options.command,
+        commit=_commit(),
+        model_name=subject.loaded.name,
+        text_name=subject.text.name,
+        text_source=subject.text.source,
+        text_tokens=len(subject.tokens),
+        settings=settings,
+        contenders=[],
+    )
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, where it runs from a git checkout."""
+    here = Path(__file__).parent
+    try:
+        out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None
