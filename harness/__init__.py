@@ -1,6 +1,11 @@
 """Runs a model over a cache that is stored as a scheme says, and scores it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.cache import SchemeCache
+    from harness.comparison import Options, compare
+    from harness.model import load_model
 
 __all__ = ["Options", "SchemeCache", "compare", "load_model"]
 

@@ -131,6 +131,9 @@ class SchemeCache(DynamicCache):
         """Store what an exact prefill captured, through `update`, as a live prefill would. Returns itself."""
         for index, layer in enumerate(prefilled.layers):
             if isinstance(self.layers[index], SchemeLayer):
+                assert isinstance(layer, DynamicLayer)
+                assert layer.keys is not None
+                assert layer.values is not None
                 self.update(layer.keys, layer.values, index)
             else:
                 self.layers[index] = copy.deepcopy(layer)  # sliding, linear: state is changed in place by forwards

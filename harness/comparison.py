@@ -159,7 +159,7 @@ def settings_of(options: Options, subject: Subject, contenders: Sequence[Contend
         bos_token_id=subject.bos_token_id,
         device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
-        attention=model.config._attn_implementation,
+        attention=str(model.config._attn_implementation),
         seed=options.seed,
         contenders=[contender.name for contender in contenders],
         versions={name: importlib.metadata.version(name) for name in VERSIONED},

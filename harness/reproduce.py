@@ -1,5 +1,6 @@
 """The two published comparisons that people ask for first, as lists of contenders."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import QuantizedCache
@@ -25,7 +26,7 @@ def trap_contenders() -> list[Contender]:
     ]
 
 
-def trap_sentence(single: list[float], two: list[float]) -> tuple[bool, str]:
+def trap_sentence(single: Sequence[float], two: Sequence[float]) -> tuple[bool, str]:
     """Did the trap show, and one sentence that says what happened. Losses: sums of NLL, exact first."""
     quantized_same = len(set(single[1:])) == 1
     two_differ = len(set(two)) == len(two)
