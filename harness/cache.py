@@ -102,7 +102,6 @@ class SchemeCache(DynamicCache):
     """
 
     def __init__(self, scheme: Scheme, config: Any):
-        scheme.check(head_channels(config))
         super().__init__(config=config)
         self.scheme = scheme
         # exactly DynamicLayer: its subclasses (sliding, indexed) keep other things than all keys and values
@@ -113,6 +112,7 @@ class SchemeCache(DynamicCache):
                 f"the model ({config.model_type}) has no full-attention layer whose cache could be quantized; its cache "
                 f"layers: {kinds}"
             )
+        scheme.check(head_channels(config))
 
     @property
     def quantized_layers(self) -> list[int]:

@@ -66,7 +66,9 @@ def single_pass_logits(model: Any, cache: Any, window: Window) -> Float[Tensor, 
 def check_finite(logits: Tensor, model_name: str, window: Window) -> None:
     """Raise ValueError where a logit is NaN or infinite."""
     if not torch.isfinite(logits).all():
-        raise ValueError(f"{model_name}: NaN or infinite logits in window {window.index} (tokens from {window.start})")
+        raise ValueError(
+            f"{model_name}: NaN or infinite logits in window {window.index} (tokens from {window.start}); try --dtype bfloat16 or float32"
+        )
 
 
 @torch.inference_mode()

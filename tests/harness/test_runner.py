@@ -1,0 +1,150 @@
+"""A run from windows to record: resumed, refused, recomputed from its raw part."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import tables
+from harness import records
+from harness.comparison import compare, contenders_of
+from harness.runner import Progress, window_sums
+
+SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
+
+
+def test_every_summary_is_recomputable_from_the_raw_part(subject, options):
+    run, folder = compare(SPECS, options, subject=subject)
+    saved = records.load(folder)
+    assert saved == run
+    for window in saved.windows:
+        arrays = records.load_tokens(folder, window.index)
+        again = window_sums(arrays, window.index, window.start, [])
+        assert (again.nll, again.kl, again.top1) == (window.nll, window.kl, window.top1)
+    nll = np.stack([records.load_tokens(folder, w.index)["nll"] for w in saved.windows]).astype(np.float64)
+    rows = tables.summarize(saved)
+    for i, row in enumerate(rows):
+        d = (nll[:, i] - nll[:, 0]).mean(axis=1)
+        assert row["ppl"] == pytest.approx(np.exp(nll[:, i].mean()), rel=1e-12)
+        assert row["delta_nll"] == pytest.approx(d.mean(), abs=1e-12)
+        assert row["delta_nll_se"] == pytest.approx(d.std(ddof=1) / np.sqrt(len(d)), abs=1e-12)
+
+
+def test_exact_row_is_exact(subject, options):
+    run, _ = compare(["exact", "asym2:group_size=16"], options, subject=subject)
+    rows = tables.summarize(run)
+    assert (rows[0]["delta_nll"], rows[0]["kl"], rows[0]["top1"], rows[0]["bits"]) == (0, 0, 100, 16)
+    assert rows[1]["kl"] > 0
+    assert run.noise_floor.kl < 1e-9
+
+
+def test_measured_bits_and_bytes(subject, options):
+    """asym2 with groups of 16: 2 + 32/16 bits; KIVI's exact tail counts 16 bits though float32 is held."""
+    run, _ = compare(["asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"], options, subject=subject)
+    rows = {row["scheme"]: row for row in tables.summarize(run)}
+    assert rows["asym2:group_size=16"]["bits"] == 4
+    key, value = 2 + 32 / 8, ((2 + 32 / 8) * 80 + 16 * 16) / 96
+    assert rows["kivi:bits=2,group_size=8,residual_length=16"]["bits"] == pytest.approx((key + value) / 2)
+    held = run.contenders[2].bytes["value"].held
+    assert held["tail"] == 2 * 2 * 16 * 16 * 4  # layers, heads, tokens, channels, bytes of float32
+    assert held["codes"] == 2 * 2 * 80 * 16 * 2 // 8
+
+
+def test_resume_goes_on_with_finished_windows(subject, options):
+    class Stop(Exception):
+        pass
+
+    def stop(window, contender, label, nll):
+        if window == 1 and contender == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        compare(SPECS, options, subject=subject, progress=Progress(stop))
+    first = records.load(options.out)
+    assert (first.status, len(first.windows)) == ("running", 1)
+    seen = []
+    run, _ = compare(SPECS, options, subject=subject, progress=Progress(lambda *call: seen.append(call)))
+    assert {window for window, *_ in seen} == {1, 2}
+    whole, _ = compare(SPECS, replace(options, out=options.out + "-whole"), subject=subject)
+    assert run.windows == whole.windows
+    notes = []
+    compare(SPECS, options, subject=subject, progress=Progress(on_note=notes.append))
+    assert any("complete" in note for note in notes)
+
+
+def test_a_folder_that_holds_another_run_is_refused(subject, options, tmp_path):
+    compare(SPECS, options, subject=subject)
+    before = records.load(options.out)
+    with pytest.raises(ValueError, match=r"holds another run .*contenders.*--out"):
+        compare(SPECS[:1], options, subject=subject)
+    assert records.load(options.out) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ValueError, match="not empty"):
+        compare(SPECS, replace(options, out=str(tmp_path / "mine")), subject=subject)
+
+
+def test_equal_specs_are_merged_with_a_notice():
+    notes = []
+    found = contenders_of(["int4", "symmetric:bits=4", "exact", "kivi4"], notes.append)
+    assert [c.label for c in found] == ["exact", "int4", "kivi4"]
+    assert notes == ["symmetric:bits=4 is the same scheme as int4: scored once"]
+
+
+def test_a_prefix_within_the_residual_is_refused(subject, options):
+    with pytest.raises(ValueError, match="prefix of 96 tokens would leave every key exact"):
+        compare(["kivi4"], options, subject=subject)
+
+
+def test_non_finite_logits_stop_the_run(subject, options, monkeypatch):
+    weight = subject.loaded.model.lm_head.weight
+    kept = weight.clone()
+    try:
+        with torch.no_grad():
+            weight[5] = float("nan")
+        with pytest.raises(ValueError, match=r"tiny in float32.*NaN or infinite logits in window 0.*--dtype"):
+            compare(SPECS, options, subject=subject)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_no_disk_space_is_one_clear_line(subject, options, monkeypatch):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(ValueError, match="No space left on device; finished windows are kept"):
+        compare(SPECS, options, subject=subject)
+
+
+def test_stepwise_has_its_own_baseline(subject, options):
+    run, _ = compare(SPECS, replace(options, protocol="stepwise", step=8), subject=subject)
+    assert run.audit.failures == {}
+    assert run.windows[0].kl[0] == 0
+    assert "two passes" in run.noise_floor.routes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "three-pass"}, "choose two-pass"),
+        ({"protocol": "stepwise"}, "give --step"),
+        ({"step": 4}, "belongs to the stepwise"),
+        ({"bos": "maybe"}, "choose auto"),
+    ],
+)
+def test_options_that_do_not_go_together(options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(options, **changes)
+
+
+def test_records_of_another_schema_are_refused(subject, options, tmp_path):
+    compare(SPECS, options, subject=subject)
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(ValueError, match="schema version 99"):
+        records.load(path.parent)
+    with pytest.raises(ValueError, match=r"no run\.json"):
+        records.load(tmp_path)
