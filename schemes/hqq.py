@@ -19,7 +19,8 @@ Bits = Literal[1, 2, 3, 4, 8]
 Solver = Literal["batched", "library"]
 Stop = Literal["groups", "reference"]
 
-TILE = 2048  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
+TILE = 4096  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
+WORTH_LEAVING_OUT = 0.8  # groups that settled are left out once fewer than this share still moves
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,15 @@ def _residual(x, inverse, zero, max_code):
     return codes, x - (codes - zero).div_(inverse)
 
 
-def _next_zero(x, inverse, codes, residual, p, beta):
+def _quick_power(x, exponent):
+    """x^exponent for x ≥ 0 to the last bit or two; half the time of torch.pow, most of a step's, on a CPU."""
+    return x.log().mul_(exponent).exp_()
+
+
+def _next_zero(x, inverse, codes, residual, p, beta, power):
     """One proximal step: shrink the residual, then the mean of code − (x − e) / scale."""
     shrunk = residual.abs()
-    shrunk.sub_((1.0 / beta) * shrunk.pow(p - 1)).clamp_min_(0.0).mul_(residual.sign())
+    shrunk.sub_((1.0 / beta) * power(shrunk, p - 1)).clamp_min_(0.0).mul_(residual.sign())
     return (codes - (x - shrunk) * inverse).mean(dim=-1, keepdim=True)
 
 
@@ -113,20 +119,32 @@ def solve(
     p: float,
     beta: float,
 ) -> Float[Tensor, "groups"]:
-    """The zero of each group with the least mean |x − x̂| among `iters` proximal steps; groups independent."""
-    size = TILE if groups.device.type == "cpu" else len(groups)
+    """The zero of each group with the least mean |x − x̂| among `iters` proximal steps; groups independent.
+
+    On a CPU a group whose zero no longer moves is left out of further steps, which would not change it.
+    """
+    on_cpu = groups.device.type == "cpu"  # elsewhere, counting what moves would wait for the device
+    size = TILE if on_cpu else max(1, len(groups))
     best = torch.empty_like(zero)
-    for first in range(0, len(groups), max(1, size)):
+    for first in range(0, len(groups), size):
         tile = slice(first, first + size)
         x, scale_inverse, at = groups[tile], inverse[tile, None], zero[tile, None]
+        rows = torch.arange(first, first + len(x), device=groups.device)
         kept, least = at, torch.full_like(at, float("inf"))
         for _ in range(iters):
             codes, residual = _residual(x, scale_inverse, at, max_code)
             error = residual.abs().mean(dim=-1, keepdim=True)
             kept = torch.where(error < least, at, kept)
             least = torch.minimum(error, least)
-            at = _next_zero(x, scale_inverse, codes, residual, p, beta)
-        best[tile] = kept[:, 0]
+            before, at = at, _next_zero(x, scale_inverse, codes, residual, p, beta, _quick_power)
+            if on_cpu:
+                moved = (at != before)[:, 0].nonzero()[:, 0]
+                if len(moved) < WORTH_LEAVING_OUT * len(rows):
+                    best[rows] = kept[:, 0]
+                    rows, x, scale_inverse, at, kept, least = (
+                        part[moved] for part in (rows, x, scale_inverse, at, kept, least)
+                    )
+        best[rows] = kept[:, 0]
     return best
 
 
@@ -146,7 +164,7 @@ def solve_as_reference(
     at, scale_inverse, best = zero[:, None], inverse[:, None], float("inf")
     for _ in range(iters):
         codes, residual = _residual(groups, scale_inverse, at, max_code)
-        at = _next_zero(groups, scale_inverse, codes, residual, p, beta)
+        at = _next_zero(groups, scale_inverse, codes, residual, p, beta, torch.pow)
         error = residual.abs().mean().item()
         if not error < best:
             break
