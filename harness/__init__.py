@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.cache import SchemeCache
-    from harness.comparison import Options, compare
+    from harness.comparison import compare
     from harness.model import load_model
+    from harness.options import Options
 
 __all__ = ["Options", "SchemeCache", "compare", "load_model"]
 
-_HOMES = {"SchemeCache": "cache", "load_model": "model", "Options": "comparison", "compare": "comparison"}
+_HOMES = {"SchemeCache": "cache", "load_model": "model", "Options": "options", "compare": "comparison"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from harness import records
 from harness.contenders import Contender, SchemeContender
 from harness.model import LoadedModel, load_model, pick_device, pick_dtype
+from harness.options import Options
 from harness.records import Run, Settings
 from harness.runner import Progress, Runner
 from harness.text import Text, adds_bos, load_text, token_sha256, tokenize
@@ -22,41 +24,6 @@ from harness.windows import Window, check_positions, cut_windows
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 VERSIONED = ("torch", "transformers", "kvdelta")  # a change of these may change the numbers
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user asks for, of every command that scores windows; lengths in tokens, windows=None is all."""
-
-    model: str | None = None
-    revision: str | None = None
-    text: str | None = None
-    windows: int | None = 8
-    window_length: int = 2048
-    score_length: int = 512
-    stride: int | None = None
-    protocol: str = "two-pass"
-    step: int | None = None
-    bos: str = "auto"
-    device: str | None = None
-    dtype: str | None = None
-    seed: int = 0
-    out: str | None = None
-    command: str = "harness.compare(…)"
-
-    def __post_init__(self) -> None:
-        if self.protocol not in ("two-pass", "stepwise", "single-pass"):
-            raise ValueError(f"protocol {self.protocol!r}: choose two-pass, stepwise or single-pass")
-        if self.protocol == "stepwise" and (self.step is None or self.step < 1):
-            raise ValueError(
-                f"step is {self.step}: stepwise feeds the suffix in chunks of 1 token or more; give --step 16"
-            )
-        if self.protocol != "stepwise" and self.step is not None:
-            raise ValueError(
-                f"step={self.step} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
-            )
-        if self.bos not in ("auto", "always", "never"):
-            raise ValueError(f"bos {self.bos!r}: choose auto, always or never")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +106,7 @@ def compare(
         progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
     runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
     run = runner.go(subject.windows)
-    host = {"host": platform.node(), "platform": platform.platform(), "threads": torch.get_num_threads()}
-    timings = {**host, "seconds": runner.timings}
+    timings = {"host": _host(), "seconds": runner.timings}
     records.write_atomically(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
     return run, folder
 
@@ -194,16 +160,31 @@ def open_run(folder: Path, settings: Settings, options: Options, subject: Subjec
         text_name=subject.text.name,
         text_source=subject.text.source,
         text_tokens=len(subject.tokens),
+        layers=subject.loaded.model.config.get_text_config(decoder=True).num_hidden_layers,
+        threads=torch.get_num_threads(),
         settings=settings,
         contenders=[],
     )
 
 
+def _host() -> dict[str, Any]:
+    """What the timings were taken on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processor": named[0] if named else platform.processor(),
+        "cores": os.cpu_count(),
+    }
+
+
 def _commit() -> str | None:
-    """The commit of the code that runs, where it runs from a git checkout."""
+    """The commit of the code that runs, where it runs from a git checkout; "-dirty" where files were changed since."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(__file__).parent
     try:
-        out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        out = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return out.stdout.strip() or None

@@ -1,5 +1,6 @@
 """Controls that make a comparison believable: identity, zeroed codes, noise floor, and what fails the audit."""
 
+import copy
 from typing import Any
 
 import torch
@@ -22,45 +23,30 @@ from harness.windows import Window
 FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
 
 
-def _stock(model: Any, window: Window) -> DynamicCache:
-    """transformers' own cache, filled live."""
-    cache = DynamicCache(config=model.config)
-    fill_live(model, window.prefix, cache)
-    return cache
-
-
-def _logits(model: Any, cache: Any, window: Window, settings: Settings) -> Tensor:
-    if settings.protocol == "single-pass":
-        return single_pass_logits(model, cache, window)
-    return suffix_logits(model, cache, window.suffix, settings.step)
-
-
-def check_identity(
-    audit: Audit, model: Any, window: Window, prefilled: DynamicCache, logits: Tensor, settings: Settings
-) -> None:
+def check_identity(audit: Audit, model: Any, window: Window, logits: Tensor, settings: Settings) -> None:
     """The exact scheme through our storage must give what transformers' own cache gives, bit for bit."""
-    stock = DynamicCache(config=model.config) if settings.protocol == "single-pass" else _stock(model, window)
-    audit.identity_is_exact = bool(torch.equal(_logits(model, stock, window, settings), logits))
+    stock = DynamicCache(config=model.config)
+    if settings.protocol == "single-pass":
+        expected = single_pass_logits(model, stock, window)
+    else:
+        fill_live(model, window.prefix, stock)
+        expected = suffix_logits(model, stock, window.suffix, settings.step)
+    audit.identity_is_exact = bool(torch.equal(expected, logits))
 
 
 def check_zeroed_codes(
-    audit: Audit,
-    contender: Contender,
-    model: Any,
-    window: Window,
-    prefilled: DynamicCache,
-    logits: Tensor,
-    step: int | None,
+    audit: Audit, contender: Contender, model: Any, window: Window, prefilled: DynamicCache, step: int | None
 ) -> None:
-    """The destructive control: with every stored code 0 the logits must move."""
+    """The destructive control: with every stored code 0 the logits of the same forward must move."""
     cache = contender.empty(model.config)
     if not isinstance(cache, SchemeCache):
         return  # a foreign cache has no codes that we know of; it is audited by value
     contender.fill(cache, model, window, prefilled)
-    cache.zero_codes()
     few = window.suffix[:, : FLOOR_TOKENS + 1]  # a few tokens tell
-    moved = suffix_logits(model, cache, few, step)
-    audit.zeroed_codes_move_logits[contender.label] = not torch.equal(moved, logits[: len(moved)])
+    intact = suffix_logits(model, copy.deepcopy(cache), few, step)
+    cache.zero_codes()
+    moved = not torch.equal(suffix_logits(model, cache, few, step), intact)
+    audit.zeroed_codes_move_logits[contender.label] = moved
 
 
 def noise_floor(
@@ -72,10 +58,10 @@ def noise_floor(
     if settings.protocol != "single-pass":
         routes["single pass"] = single_pass_logits(model, DynamicCache(config=model.config), window)
     if settings.protocol != "two-pass":
-        routes["two passes"] = suffix_logits(model, _stock(model, window), window.suffix)
+        routes["two passes"] = suffix_logits(model, copy.deepcopy(prefilled), window.suffix)
     if settings.step != 1:
         few = window.suffix[:, : FLOOR_TOKENS + 1]
-        routes[f"token by token, {few.shape[1] - 1} tokens"] = suffix_logits(model, _stock(model, window), few, 1)
+        routes[f"token by token, {few.shape[1] - 1} tokens"] = suffix_logits(model, copy.deepcopy(prefilled), few, 1)
     found = {}
     for name, logits in routes.items():
         n = len(logits)

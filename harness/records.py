@@ -3,6 +3,7 @@
 Everything that a table shows is recomputed from here.
 """
 
+import io
 import json
 import os
 from pathlib import Path
@@ -69,6 +70,7 @@ class WindowRecord(_Typed):
     nll: list[float]
     kl: list[float]
     top1: list[int]
+    probability: list[float]  # of the target: its difference between contenders is Δp
     key_pairs: list[int]  # read from packed storage
     value_pairs: list[int]
     pairs: list[int]  # attended
@@ -100,6 +102,8 @@ class Run(_Typed):
     text_name: str
     text_source: dict[str, str]
     text_tokens: int
+    layers: int  # of the model
+    threads: int  # of the CPU
     settings: Settings
     contenders: list[ContenderRecord]
     noise_floor: NoiseFloor | None = None
@@ -128,8 +132,6 @@ def save(run: Run, folder: Path) -> None:
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
     """nll, kl float32 and top1 bool, [contenders, scored]."""
-    import io
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     tokens = folder / "tokens"
@@ -142,13 +144,21 @@ def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
+def load_nll(folder: Path, run: Run) -> np.ndarray:
+    """NLL of every scored token in nats, float64 [contenders, windows × scored]; ValueError where a file is gone."""
+    try:
+        losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
+    except OSError as error:
+        raise ValueError(f"{folder}: a per-token array cannot be read: {error}") from None
+    return np.concatenate(losses, axis=1).astype(np.float64)
+
+
 def load(folder: str | Path) -> Run:
-    """Read a run folder (or its run.json). ValueError where it is none, or of another schema version."""
-    path = Path(folder)
-    path = path if path.name == "run.json" else path / "run.json"
+    """Read a run folder. ValueError where it is none, or of another schema version."""
+    path = Path(folder) / "run.json"
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is no run folder: there is no run.json in it") from None
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a run record: {error}") from None

@@ -70,13 +70,11 @@ class Runner:
             logits, observed, record = self._pass(contender, window, prefilled)
             check_finite(logits, f"{self.model_name} in {settings.dtype}, scheme {contender.label}", window)
             if first and log_p is None:
-                controls.check_identity(self.run.audit, self.model, window, prefilled, logits, settings)
+                controls.check_identity(self.run.audit, self.model, window, logits, settings)
             if first and record:
                 self.run.contenders.append(record)
                 if not contender.lossless and settings.protocol != "single-pass":
-                    controls.check_zeroed_codes(
-                        self.run.audit, contender, self.model, window, prefilled, logits, settings.step
-                    )
+                    controls.check_zeroed_codes(self.run.audit, contender, self.model, window, prefilled, settings.step)
             log_q = log_probabilities(logits)
             log_p = log_q if log_p is None else log_p
             scores = score(log_q, log_p, window.targets)
@@ -138,6 +136,7 @@ def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Se
         nll=[float(x) for x in arrays["nll"].astype(np.float64).sum(axis=1)],
         kl=[float(x) for x in arrays["kl"].astype(np.float64).sum(axis=1)],
         top1=[int(x) for x in arrays["top1"].sum(axis=1)],
+        probability=[float(x) for x in np.exp(-arrays["nll"].astype(np.float64)).sum(axis=1)],
         key_pairs=[r.key for r in reads],
         value_pairs=[r.value for r in reads],
         pairs=[r.pairs for r in reads],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import tables
+from analysis import summary
 from harness import records
 from harness.comparison import compare, contenders_of
 from harness.runner import Progress, window_sums
@@ -23,7 +23,7 @@ def test_every_summary_is_recomputable_from_the_raw_part(subject, options):
         again = window_sums(arrays, window.index, window.start, [])
         assert (again.nll, again.kl, again.top1) == (window.nll, window.kl, window.top1)
     nll = np.stack([records.load_tokens(folder, w.index)["nll"] for w in saved.windows]).astype(np.float64)
-    rows = tables.summarize(saved)
+    rows = summary.summarize(saved)
     for i, row in enumerate(rows):
         d = (nll[:, i] - nll[:, 0]).mean(axis=1)
         assert row["ppl"] == pytest.approx(np.exp(nll[:, i].mean()), rel=1e-12)
@@ -33,7 +33,7 @@ def test_every_summary_is_recomputable_from_the_raw_part(subject, options):
 
 def test_exact_row_is_exact(subject, options):
     run, _ = compare(["exact", "asym2:group_size=16"], options, subject=subject)
-    rows = tables.summarize(run)
+    rows = summary.summarize(run)
     assert (rows[0]["delta_nll"], rows[0]["kl"], rows[0]["top1"], rows[0]["bits"]) == (0, 0, 100, 16)
     assert rows[1]["kl"] > 0
     assert run.noise_floor.kl < 1e-9
@@ -42,7 +42,7 @@ def test_exact_row_is_exact(subject, options):
 def test_measured_bits_and_bytes(subject, options):
     """asym2 with groups of 16: 2 + 32/16 bits; KIVI's exact tail counts 16 bits though float32 is held."""
     run, _ = compare(["asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"], options, subject=subject)
-    rows = {row["scheme"]: row for row in tables.summarize(run)}
+    rows = {row["scheme"]: row for row in summary.summarize(run)}
     assert rows["asym2:group_size=16"]["bits"] == 4
     key, value = 2 + 32 / 8, ((2 + 32 / 8) * 80 + 16 * 16) / 96
     assert rows["kivi:bits=2,group_size=8,residual_length=16"]["bits"] == pytest.approx((key + value) / 2)

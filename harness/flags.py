@@ -1,0 +1,54 @@
+"""Options as command-line flags: one declaration serves every command that scores windows."""
+
+import functools
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from typing import Annotated, Any
+
+import typer
+
+from harness.options import Options
+
+
+def takes_options(*, windows: int = 8, without: Collection[str] = ()) -> Callable[[Callable[..., int]], Any]:
+    """Give a command the flags of Options, and the Options made of them as its first argument.
+
+    windows: the command's own default; without: fields that the command decides itself.
+    """
+    chosen = [option for option in fields(Options) if option.name not in {"command", *without}]
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        own = list(inspect.signature(command).parameters.values())[1:]
+        flags = [_flag(option, windows if option.name == "windows" else option.default) for option in chosen]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> int:
+            asked = {option.name: given.pop(option.name) for option in chosen}
+            return command(Options(**asked, command=shlex.join(["kvdelta", *sys.argv[1:]])), **given)
+
+        run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
+        return run
+
+    return decorate
+
+
+def _flag(option: Field, default: Any) -> inspect.Parameter:
+    name, help = "--" + option.name.replace("_", "-"), option.metadata["help"]
+    if option.name == "windows":  # typer knows no "a number, or a word"
+        kind = Annotated[Any, typer.Option(name, help=help, parser=_windows, metavar="N|all")]
+    else:
+        kind = Annotated[option.type, typer.Option(name, help=help)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _windows(text: Any) -> int | None:
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor all") from None

@@ -1,0 +1,46 @@
+"""What a user asks of a command that scores windows. Light: no torch, so that `--help` is quick."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _asked(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Model, text and windows of a comparison; each field but `command` is a flag of the same name.
+
+    Lengths in tokens; windows=None is all. Raises ValueError for values that do not go together.
+    """
+
+    model: str | None = _asked(None, "hub id, local folder or GGUF file; default: the packaged SmolLM2-135M-Instruct")
+    revision: str | None = _asked(None, "revision of a hub id")
+    text: str | None = _asked(None, "wikitext-2, a text file, or wikipedia-excerpt (the default)")
+    windows: int | None = _asked(8, "how many windows, or all")
+    window_length: int = _asked(2048, "tokens of a window")
+    score_length: int = _asked(512, "tokens of the suffix, which reads the cache")
+    stride: int | None = _asked(None, "tokens from one window to the next; default: the score length")
+    protocol: str = _asked("two-pass", "two-pass, stepwise or single-pass")
+    step: int | None = _asked(None, "tokens per forward in stepwise")
+    bos: str = _asked("auto", "begin a window with BOS: auto, always or never")
+    device: str | None = _asked(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
+    dtype: str | None = _asked(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
+    seed: int = _asked(0, "of the bootstrap and of random schemes")
+    out: str | None = _asked(None, "run folder; default: one under runs/, named by the settings")
+    command: str = "harness.compare(…)"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("two-pass", "stepwise", "single-pass"):
+            raise ValueError(f"protocol {self.protocol!r}: choose two-pass, stepwise or single-pass")
+        if self.protocol == "stepwise" and (self.step is None or self.step < 1):
+            raise ValueError(
+                f"step is {self.step}: stepwise feeds the suffix in chunks of 1 token or more; give --step 16"
+            )
+        if self.protocol != "stepwise" and self.step is not None:
+            raise ValueError(
+                f"step={self.step} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
+            )
+        if self.bos not in ("auto", "always", "never"):
+            raise ValueError(f"bos {self.bos!r}: choose auto, always or never")
