@@ -119,6 +119,11 @@ class AffineQuantizer(Quantizer):
         return 2**self.bits - 1
 
     @property
+    def step_of_range(self) -> float:
+        """1 / max_code. To multiply by: CUDA divides by a number so, and codes must not depend on the device."""
+        return 1.0 / self.max_code
+
+    @property
     def grouping(self) -> Grouping:
         return Grouping(self.axis, self.group_size)
 
@@ -170,5 +175,5 @@ class MinMaxQuantizer(AffineQuantizer):
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         low, high = torch.aminmax(groups, dim=-1)
         spread = high - low
-        scale = torch.where(spread == 0, 1.0, spread / self.max_code)
+        scale = torch.where(spread == 0, 1.0, spread * self.step_of_range)
         return QParams(stored_scale(scale), offset=stored_offset(low))

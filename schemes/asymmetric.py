@@ -31,7 +31,7 @@ class IntegerZeroQuantizer(AffineQuantizer):
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         low, high = torch.aminmax(groups, dim=-1)
         largest = torch.maximum(low.abs(), high.abs())
-        scale = torch.maximum((high - low) / self.max_code, largest / INT16_MAX)
+        scale = torch.maximum((high - low) * self.step_of_range, largest * (1.0 / INT16_MAX))
         scale = stored_scale(torch.where(largest == 0, 1.0, scale))
         zero = (-low / scale.float()).round_().clamp_(-INT16_MAX, INT16_MAX)
         return QParams(scale, zero=zero.to(torch.int16))

@@ -37,7 +37,7 @@ class SymmetricQuantizer(AffineQuantizer):
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         largest = torch.linalg.vector_norm(groups, float("inf"), dim=-1)
-        scale = torch.where(largest == 0, 1.0, largest / self._largest)
+        scale = torch.where(largest == 0, 1.0, largest * (2 * self.step_of_range))
         return QParams(stored_scale(scale), zero=self._largest)
 
 
