@@ -188,7 +188,7 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None) -> None:
     from harness import records
 
     position = summary.find(run, baseline) if baseline else 0
-    nll = records.load_nll(folder, run) if format == "json" else None
+    nll = records.load_nll(folder, run) if format == "json" and records.has_tokens(folder) else None
     rows = summary.summarize(run, baseline, nll)
     if format == "csv":
         print(tables.as_csv(rows), end="")

@@ -144,6 +144,11 @@ def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
+def has_tokens(folder: Path) -> bool:
+    """Runs of record are kept without their per-token arrays, which are megabytes."""
+    return (folder / "tokens").is_dir()
+
+
 def load_nll(folder: Path, run: Run) -> np.ndarray:
     """NLL of every scored token in nats, float64 [contenders, windows × scored]; ValueError where a file is gone."""
     try:
