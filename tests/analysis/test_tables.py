@@ -1,0 +1,81 @@
+"""What is printed: every number with its sign and digits, and nothing that the audit refused."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from analysis import summary, tables
+
+
+def body(run, baseline=None):
+    rows = summary.summarize(run, baseline)
+    header, cells = tables.cells(rows, summary.find(run, baseline) if baseline else 0)
+    return [dict(zip(header, line, strict=True)) for line in cells]
+
+
+def test_cells(run):
+    exact, int8, int4, _ = body(run)
+    assert (exact["ppl"], exact["ΔNLL [95 %]"], exact["bits"]) == ("7.3891", "baseline", "16.00")
+    assert int8["ΔNLL [95 %]"] == "within noise"
+    assert int4["ΔNLL [95 %]"] == "+0.2000 [-0.0484, +0.4484]"
+    assert (int4["Δ%"], int4["KL"], int4["top-1 %"], int4["×"], int4["read V"]) == (
+        "+22.14",
+        "0.05",
+        "90.0",
+        "3.76",
+        "0.600",
+    )
+
+
+def test_the_baseline_row_has_no_delta(run):
+    assert [row["ΔNLL [95 %]"] for row in body(run, "int4")][2] == "baseline"
+
+
+def test_a_row_that_the_audit_refused_shows_no_score(run):
+    run.audit.failures = {"int4": ["cache not read (key coverage 0)"], "kivi2": ["losses bit-identical to int4"]}
+    _, _, int4, kivi2 = body(run)
+    assert (int4["ppl"], int4["Δ%"], int4["ΔNLL [95 %]"], int4["KL"]) == ("–", "–", "cache not read", "–")
+    assert (kivi2["ppl"], kivi2["ΔNLL [95 %]"]) == ("–", "audit failed")
+
+
+def test_one_window(run):
+    run.windows = run.windows[:1]
+    assert body(run)[2]["ΔNLL [95 %]"] == "+0.1000"
+    assert "1 window, prefix 29 + suffix 11 tokens, two-pass" in tables.heading(run)[1]
+
+
+def test_json_has_no_nan(run):
+    run.windows = run.windows[:1]
+    content = json.loads(tables.as_json(run, summary.summarize(run)), parse_constant=pytest.fail)
+    assert content["rows"][2]["p"] is None
+    assert content["baseline"] == "exact"
+
+
+def test_csv_and_markdown(run):
+    rows = summary.summarize(run)
+    read = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
+    assert float(read[2]["delta_nll"]) == rows[2]["delta_nll"]
+    lines = tables.as_markdown(*tables.cells(rows)).splitlines()
+    assert len(lines) == 6
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_cost_matrix(run):
+    rows = summary.summarize(run)
+    header, lines = tables.cost_matrix({"K": {"4 bit": rows[2], "2 bit": rows[3]}})
+    assert (header, lines) == (["", "4 bit", "2 bit"], [["K", "+0.2000 ± 0.0577", "+1.0000 ± 0.0000"]])
+
+
+def test_layers_that_are_kept_are_named(run):
+    assert len(tables.heading(run)) == 3
+    run.layers = 6
+    assert tables.heading(run)[-1] == "quantized: layers 0, 1 of 6; the others are kept as they are"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.00004, "0.0000"), (-0.00004, "0.0000"), (-0.00006, "-0.0001"), (1.5, "+1.5000")]
+)
+def test_no_sign_on_what_rounds_to_zero(value, text):
+    assert tables.signed(value, 4) == text

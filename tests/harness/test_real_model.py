@@ -1,0 +1,63 @@
+"""The packaged model and text, through the command that people try first."""
+
+import sys
+
+import pytest
+
+from harness import cli, records
+
+pytestmark = pytest.mark.real_model
+
+QUANTIZED = ["transformers-hqq8", "transformers-hqq4", "transformers-hqq2", "int8", "int4"]
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory):
+    """Exit code and both records of `kvdelta reproduce trap` with 1 window."""
+    out = tmp_path_factory.mktemp("trap") / "run"
+    argv, sys.argv = sys.argv, ["kvdelta", "reproduce", "trap", "--windows", "1", "--device", "cpu", "--out", str(out)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        sys.argv = argv
+    return stop.value.code, records.load(out / "single-pass"), records.load(out / "two-pass")
+
+
+def losses(run):
+    return {contender.label: run.windows[0].nll[i] / run.windows[0].count for i, contender in enumerate(run.contenders)}
+
+
+def test_the_trap_shows(trap):
+    code, single, two = trap
+    assert code == 0
+    assert list(losses(two)) == ["exact", *QUANTIZED]
+    assert len({losses(single)[label] for label in QUANTIZED}) == 1  # bit for bit
+    assert len(set(losses(two).values())) == 6
+
+
+def test_fewer_bits_cost_more(trap):
+    nll = losses(trap[2])
+    assert nll["transformers-hqq2"] - nll["exact"] > 10 * abs(nll["transformers-hqq4"] - nll["exact"])
+    assert nll["transformers-hqq4"] > nll["transformers-hqq8"]
+    kl = dict(zip(nll, trap[2].windows[0].kl, strict=True))
+    assert kl["int4"] > 10 * kl["int8"] > 0
+
+
+def test_single_pass_rows_are_refused_by_the_audit(trap):
+    _, single, two = trap
+    assert set(single.audit.failures) == set(QUANTIZED)
+    assert two.audit.failures == {}
+    assert two.audit.identity_is_exact
+
+
+def test_exact_in_two_passes_is_one_ordinary_forward(trap):
+    """Mean of the window within 2e-6 nats in float32."""
+    assert trap[2].noise_floor.routes["single pass"]["delta_nll"] <= 2e-6
+
+
+def test_coverage_is_that_of_the_sizes(trap):
+    """1536 packed tokens; 511 queries see 256 of their own on average."""
+    window, at = trap[2].windows[0], list(losses(trap[2])).index("int4")
+    assert window.key_pairs[at] / window.pairs[at] == pytest.approx(6 / 7, abs=1e-12)
+    assert trap[2].contenders[at].quantized_layers == list(range(30))
