@@ -119,6 +119,6 @@ def equal_bits_headline(run: Run, first: str, second: str) -> str:
     )
     if math.isnan(a["p"]):
         return f"{sentence}; one window has no interval."
-    interval = f"95 % interval [{a['delta_nll_low']:+.4f}, {a['delta_nll_high']:+.4f}], p = {a['p']:.2g}"
+    interval = f"95 % interval [{a['delta_nll_low']:+.4f}, {a['delta_nll_high']:+.4f}]"
     unclear = ", so these windows do not tell them apart" if a["delta_nll_low"] <= 0 <= a["delta_nll_high"] else ""
     return f"{sentence} ({interval}){unclear}."

@@ -74,7 +74,7 @@ def _cells(row: Row, is_baseline: bool) -> list[str]:
         delta = [signed(row["delta_pct"], 2), signed(row["delta_nll"], 4), "–"]
     else:
         interval = f"[{signed(row['delta_nll_low'], 4)}, {signed(row['delta_nll_high'], 4)}]"
-        delta = [signed(row["delta_pct"], 2), f"{signed(row['delta_nll'], 4)} {interval}", f"{row['p_holm']:.2g}"]
+        delta = [signed(row["delta_pct"], 2), f"{signed(row['delta_nll'], 4)} {interval}", chance(row["p_holm"])]
     return [row["scheme"], f"{row['ppl']:.4f}", *delta, f"{row['kl']:.2g}", f"{row['top1']:.1f}", *size, *read]
 
 
@@ -93,6 +93,11 @@ def signed(value: float, digits: int) -> str:
     """With its sign, but no sign on what rounds to 0."""
     text = f"{value:+.{digits}f}"
     return text if float(text) else text[1:]
+
+
+def chance(p: float) -> str:
+    """A p-value to the digits that a t-test over some windows can be believed to have."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def as_markdown(header: list[str], body: list[list[str]]) -> str:

@@ -90,6 +90,12 @@ def list_schemes(format: Format = "table") -> int:
     else:
         for name, *rest in body:
             print(name, *(f"    {what}: {text}" for what, text in zip(header[1:], rest, strict=True)), sep="\n")
+        print(
+            "\nA spec is name:field=value,field=value, such as kivi:bits=2,group_size=64. A field without its key_ or value_"
+        )
+        print(
+            "(bits, axis) sets both sides; a short name with fields, such as int4:group_size=32, changes its settings."
+        )
     return 0
 
 

@@ -74,6 +74,10 @@ def test_layers_that_are_kept_are_named(run):
     assert tables.heading(run)[-1] == "quantized: layers 0, 1 of 6; the others are kept as they are"
 
 
+def test_p_values_are_not_printed_beyond_belief():
+    assert [tables.chance(p) for p in (0.5, 0.0001, 1e-9, 0)] == ["0.5", "0.0001", "<0.0001", "<0.0001"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.00004, "0.0000"), (-0.00004, "0.0000"), (-0.00006, "-0.0001"), (1.5, "+1.5000")]
 )
