@@ -98,6 +98,35 @@ def test_single_pass_fails_and_two_pass_does_not(subject, options, tmp_path):
     assert any("bit-identical to" in reason for reason in run.audit.failures[specs[0]])
 
 
+class WritesOnly(SchemeCache):
+    """Stores packed codes, and attends to an exact copy: says that it read what it did not read."""
+
+    def update(self, keys, values, layer, *args, **kwargs):
+        super().update(keys, values, layer, *args, **kwargs)
+        copies = self.__dict__.setdefault("copies", {})
+        past = copies.get(layer)
+        copies[layer] = pair = (
+            [keys, values] if past is None else [torch.cat(x, 2) for x in zip(past, (keys, values), strict=True)]
+        )
+        return pair[0], pair[1]
+
+
+class CheatingContender(SchemeContender):
+    def empty(self, config):
+        return WritesOnly(self.scheme, config)
+
+
+def test_codes_that_nobody_reads_are_found_out(subject, options):
+    """Coverage is what SchemeCache declares; the zeroed codes and the bit-identical losses tell."""
+    cheat = CheatingContender("int4:group_size=16", parse_scheme("int4:group_size=16"))
+    run, _ = compare([SchemeContender.of("exact"), cheat], options, subject=subject)
+    assert run.windows[0].key_pairs[1] > 0
+    assert run.audit.failures["int4:group_size=16"] == [
+        "losses bit-identical to exact",
+        "zeroing its stored codes does not move the logits",
+    ]
+
+
 def test_prefill_is_the_same_for_every_scheme(model, subject):
     """A fill must not change what was captured: the next scheme gets the same."""
     prefilled = prefill(model, subject.windows[0].prefix)
