@@ -107,7 +107,7 @@ def compare(
     runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
     run = runner.go(subject.windows)
     timings = {"host": _host(), "seconds": runner.timings}
-    records.write_atomically(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+    records.write(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
     return run, folder
 
 

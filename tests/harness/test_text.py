@@ -11,8 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from harness import text as text_module
-from harness.model import cache_folder, load_model
-from harness.text import EXCERPT, Text, TextError, adds_bos, load_text, token_sha256, tokenize
+from harness import wikipedia
+from harness.errors import TextError
+from harness.files import cache_folder
+from harness.model import load_model
+from harness.text import Text, adds_bos, load_text, token_sha256, tokenize
+from harness.wikipedia import EXCERPT, parse_excerpt
 
 WIKITEXT_FILE = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2-raw" / "wiki.test.raw"
 
@@ -76,7 +80,7 @@ class TestLocalFile:
 
 @pytest.fixture(scope="module")
 def parsed():
-    return text_module._parse_excerpt()[0]
+    return parse_excerpt()[0]
 
 
 class TestExcerpt:
@@ -87,16 +91,16 @@ class TestExcerpt:
             assert markup not in parsed
 
     def test_cached_and_the_same(self, parsed, cache, monkeypatch):
-        monkeypatch.setattr(text_module, "_parse_excerpt", lambda: (parsed, "4.4.0"))
+        monkeypatch.setattr(text_module, "parse_excerpt", lambda: (parsed, "4.4.0"))
         first = load_text()
         assert first.content == parsed
-        monkeypatch.setattr(text_module, "_parse_excerpt", None)  # the second time must not need it
+        monkeypatch.setattr(text_module, "parse_excerpt", None)  # the second time must not need it
         assert load_text(EXCERPT) == first
         assert first.source["sha256"] == hashlib.sha256(parsed.encode()).hexdigest()
         assert "CC BY-SA" in first.source["license"]
 
     def test_damaged_copy_is_made_again(self, cache, monkeypatch):
-        monkeypatch.setattr(text_module, "_parse_excerpt", lambda: ("long text", "4.4.0"))
+        monkeypatch.setattr(text_module, "parse_excerpt", lambda: ("long text", "4.4.0"))
         load_text()
         (path,) = (cache / "texts").iterdir()
         path.write_bytes(path.read_bytes()[:-2])
@@ -104,7 +108,7 @@ class TestExcerpt:
 
     def test_unwritable_cache_costs_time_only(self, cache, monkeypatch):
         cache.write_text("a file where the folder should be")
-        monkeypatch.setattr(text_module, "_parse_excerpt", lambda: ("long text", "4.4.0"))
+        monkeypatch.setattr(text_module, "parse_excerpt", lambda: ("long text", "4.4.0"))
         assert load_text().content == "long text"
 
     def test_without_gensim(self, monkeypatch):
@@ -118,7 +122,7 @@ class TestExcerpt:
             "{| class=x\n| cell\n|}\n[[File:a.jpg|thumb|A [[cat]].]]\n==Empty==\n== Kept ==\n* one\n* A sentence.\n"
             "==References==\n* A book.\n[[Category:Things]]\n"
         )
-        plain = text_module._plain(markup, lambda text: text)
+        plain = wikipedia._plain(markup, lambda text: text)
         assert plain == "Some things of 3 km.\n\nKept\n\nA sentence."
 
 
