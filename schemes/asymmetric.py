@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, MinMaxQuantizer, QParams, stored_scale
+from schemes.affine import FLOAT16_TINY, AffineQuantizer, MinMaxQuantizer, QParams, stored_scale
 from schemes.base import TensorScheme
 from schemes.family import Family
 from schemes.grouping import Axis, GroupSize
@@ -15,6 +15,7 @@ from schemes.grouping import Axis, GroupSize
 Bits = Literal[1, 2, 3, 4, 8]
 
 INT16_MAX = 32767
+LARGEST_ZERO = 32750  # leaves room for a float16 scale, rounded down, to raise the zero
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class IntegerZeroQuantizer(AffineQuantizer):
     (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456).
 
     The zero is stored in 16 bits. Where a group is nearly constant and far from 0 it would not fit; the scale is
-    then raised to absmax/32767, which rebuilds the group to about the precision of float16 (ours).
+    then raised to absmax/32750 and half of float16's least step, so that the zero fits after the scale is rounded too;
+    it rebuilds the group to about the precision of float16 (ours).
     """
 
     bounded = "the integer zero shifts the range by up to half a step"
@@ -31,7 +33,8 @@ class IntegerZeroQuantizer(AffineQuantizer):
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         low, high = torch.aminmax(groups, dim=-1)
         largest = torch.maximum(low.abs(), high.abs())
-        scale = torch.maximum((high - low) * self.step_of_range, largest * (1.0 / INT16_MAX))
+        least = largest * (1.0 / LARGEST_ZERO) + FLOAT16_TINY / 2
+        scale = torch.maximum((high - low) * self.step_of_range, least)
         scale = stored_scale(torch.where(largest == 0, 1.0, scale))
         zero = (-low / scale.float()).round_().clamp_(-INT16_MAX, INT16_MAX)
         return QParams(scale, zero=zero.to(torch.int16))

@@ -56,7 +56,7 @@ class Grouping:
         size = self.channels_per_group(channels)
         return (size,) if channels % size == 0 else (size, channels % size)
 
-    def split(self, x: Shaped[Tensor, "batch heads tokens channels"]) -> list[Shaped[Tensor, "... group"]]:
+    def split(self, x: Shaped[Tensor, "batch heads tokens channels"]) -> list[Shaped[Tensor, "... _group"]]:
         """Groups on the last axis: [batch, heads, tokens, n, g] per token, [batch, heads, n, channels, g] per
         channel. A short last group comes as a second tensor with n = 1."""
         tokens, channels = x.shape[2:]
@@ -74,7 +74,7 @@ class Grouping:
             pieces.append(x[..., None, whole:])
         return pieces
 
-    def merge(self, pieces: list[Shaped[Tensor, "... group"]]) -> Shaped[Tensor, "batch heads tokens channels"]:
+    def merge(self, pieces: list[Shaped[Tensor, "... _group"]]) -> Shaped[Tensor, "batch heads tokens channels"]:
         """The inverse of `split`."""
         merged = [rearrange(piece, _MERGE[self.axis]) for piece in pieces]
         return merged[0] if len(merged) == 1 else torch.cat(merged, dim=-1)

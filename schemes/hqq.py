@@ -44,8 +44,10 @@ class HQQQuantizer(AffineQuantizer):
         super().__post_init__()
         if self.iters < 1:
             raise ValueError(f"iters={self.iters}: the solver makes at least 1 iteration")
-        if self.beta <= 0:
-            raise ValueError(f"beta={self.beta}: the shrinkage 1/beta needs a positive beta")
+        if not 0 < self.p <= 1:
+            raise ValueError(f"p={self.p}: the norm of the error has 0 < p ≤ 1")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta={self.beta}: the shrinkage 1/beta needs a positive, finite beta")
 
     @property
     def independent(self) -> bool | str:  # type: ignore[override]

@@ -114,9 +114,7 @@ class TokenStore:
         pieces = [] if self.sinks is None else [self.sinks]
         pieces += [run.view().dequantize() for run in self.runs if run.tokens]
         pieces += [] if self.tail is None else [self.tail]
-        if not pieces:
-            return None
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        return torch.cat(pieces, dim=2) if pieces else None  # copies even one piece: what is held may change later
 
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens` tokens; the last block may be left with fewer valid tokens."""
@@ -149,7 +147,7 @@ class TokenStore:
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
         self.sinks = None if self.sinks is None else exact(self.sinks)
         self.tail = None if self.tail is None else exact(self.tail)
-        self.runs = [_Run(packed(run.view())) for run in self.runs]
+        self.runs = [_Run(packed(run.held)) for run in self.runs]  # with its spare capacity, which would stay unseen
 
     def nbytes(self) -> dict[str, int]:
         """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", and "spare" capacity."""

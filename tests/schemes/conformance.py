@@ -1,0 +1,217 @@
+"""What every scheme promises: one `check_*` a rule. An exception is declared by the quantizer, never named here."""
+
+import copy
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from schemes import KV, QuantizedTensor, Quantizer, TensorScheme, TokenStore
+
+FLOAT16_MAX = 65504.0
+EPS16 = 2.0**-11  # half the spacing of float16 numbers, relative to the number
+TINY16 = 2.0**-25  # half the spacing of float16's subnormal numbers
+
+
+def sample(scheme: TensorScheme, dtype: torch.dtype, tokens: int = 0, channels: int = 0) -> KV:
+    """[2, 2, tokens, channels] with an outlier channel and loud tokens; by default small, and two groups long."""
+    tokens = tokens or max(6, 2 * scheme.quantizer.tokens_per_group)
+    channels = channels or (64 if scheme.quantizer.tokens_per_group == 1 else 16)
+    rng = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 2, tokens, channels, generator=rng) * torch.randn(2, 2, tokens, 1, generator=rng).exp()
+    x[..., 3] = 8 * x[..., 3] + 20
+    return x.to(dtype)
+
+
+def rebuild(quantizer: Quantizer, x: KV) -> KV:
+    return quantizer.quantize(x).dequantize()
+
+
+def filled(scheme: TensorScheme, *pieces: KV) -> TokenStore:
+    store = TokenStore(scheme)
+    for piece in pieces:
+        store.append(piece)
+    return store
+
+
+def assert_same(a: QuantizedTensor, b: QuantizedTensor, why: str) -> None:
+    assert a.parts().keys() == b.parts().keys()
+    for name, part in a.parts().items():
+        assert torch.equal(part, b.parts()[name]), f"{name}: {why}"
+
+
+def check_shape_dtype_device(scheme, dtype):
+    x = sample(scheme, dtype)
+    rebuilt = rebuild(scheme.quantizer, x)
+    assert (rebuilt.shape, rebuilt.dtype, rebuilt.device) == (x.shape, dtype, x.device)
+
+
+def check_values_are_equal_and_hash(scheme, dtype):
+    twin = copy.deepcopy(scheme)
+    assert twin == scheme
+    assert hash(twin) == hash(scheme)
+    assert len({twin, scheme}) == 1
+
+
+def check_input_untouched(scheme, dtype):
+    x = sample(scheme, dtype)
+    before, held = x.clone(), scheme.quantizer.quantize(x)
+    rebuilt = held.dequantize()
+    assert torch.equal(x, before)
+    x.fill_(100.0)  # nothing held is a view of the input
+    assert torch.equal(held.dequantize(), rebuilt)
+
+
+def check_lossless_where_it_says_so(scheme, dtype):
+    x = sample(scheme, dtype)
+    assert torch.equal(rebuild(scheme.quantizer, x), x) == scheme.quantizer.lossless
+
+
+def check_finite(scheme, dtype):
+    x = sample(scheme, dtype)
+    outlier, largest = x.clone(), torch.full_like(x, FLOAT16_MAX)
+    outlier[:, :, 0, 0] = FLOAT16_MAX
+    signs = torch.where(torch.arange(x.shape[-1]) % 2 == 0, 1, -1).to(dtype)
+    hostile = {"zeros": x * 0, "outlier": outlier, "largest": largest, "± largest": largest * signs, "tiny": x * 1e-6}
+    for name, data in hostile.items():
+        assert rebuild(scheme.quantizer, data).isfinite().all(), name
+    assert rebuild(scheme.quantizer, x * 0).count_nonzero() == 0
+
+
+def check_constants(scheme, dtype):
+    """To the rounding of one stored float16 and of the output. A scale that alone carries the constant may be
+    subnormal in float16: its rounding times at most 2^7 steps."""
+    x = torch.zeros_like(sample(scheme, dtype))
+    for constant in (1.0, -3.3, 2.9e-3, -1e-5, 0.7, 1000.7, -60000.0):
+        data = (x + constant).to(dtype)
+        error = (rebuild(scheme.quantizer, data).double() - data.double()).abs().max().item()
+        stored = 1.01 * EPS16 * abs(constant) + 128 * TINY16
+        assert error <= stored + torch.finfo(dtype).eps * abs(constant), constant
+
+
+def check_layout_of_the_input(scheme, dtype):
+    x = sample(scheme, dtype)
+    expected = scheme.quantizer.quantize(x)
+    transposed = x.transpose(1, 2).contiguous().transpose(1, 2)  # as a model hands over its keys
+    strided = x.repeat_interleave(2, dim=3)[..., ::2]
+    for other in (transposed, strided):
+        assert not other.is_contiguous()
+        assert_same(scheme.quantizer.quantize(other), expected, "depends on the strides of the input")
+
+
+def check_rows_and_heads_independent(scheme, dtype):
+    if scheme.quantizer.independent is not True:
+        assert scheme.quantizer.independent, "an exception gives its reason"
+        return
+    x = sample(scheme, dtype)
+    whole = rebuild(scheme.quantizer, x)
+    for row in range(2):
+        for head in range(2):
+            alone = rebuild(scheme.quantizer, x[row : row + 1, head : head + 1])
+            assert torch.equal(alone, whole[row : row + 1, head : head + 1])
+
+
+def check_chunking(scheme, dtype):
+    """k token groups at once equal k times one, and so do whole blocks in a store."""
+    if scheme.quantizer.independent is not True:
+        return
+    step = scheme.quantizer.tokens_per_group
+    x = sample(scheme, dtype, tokens=3 * step)
+    whole = rebuild(scheme.quantizer, x)
+    pieces = [rebuild(scheme.quantizer, piece) for piece in x.split(step, dim=2)]
+    assert torch.equal(torch.cat(pieces, dim=2), whole)
+    x = sample(scheme, dtype, tokens=scheme.keep_recent + 2 * scheme.flush_every + 3)
+    assert torch.equal(filled(scheme, *x.split(7, dim=2)).read(), filled(scheme, x).read())
+
+
+def check_bound(scheme, dtype):
+    """|x − x̂| ≤ scale/2 + |Δoffset| + (2^b−1)·|Δscale| + 1 ulp, Δ the rounding of a stored float16."""
+    quantizer = scheme.quantizer
+    if quantizer.bounded is not True:
+        return
+    x = sample(scheme, dtype)
+    held = quantizer.quantize(x)
+    error = (x.float() - held.dequantize().float()).abs()
+    ulp = torch.finfo(dtype).eps * x.abs().max().float()
+
+    def worst(values):
+        return torch.cat([piece.amax(-1) for piece in quantizer.grouping.split(values)], dim=-1)
+
+    parts = {name: part.float() for name, part in held.parts().items()}
+    rounding = {name: part.abs().mul(EPS16).clamp(min=TINY16) for name, part in parts.items()}
+    bound = parts["scale"] / 2 + (2**quantizer.bits - 1) * rounding["scale"] + rounding.get("offset", 0.0) + ulp
+    assert (worst(error) <= bound).all()
+
+
+def _tensors(value) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return [t for field in fields(value) for t in _tensors(getattr(value, field.name))] if is_dataclass(value) else []
+
+
+def check_nbytes_are_what_is_held(scheme, dtype):
+    held = scheme.quantizer.quantize(sample(scheme, dtype))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(held)}
+    assert sum(held.nbytes().values()) == sum(storages.values())
+    assert held.counted_bytes() == (
+        held.dequantize().numel() * 2 if scheme.quantizer.lossless else sum(storages.values())
+    )
+
+
+def check_tokens_that_do_not_divide(scheme, dtype):
+    group = scheme.quantizer.tokens_per_group
+    if group > 1:
+        with pytest.raises(ValueError, match=f"{group + 1} tokens do not divide into groups of {group}"):
+            scheme.quantizer.quantize(sample(scheme, dtype, tokens=group + 1))
+    x = sample(scheme, dtype, tokens=scheme.keep_recent + scheme.flush_every + scheme.flush_every // 2 + 1)
+    store, packed = filled(scheme, x), scheme.packed_tokens(x.shape[2])
+    assert 0 < packed == store.packed_tokens
+    assert torch.equal(store.read()[:, :, packed:], x[:, :, packed:])
+    assert torch.equal(store.read()[:, :, :packed], rebuild(scheme.quantizer, x[:, :, :packed]))
+
+
+def check_channels_that_do_not_divide(scheme, dtype):
+    """80 channels: the last per-token group is short and no worse than the others, up to chance."""
+    scheme.quantizer.check(80)
+    x = sample(scheme, dtype, channels=80)
+    x[..., 3] /= 10
+    error = (rebuild(scheme.quantizer, x).float() - x.float()).square().mean((0, 1, 2))
+    assert error[64:].mean() <= 1.5 * error[:64].mean()
+
+
+def check_transformations(scheme, dtype):
+    """Crop inside and outside a group, rows, repeats and copies act on what is stored as on what is decoded."""
+    x = sample(scheme, dtype)
+    held, rebuilt = scheme.quantizer.quantize(x), rebuild(scheme.quantizer, x)
+    tokens = x.shape[2]
+    for keep in {1, tokens - 1, tokens // 2, scheme.quantizer.tokens_per_group}:
+        cropped = held.crop(keep)
+        assert torch.equal(cropped.dequantize(), rebuilt[:, :, :keep])
+        assert all(part.shape[2] == cropped.groups for part in cropped.parts().values())
+    rows = torch.tensor([1, 1, 0])
+    assert torch.equal(held.index_select(rows).dequantize(), rebuilt[rows])
+    assert torch.equal(held.repeat(2).dequantize(), rebuilt.repeat_interleave(2, dim=0))
+    assert torch.equal(held.to("cpu").dequantize(), rebuilt)
+    assert torch.equal(copy.deepcopy(held).dequantize(), rebuilt)
+
+
+def check_zeroed_codes(scheme, dtype):
+    """The destructive control takes the codes away and nothing else."""
+    held = scheme.quantizer.quantize(sample(scheme, dtype))
+    zeroed = held.with_zeroed_codes()
+    assert zeroed.nbytes() == held.nbytes()
+    assert set(held.code_parts) <= held.parts().keys()
+    for name, part in zeroed.parts().items():
+        if name in held.code_parts:
+            assert part.count_nonzero() == 0
+        else:
+            assert torch.equal(part, held.parts()[name])
+    assert not torch.equal(zeroed.dequantize(), held.dequantize())
+
+
+CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,146 @@
+"""Specs: the same scheme from the same settings, and a clear answer to any other."""
+
+from typing import Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
+
+from schemes import SCHEMES, Scheme, TensorScheme, parse_scheme
+from schemes.affine import MinMaxQuantizer
+from schemes.registry import SHORT_NAMES, build_scheme, fields_of, shorthands
+from schemes.symmetric import SymmetricQuantizer
+
+
+def values_of(annotation):
+    if get_origin(annotation) is Literal:
+        return st.sampled_from(get_args(annotation))
+    if annotation is float:
+        return st.floats(-0.5, 2)
+    if annotation is int:
+        return st.sampled_from([-1, 0, 1, 3, 8, 16, 20, 32, 64, 128])
+    return st.one_of([values_of(option) for option in get_args(annotation)])  # a union
+
+
+@st.composite
+def settings_of_a_family(draw):
+    family = draw(st.sampled_from(sorted(SCHEMES.values(), key=lambda family: family.name)))
+    fields = {name: values_of(field.type) for name, field in fields_of(family).items()}
+    return family, draw(st.fixed_dictionaries({}, optional=fields)), draw(st.randoms(use_true_random=False))
+
+
+@given(settings_of_a_family())
+def test_canonical_round_trip(case):
+    """Any settings that go together: the name says them all, in any order of the spec."""
+    family, settings, order = case
+    try:
+        scheme = build_scheme(family, settings, "settings")
+    except ValueError:
+        reject()
+    again = parse_scheme(scheme.name)
+    assert again == scheme
+    assert hash(again) == hash(scheme)
+    assert again.name == scheme.name
+    items = [f"{name}={value}" for name, value in settings.items()]
+    order.shuffle(items)
+    shuffled = parse_scheme(family.name + ":" * bool(items) + " , ".join(items))
+    assert shuffled == scheme
+    assert len({scheme, again, shuffled}) == 1
+
+
+@given(settings_of_a_family())
+def test_refusals_are_one_kind_of_error(case):
+    """ValueError that quotes the spec: never an error from the inside."""
+    family, settings, _ = case
+    items = ",".join(f"{name}={value}" for name, value in settings.items())
+    spec = f"{family.name}:{items}" if items else family.name
+    try:
+        parse_scheme(spec)
+    except ValueError as error:
+        assert str(error).startswith(f"scheme {spec!r}: ")
+
+
+@pytest.mark.parametrize("short", sorted(SHORT_NAMES))
+def test_short_names(short):
+    family, values = SHORT_NAMES[short]
+    spelled = f"{family.name}:" + ",".join(f"{name}={value}" for name, value in values.items())
+    assert parse_scheme(short) == parse_scheme(spelled)
+    assert short not in SCHEMES
+
+
+def test_what_the_usual_names_stand_for():
+    """Per token, groups of 64 channels, both sides, no residual; `int4` is symmetric. KIVI: K (0, R), V (R, 1)."""
+    int4 = TensorScheme(SymmetricQuantizer(4, 64, "token"), keep_recent=0, flush_every=1, sink_tokens=0)
+    assert parse_scheme("int4") == Scheme("symmetric:bits=4", int4, int4)
+    kivi = parse_scheme("kivi:bits=2,group_size=32,residual_length=128,sink_tokens=4")
+    assert kivi.key == TensorScheme(MinMaxQuantizer(2, 32, "channel"), 0, 128, 4)
+    assert kivi.value == TensorScheme(MinMaxQuantizer(2, 32, "token"), 128, 1, 4)
+    layout = parse_scheme("asymmetric:bits=2,key_axis=channel,value_axis=token,group_size=32")
+    assert layout.key == TensorScheme(MinMaxQuantizer(2, 32, "channel"), 0, 32)  # a block is one group by default
+    assert layout.value == TensorScheme(MinMaxQuantizer(2, 32, "token"), 0, 1)
+    assert parse_scheme("exact").lossless
+    assert not kivi.lossless
+
+
+def test_bits_sets_both_sides_and_a_short_name_gives_way():
+    for family in SCHEMES.values():
+        for short, pair in shorthands(family).items():
+            assert pair == (f"key_{short}", f"value_{short}")
+            assert set(pair) <= fields_of(family).keys()
+    assert parse_scheme("kivi2:value_bits=4") == parse_scheme("kivi:key_bits=2,value_bits=4")
+    assert parse_scheme("int4:key_bits=8").key.quantizer.bits == 8
+    assert parse_scheme(" int4 ") == parse_scheme("symmetric: bits = 4")
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("kivy", ["no scheme 'kivy'", "did you mean 'kivi'?", *SCHEMES, *SHORT_NAMES]),
+        ("int5", ["no scheme 'int5'", "did you mean 'int", "symmetric"]),
+        ("", ["no scheme ''", "known: exact"]),
+        ("asymetric:bits=2", ["no scheme 'asymetric'", "did you mean 'asymmetric'?"]),
+        ("kivi:groupsize=32", ["no field 'groupsize'", "did you mean 'group_size'?", "residual_length", "bits"]),
+        ("kivi:keep_recent=4", ["no field 'keep_recent'", "residual_length"]),  # it has its own rule
+        ("exact:bits=4", ["no field 'bits'", "keep_recent, flush_every, sink_tokens"]),
+        ("symmetric:bits=1", ["key_bits='1' is not one of 2, 3, 4, 8"]),
+        ("kivi:bits=5", ["key_bits='5' is not one of 1, 2, 3, 4, 8"]),
+        ("int4:key_axis=tokens", ["key_axis='tokens' is not one of token, channel", "did you mean token?"]),
+        ("asym4:zero=int", ["zero='int' is not one of float, integer", "did you mean integer?"]),
+        ("int4:group_size=al", ["group_size='al' is not one of all, a whole number", "did you mean all?"]),
+        ("int4:group_size=6.5", ["group_size='6.5' is not one of all, a whole number"]),
+        ("hqq4:beta=big", ["beta='big' is not one of a number"]),
+        ("hqq4:iters=0", ["iters=0", "at least 1"]),
+        ("int4:sink_tokens=-1", ["sink_tokens=-1", "not negative"]),
+        ("int4:keep_recent=-1", ["keep_recent=-1", "not negative"]),
+        ("int4:flush_every=-8", ["flush_every=-8", "not negative"]),
+        ("int4:group_size=0", ["group_size=0", "at least 1"]),
+        ("kivi:residual_length=0", ["residual_length=0", "at least one group"]),
+        ("kivi", None),
+        (
+            "kivi:group_size=48",
+            ["group_size=48 tokens does not divide the block of 128", "residual_length", "multiple of 48"],
+        ),
+        (
+            "asym4:key_axis=channel,flush_every=96",
+            ["group_size=64 tokens does not divide the block of 96", "flush_every"],
+        ),
+        ("asym4:axis=channel,group_size=all", ["group_size=all with axis=channel", "such as group_size=32"]),
+        ("asym3:group_size=20", ["group of 20 codes of 3 bits is 60 bits", "a group that 8 divides"]),
+        ("kivi:value_bits=3,group_size=4", ["group of 4 codes of 3 bits"]),
+        ("int4:bits=4,key_bits=8", ["key_bits is set twice"]),
+        ("int4:bits", ["'bits' is not field=value", "an example: int4:key_bits=4"]),
+        ("int4:bits=", ["'bits=' is not field=value"]),
+        ("int4:", ["'' is not field=value"]),
+        ("int4:bits=4,", ["'' is not field=value"]),
+    ],
+)
+def test_bad_specs(spec, parts):
+    """The answer names what was got, what is allowed and the nearest match."""
+    if parts is None:
+        parse_scheme(spec)  # the control: a good one
+        return
+    with pytest.raises(ValueError, match="scheme ") as caught:
+        parse_scheme(spec)
+    assert str(caught.value).startswith(f"scheme {spec!r}: ")
+    for part in parts:
+        assert part in str(caught.value)
