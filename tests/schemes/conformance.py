@@ -7,32 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemes import KV, QuantizedTensor, Quantizer, TensorScheme, TokenStore
+from schemes import QuantizedTensor
+
+from .cases import filled, rebuild, sample
 
 FLOAT16_MAX = 65504.0
 EPS16 = 2.0**-11  # half the spacing of float16 numbers, relative to the number
 TINY16 = 2.0**-25  # half the spacing of float16's subnormal numbers
-
-
-def sample(scheme: TensorScheme, dtype: torch.dtype, tokens: int = 0, channels: int = 0) -> KV:
-    """[2, 2, tokens, channels] with an outlier channel and loud tokens; by default small, and two groups long."""
-    tokens = tokens or max(6, 2 * scheme.quantizer.tokens_per_group)
-    channels = channels or (64 if scheme.quantizer.tokens_per_group == 1 else 16)
-    rng = torch.Generator().manual_seed(7)
-    x = torch.randn(2, 2, tokens, channels, generator=rng) * torch.randn(2, 2, tokens, 1, generator=rng).exp()
-    x[..., 3] = 8 * x[..., 3] + 20
-    return x.to(dtype)
-
-
-def rebuild(quantizer: Quantizer, x: KV) -> KV:
-    return quantizer.quantize(x).dequantize()
-
-
-def filled(scheme: TensorScheme, *pieces: KV) -> TokenStore:
-    store = TokenStore(scheme)
-    for piece in pieces:
-        store.append(piece)
-    return store
 
 
 def assert_same(a: QuantizedTensor, b: QuantizedTensor, why: str) -> None:

@@ -113,3 +113,13 @@ def test_an_integer_zero_represents_0_exactly():
     x = torch.randn(1, 1, 32, 64)
     x[..., ::5] = 0
     assert (IntegerZeroQuantizer(4).quantize(x).dequantize()[..., ::5] == 0).all()
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_an_integer_zero_always_fits(bits):
+    """Constants of 40 binades: the zero is within int16 after the scale was rounded, so half a step is the error."""
+    x = torch.logspace(-24, 15.9, 2000, base=2)[None, None, :, None].expand(1, 1, 2000, 64)
+    for data in (x, -x):
+        held = IntegerZeroQuantizer(bits).quantize(data)
+        error = (held.dequantize() - data).abs().amax(-1, keepdim=True)
+        assert (error <= held.scale.float() / 2 * (1 + 1e-3)).all()  # float32 numbers of 2^15 steps

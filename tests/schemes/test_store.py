@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemes import QuantizedTensor, Quantizer, TokenStore, parse_scheme
 
-from .conformance import filled
+from .cases import filled
 
 CHANNELS = 16
 SPECS = [
