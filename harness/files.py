@@ -3,11 +3,11 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -15,6 +15,8 @@ import platformdirs
 from harness.errors import ModelError
 
 Progress = Callable[[str], None]
+
+UNFINISHED = ".kvdelta-part"  # of files that are being written; no user names a file so, whatever folder it lies in
 
 
 def cache_folder() -> Path:
@@ -85,16 +87,17 @@ def one_at_a_time(progress: Progress) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a cache file so that readers see all of it or nothing; OSError where it cannot be written."""
+    """Write a file, and its folder, so that readers see all of it or nothing; OSError where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob("*.part"):  # a process killed while writing left it an hour ago or earlier
-        if stale.stat().st_mtime < time.time() - 3600:
-            stale.unlink(missing_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    for stale in path.parent.glob(f"*{UNFINISHED}"):  # a process killed while writing left it an hour ago or earlier
+        with suppress(FileNotFoundError):  # another process cleans, or finishes, at the same time
+            if stale.stat().st_mtime < time.time() - 3600:
+                stale.unlink()
+    # not tempfile's: that would be readable by its owner alone, and records are for others too
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        part.write_bytes(content)
         os.replace(part, path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

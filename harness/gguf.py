@@ -1,8 +1,10 @@
 """A GGUF file as a folder that loads quickly: reading the file takes half a minute, reading the folder half a second."""
 
+import io
 import json
 import os
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from harness.errors import ModelError, one_line
@@ -43,7 +45,8 @@ def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
 
     progress(f"converting {gguf.name} to safetensors (half a minute; once)")
     try:
-        with quiet(progress_bars=False):
+        # transformers draws a bar while it dequantizes that has no switch; what goes wrong is raised, not printed
+        with quiet(progress_bars=False), redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except Exception as error:  # transformers and gguf raise what they like on files they do not understand

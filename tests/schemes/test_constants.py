@@ -122,4 +122,4 @@ def test_an_integer_zero_always_fits(bits):
     for data in (x, -x):
         held = IntegerZeroQuantizer(bits).quantize(data)
         error = (held.dequantize() - data).abs().amax(-1, keepdim=True)
-        assert (error <= held.scale.float() / 2 * (1 + 1e-3)).all()  # float32 numbers of 2^15 steps
+        assert (error <= held.scale.float() / 2 * 1.01).all()  # x / scale is a float32 near 2^15, whose spacing is 2^-8

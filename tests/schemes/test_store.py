@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemes import QuantizedTensor, Quantizer, TokenStore, parse_scheme
 
-from .cases import filled
+from .cases import filled, rebuild
 
 CHANNELS = 16
 SPECS = [
@@ -95,7 +95,7 @@ class Counting(Quantizer):
 @settings(max_examples=20)
 @given(steps=st.lists(st.tuples(st.sampled_from(["append", "append", "crop"]), st.integers(0, 40)), max_size=8))
 def test_appends_and_crops_never_quantize_again(scheme, steps):
-    """Packed tokens stay, bit for bit, until they are cropped; what is exact is what was appended."""
+    """Packed tokens stay, bit for bit, until they are cropped; what is newly packed is what the quantizer gives."""
     counting = Counting(scheme.quantizer)
     store, removed, seed = TokenStore(replace(scheme, quantizer=counting)), 0, 0
     truth = shown = tokens(0)
@@ -117,6 +117,8 @@ def test_appends_and_crops_never_quantize_again(scheme, steps):
         assert store.length == read.shape[2] == truth.shape[2]
         assert torch.equal(read[:, :, :packed_end], shown[:, :, :packed_end])
         sinks, tail = store.sink_tokens, store.length - store.tail_tokens
+        if (fresh := slice(max(sinks, packed_end), tail)).start < tail:
+            assert torch.equal(read[:, :, fresh], rebuild(scheme.quantizer, truth[:, :, fresh]))
         assert torch.equal(read[:, :, :sinks], truth[:, :, :sinks])
         assert torch.equal(read[:, :, tail:], truth[:, :, tail:])
         assert store.tail_tokens < scheme.keep_recent + scheme.flush_every
