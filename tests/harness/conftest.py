@@ -1,6 +1,7 @@
 """A tiny random model, and a word-level tokenizer and text for it: the real path in miniature."""
 
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,19 @@ def cache(tmp_path, monkeypatch):
     """A cache folder of the test's own."""
     monkeypatch.setenv("KVDELTA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def refused():
+    """Bad input: a ValueError of one line that matches."""
+
+    @contextmanager
+    def refused(message):
+        with pytest.raises(ValueError, match=message) as error:
+            yield
+        assert "\n" not in str(error.value)
+
+    return refused
 
 
 @pytest.fixture

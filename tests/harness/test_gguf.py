@@ -10,7 +10,6 @@ from gguf import GGUFWriter
 from tokenizers import pre_tokenizers
 
 from harness import gguf
-from harness.errors import ModelError
 from harness.model import load_model
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -75,28 +74,34 @@ class TestGGUF:
         assert len(messages) == 1
         assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
 
-    def test_not_gguf(self, tmp_path):
+    def test_one_line_and_no_progress_bars(self, tmp_path, capfd):
+        write_gguf(tmp_path / "tiny.gguf")
+        load_model(str(tmp_path / "tiny.gguf"))
+        output = capfd.readouterr()
+        assert (output.out, output.err) == ("", "converting tiny.gguf to safetensors (half a minute; once)\n")
+
+    def test_not_gguf(self, tmp_path, refused):
         (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 not it")
-        with pytest.raises(ModelError, match="not a GGUF file: it begins with b'PK"):
+        with refused("not a GGUF file: it begins with b'PK"):
             load_model(str(tmp_path / "x.gguf"))
 
-    def test_damaged(self, tmp_path, cache):
+    def test_damaged(self, tmp_path, cache, refused):
         path = tmp_path / "x.gguf"
         write_gguf(path)
         path.write_bytes(path.read_bytes()[:3000])
-        with pytest.raises(ModelError, match=r'transformers cannot read "x\.gguf"'):
+        with refused(r'transformers cannot read "x\.gguf"'):
             load_model(str(path))
         assert not (cache / "models").exists()
         assert not (cache / "work").exists()
 
-    def test_revision_is_refused(self, tmp_path):
+    def test_revision_is_refused(self, tmp_path, refused):
         write_gguf(tmp_path / "x.gguf")
-        with pytest.raises(ModelError, match="--revision"):
+        with refused("--revision"):
             load_model(str(tmp_path / "x.gguf"), revision="main")
 
-    def test_disk_full(self, tmp_path, free_bytes, cache):
+    def test_disk_full(self, tmp_path, free_bytes, cache, refused):
         write_gguf(tmp_path / "x.gguf")
         free_bytes(1000)
-        with pytest.raises(ModelError, match=r"no disk space for the converted copy .* KVDELTA_CACHE"):
+        with refused(r"no disk space for the converted copy .* KVDELTA_CACHE"):
             load_model(str(tmp_path / "x.gguf"))
         assert not (cache / "models").exists()

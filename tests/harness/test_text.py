@@ -1,7 +1,6 @@
-"""Texts: the excerpt is clean prose and always the same, local files are read or refused, tokens are hashed."""
+"""Texts: the excerpt is always the same, local files are read or refused, tokens are hashed."""
 
 import hashlib
-import sys
 from pathlib import Path
 
 import datasets
@@ -11,12 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from harness import text as text_module
-from harness import wikipedia
 from harness.errors import TextError
 from harness.files import cache_folder
 from harness.model import load_model
 from harness.text import Text, adds_bos, load_text, token_sha256, tokenize
-from harness.wikipedia import EXCERPT, parse_excerpt
+from harness.wikipedia import EXCERPT
 
 WIKITEXT_FILE = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2-raw" / "wiki.test.raw"
 
@@ -58,39 +56,29 @@ class TestLocalFile:
             'did you mean "wikitext-2"?'
         )
 
-    def test_missing_file(self, tmp_path):
-        with pytest.raises(TextError, match="no such file"):
+    def test_missing_file(self, tmp_path, refused):
+        with refused("no such file"):
             load_text(str(tmp_path / "no.txt"))
 
-    def test_folder(self, tmp_path):
-        with pytest.raises(TextError, match="is a folder"):
+    def test_folder(self, tmp_path, refused):
+        with refused("is a folder"):
             load_text(str(tmp_path))
 
-    def test_not_utf8(self, tmp_path):
+    def test_not_utf8(self, tmp_path, refused):
         (tmp_path / "latin.txt").write_bytes("abc é".encode("latin-1"))
-        with pytest.raises(TextError, match="is not UTF-8: byte 0xe9 at offset 4"):
+        with refused("is not UTF-8: byte 0xe9 at offset 4"):
             load_text(str(tmp_path / "latin.txt"))
 
     @pytest.mark.parametrize("content", [b"", b" \r\n\n"])
-    def test_empty(self, tmp_path, content):
+    def test_empty(self, tmp_path, content, refused):
         (tmp_path / "empty.txt").write_bytes(content)
-        with pytest.raises(TextError, match=rf"is empty \({len(content)} bytes"):
+        with refused(rf"is empty \({len(content)} bytes"):
             load_text(str(tmp_path / "empty.txt"))
 
 
-@pytest.fixture(scope="module")
-def parsed():
-    return parse_excerpt()[0]
-
-
 class TestExcerpt:
-    def test_is_long_clean_prose(self, parsed):
-        assert 2.5e6 < len(parsed) < 3.5e6
-        assert parsed.startswith("Anarchism\n\nAnarchism is a political philosophy")
-        for markup in ("[[", "]]", "{{", "}}", "{|", "''", "==", "<ref", "&nbsp;", "http://", "()", " ,", "\n\n\n"):
-            assert markup not in parsed
-
-    def test_cached_and_the_same(self, parsed, cache, monkeypatch):
+    def test_cached_and_the_same(self, cache, monkeypatch):
+        parsed = "Anarchism\n\nIt is “long”.\n"
         monkeypatch.setattr(text_module, "parse_excerpt", lambda: (parsed, "4.4.0"))
         first = load_text()
         assert first.content == parsed
@@ -110,20 +98,6 @@ class TestExcerpt:
         cache.write_text("a file where the folder should be")
         monkeypatch.setattr(text_module, "parse_excerpt", lambda: ("long text", "4.4.0"))
         assert load_text().content == "long text"
-
-    def test_without_gensim(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "gensim", None)
-        with pytest.raises(TextError, match=r'pip install "kvdelta\[demo\]"'):
-            load_text()
-
-    def test_markup(self):
-        markup = (
-            "{{Infobox|a={{b}}}}\n'''Some''' (; {{IPA|x}}) [[thing|things]] of {{convert|3|km|mi}}<ref>no</ref>.\n"
-            "{| class=x\n| cell\n|}\n[[File:a.jpg|thumb|A [[cat]].]]\n==Empty==\n== Kept ==\n* one\n* A sentence.\n"
-            "==References==\n* A book.\n[[Category:Things]]\n"
-        )
-        plain = wikipedia._plain(markup, lambda text: text)
-        assert plain == "Some things of 3 km.\n\nKept\n\nA sentence."
 
 
 def test_wikitext_unreachable(monkeypatch):
@@ -149,8 +123,8 @@ class TestTokenize:
         assert tokens.tolist() == [3, 2, 0, 3]  # no BOS, and no complaint that it is longer than model_max_length
         assert tokens.dtype == torch.int64
 
-    def test_empty(self):
-        with pytest.raises(TextError, match="gives 0 tokens"):
+    def test_empty(self, refused):
+        with refused("gives 0 tokens"):
             tokenize(Text("t", " ", {}), word_tokenizer("a"))
 
     def test_long_texts_are_cached_by_text_and_tokenizer(self, cache, monkeypatch):

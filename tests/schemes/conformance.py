@@ -38,7 +38,7 @@ def check_values_are_equal_and_hash(scheme, dtype):
 def check_input_untouched(scheme, dtype):
     x = sample(scheme, dtype)
     before, held = x.clone(), scheme.quantizer.quantize(x)
-    rebuilt = held.dequantize()
+    rebuilt = held.dequantize().clone()
     assert torch.equal(x, before)
     x.fill_(100.0)  # nothing held is a view of the input
     assert torch.equal(held.dequantize(), rebuilt)

@@ -56,6 +56,11 @@ def test_a_short_last_group():
     ]
 
 
+def test_fewer_channels_than_a_group():
+    assert Grouping("token", 64).group_lengths(16) == Grouping("token", "all").group_lengths(16) == (16,)
+    assert [piece.shape for piece in Grouping("token", 64).split(torch.zeros(1, 1, 5, 16))] == [(1, 1, 5, 1, 16)]
+
+
 @pytest.mark.parametrize(
     ("axis", "size", "message"),
     [
