@@ -23,7 +23,7 @@ from harness.text import Text, adds_bos, load_text, token_sha256, tokenize
 from harness.windows import Window, check_positions, cut_windows
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
-VERSIONED = ("torch", "transformers", "kvdelta")  # a change of these may change the numbers
+VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,21 +62,21 @@ def prepare(options: Options) -> Subject:
     return Subject(loaded, text, tokens, windows, bos_token_id)
 
 
-def contenders_of(specs: Sequence[str], note: Any = lambda text: None) -> list[Contender]:
-    """Contenders of specs, exact first; equal canonical specs are merged with a notice."""
-    found: list[SchemeContender] = []
-    for contender in [SchemeContender.of(spec) for spec in specs]:
+def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: None) -> list[Contender]:
+    """Contenders of specs, or as they are, exact first; equal canonical specs are merged with a notice."""
+    found: list[Contender] = []
+    for contender in [SchemeContender.of(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]:
         twin = next((other for other in found if other.name == contender.name), None)
         if twin:
             note(f"{contender.label} is the same scheme as {twin.label}: scored once")
         else:
             found.append(contender)
-    baseline = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
+    baseline: list[Contender] = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
     return [*baseline, *(c for c in found if c.name != "exact")]
 
 
 def compare(
-    schemes: Sequence[str] | Sequence[Contender] = DEFAULT_SCHEMES,
+    schemes: Sequence[str | Contender] = DEFAULT_SCHEMES,
     options: Options | None = None,
     *,
     subject: Subject | None = None,
@@ -84,14 +84,13 @@ def compare(
 ) -> tuple[Run, Path]:
     """Score schemes on the same windows; the record and its folder.
 
-    schemes: specs such as "kivi:bits=2", or contenders (the exact baseline first). subject: what is already loaded.
+    schemes: specs such as "kivi:bits=2", contenders, or both; exact is added where it is not among them. subject: what is already loaded.
     A folder with the finished windows of the same settings is continued, a complete one is read. ValueError: bad
     input, an output folder that holds another run, NaN or infinite logits.
     """
     options = options or Options()
     progress = progress or Progress()
-    specs = [s for s in schemes if isinstance(s, str)]
-    contenders = contenders_of(specs, progress.on_note) if specs else [s for s in schemes if not isinstance(s, str)]
+    contenders = contenders_of(schemes, progress.on_note)
     subject = subject or prepare(options)
     model = subject.loaded.model
     for contender in contenders:

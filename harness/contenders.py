@@ -35,6 +35,10 @@ class Contender(Protocol):
         """ValueError, before any forward, where this model or window cannot be used."""
         ...
 
+    def zero_codes(self, cache: Any) -> bool:
+        """The destructive control: set every stored code to 0; False where there is none that we know of."""
+        ...
+
     def record(self, config: Any, cache: Any) -> ContenderRecord: ...
 
 
@@ -72,6 +76,10 @@ class SchemeContender:
                     f"scheme {self.label}: a prefix of {prefix_length} tokens would leave every {side} exact, since its "
                     f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual"
                 )
+
+    def zero_codes(self, cache: SchemeCache) -> bool:
+        cache.zero_codes()
+        return not self.lossless
 
     def record(self, config: Any, cache: SchemeCache) -> ContenderRecord:
         """With the bytes held by `cache`, filled with one prefix."""
@@ -122,6 +130,9 @@ class ForeignContender:
             self.empty(config)
         except Exception as error:  # a foreign cache may raise anything
             raise ValueError(f"cache {self.label} cannot be made for this model: {error}") from error
+
+    def zero_codes(self, cache: Any) -> bool:
+        return False
 
     def record(self, config: Any, cache: Any) -> ContenderRecord:
         return ContenderRecord(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.cache import SchemeCache
 from harness.contenders import Contender
 from harness.protocols import (
     Scores,
@@ -38,15 +37,14 @@ def check_zeroed_codes(
     audit: Audit, contender: Contender, model: Any, window: Window, prefilled: DynamicCache, step: int | None
 ) -> None:
     """The destructive control: with every stored code 0 the logits of the same forward must move."""
-    cache = contender.empty(model.config)
-    if not isinstance(cache, SchemeCache):
-        return  # a foreign cache has no codes that we know of; it is audited by value
-    contender.fill(cache, model, window, prefilled)
+    intact = contender.empty(model.config)
+    contender.fill(intact, model, window, prefilled)
+    zeroed = copy.deepcopy(intact)
+    if not contender.zero_codes(zeroed):
+        return
     few = window.suffix[:, : FLOOR_TOKENS + 1]  # a few tokens tell
-    intact = suffix_logits(model, copy.deepcopy(cache), few, step)
-    cache.zero_codes()
-    moved = not torch.equal(suffix_logits(model, cache, few, step), intact)
-    audit.zeroed_codes_move_logits[contender.label] = moved
+    logits = [suffix_logits(model, cache, few, step) for cache in (intact, zeroed)]
+    audit.zeroed_codes_move_logits[contender.label] = not torch.equal(*logits)
 
 
 def noise_floor(
@@ -79,28 +77,21 @@ def noise_floor(
 
 def failures(run: Run) -> dict[str, list[str]]:
     """By contender, why its row cannot be believed."""
-    found: dict[str, list[str]] = {}
-    sums = {c.label: tuple(w.nll[i] for w in run.windows) for i, c in enumerate(run.contenders)}
-    for i, contender in enumerate(run.contenders):
-        reasons: list[str] = []
-        if contender.lossless:
-            if run.audit.identity_is_exact is False:
-                reasons.append("identity control: not bit-equal to transformers' own cache")
-            if reasons:
-                found[contender.label] = reasons
-            continue
-        read = {
-            "key": sum(w.key_pairs[i] for w in run.windows),
-            "value": sum(w.value_pairs[i] for w in run.windows),
-        }
-        unread = [side for side in contender.quantized_sides if not read[side]]
-        if unread:
-            reasons.append(f"cache not read ({' and '.join(unread)} coverage 0)")
-        twins = [label for label, other in sums.items() if label != contender.label and other == sums[contender.label]]
-        if twins:
-            reasons.append(f"losses bit-identical to {', '.join(twins)}")
-        if run.audit.zeroed_codes_move_logits.get(contender.label) is False:
-            reasons.append("zeroing its stored codes does not move the logits")
-        if reasons:
-            found[contender.label] = reasons
-    return found
+    found = {contender.label: _reasons(run, i) for i, contender in enumerate(run.contenders)}
+    return {label: reasons for label, reasons in found.items() if reasons}
+
+
+def _reasons(run: Run, i: int) -> list[str]:
+    contender, reasons = run.contenders[i], []
+    if contender.lossless:
+        wrong = run.audit.identity_is_exact is False
+        return ["identity control: not bit-equal to transformers' own cache"] if wrong else []
+    read = {"key": sum(w.key_pairs[i] for w in run.windows), "value": sum(w.value_pairs[i] for w in run.windows)}
+    if unread := [side for side in contender.quantized_sides if not read[side]]:
+        reasons.append(f"cache not read ({' and '.join(unread)} coverage 0)")
+    losses = [[w.nll[j] for w in run.windows] for j in range(len(run.contenders))]
+    if twins := [other.label for j, other in enumerate(run.contenders) if j != i and losses[j] == losses[i]]:
+        reasons.append(f"losses bit-identical to {', '.join(twins)}")
+    if run.audit.zeroed_codes_move_logits.get(contender.label) is False:
+        reasons.append("zeroing its stored codes does not move the logits")
+    return reasons

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from analysis import summary
 from harness import records
 from harness.comparison import compare, contenders_of
+from harness.contenders import ForeignContender
 from harness.runner import Progress, window_sums
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
@@ -90,6 +92,13 @@ def test_equal_specs_are_merged_with_a_notice():
     found = contenders_of(["int4", "symmetric:bits=4", "exact", "kivi4"], notes.append)
     assert [c.label for c in found] == ["exact", "int4", "kivi4"]
     assert notes == ["symmetric:bits=4 is the same scheme as int4: scored once"]
+
+
+def test_specs_and_contenders_compete_in_one_run(subject, options):
+    stock = ForeignContender("stock", lambda config: DynamicCache(config=config))
+    run, _ = compare([stock, "asym2:group_size=16"], options, subject=subject)
+    assert [contender.label for contender in run.contenders] == ["exact", "stock", "asym2:group_size=16"]
+    assert set(run.audit.failures) == {"stock"}  # it gives back what it was given
 
 
 def test_a_prefix_within_the_residual_is_refused(subject, options):

@@ -112,6 +112,8 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("int4:group_size=6.5", ["group_size='6.5' is not one of all, a whole number"]),
         ("hqq4:beta=big", ["beta='big' is not one of a number"]),
         ("hqq4:iters=0", ["iters=0", "at least 1"]),
+        ("hqq4:solver=library,iters=5", ["takes no iters", "20, 0.7, 10", "solver=batched"]),
+        ("hqq4:solver=library,stop=reference", ["takes no iters, p, beta or stop"]),
         ("int4:sink_tokens=-1", ["sink_tokens=-1", "not negative"]),
         ("int4:keep_recent=-1", ["keep_recent=-1", "not negative"]),
         ("int4:flush_every=-8", ["flush_every=-8", "not negative"]),
