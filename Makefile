@@ -16,6 +16,7 @@ check: .venv/dev ## what continuous integration runs: lint, types, tests
 	$(MAKE) test
 
 .venv/%: pyproject.toml constraints.txt
+	@echo "installing torch, transformers and the rest into .venv (once; some minutes, quiet)"
 	test -x $(RUN)python || $(PYTHON) -m venv .venv
 	$(RUN)python -m pip install --disable-pip-version-check -q -c constraints.txt torch
 	$(RUN)python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$*]'

@@ -1,7 +1,10 @@
 """Every scheme with its fields, defaults, source and bits, from the registry alone."""
 
+import json
+
 import torch
 
+from analysis import tables
 from schemes import SCHEMES, TokenStore, parse_scheme
 from schemes.registry import fields_of
 
@@ -26,3 +29,24 @@ def _bits(spec: str) -> str:
         store.append(x)
         measured.append(f"{8 * store.counted_bytes() / store.elements:.2f}")
     return " / ".join(measured)
+
+
+def listing(format: str) -> str:
+    """All of it as table (for people), md, json or csv."""
+    header, body = catalogue()
+    if format == "json":
+        return json.dumps([dict(zip(header, row, strict=True)) for row in body], indent=1, ensure_ascii=False)
+    if format == "csv":
+        return tables.csv_text(header, body).rstrip("\n")
+    if format == "md":
+        return tables.as_markdown(header, body).rstrip("\n")
+    entries = [
+        "\n".join([name, *(f"    {what}: {text}" for what, text in zip(header[1:], rest, strict=True))])
+        for name, *rest in body
+    ]
+    return "\n".join([*entries, SPECS])
+
+
+SPECS = """
+A spec is name:field=value,field=value, such as kivi:bits=2,group_size=64. A field without its key_ or value_ (bits, axis)
+sets both sides; a short name with fields, such as int4:group_size=32, changes its settings."""

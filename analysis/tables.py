@@ -16,6 +16,15 @@ CSV_COLUMNS = [
 ]  # fmt: skip
 
 
+def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
+    """As md, json or csv."""
+    if format == "csv":
+        return as_csv(rows)
+    if format == "json":
+        return as_json(run, rows, baseline)
+    return "\n\n".join(heading(run)) + "\n\n" + as_markdown(*cells(rows, baseline))
+
+
 def as_csv(rows: list[Row]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")

@@ -1,7 +1,7 @@
 """`kvdelta`: the composition root, and the one module that may import analysis."""
 
-import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ from harness.loading import import_quickly, load_factory
 from harness.options import Options
 
 if TYPE_CHECKING:
+    from harness.comparison import Subject
     from harness.records import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -20,6 +21,7 @@ reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a published compar
 app.add_typer(reproduce, name="reproduce")
 
 AUDIT_FAILED = 3
+STARTED = time.perf_counter()
 
 Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
 Baseline = Annotated[
@@ -43,12 +45,12 @@ def compare(
     for spec in scheme or []:
         parse_scheme(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from harness.comparison import DEFAULT_SCHEMES, contenders_of, prepare
+    from harness.comparison import DEFAULT_SCHEMES, contenders_of
 
     contenders = contenders_of(scheme or DEFAULT_SCHEMES, _note)
     if baseline is not None and parse_scheme(baseline).name not in [contender.name for contender in contenders]:
         raise ValueError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
-    run, folder = _score(contenders, options, prepare(options))
+    run, folder = _score(contenders, options, _prepare(options))
     _show(run, folder, format, baseline)
     return _verdict(run)
 
@@ -77,25 +79,9 @@ def show(
 @app.command("schemes")
 def list_schemes(format: Format = "table") -> int:
     """List every scheme with its fields, defaults, source and measured bits."""
-    from analysis import tables
-    from analysis.catalogue import catalogue
+    from analysis.catalogue import listing
 
-    header, body = catalogue()
-    if format == "json":
-        print(json.dumps([dict(zip(header, row, strict=True)) for row in body], indent=1, ensure_ascii=False))
-    elif format == "csv":
-        print(tables.csv_text(header, body), end="")
-    elif format == "md":
-        print(tables.as_markdown(header, body), end="")
-    else:
-        for name, *rest in body:
-            print(name, *(f"    {what}: {text}" for what, text in zip(header[1:], rest, strict=True)), sep="\n")
-        print(
-            "\nA spec is name:field=value,field=value, such as kivi:bits=2,group_size=64. A field without its key_ or value_"
-        )
-        print(
-            "(bits, axis) sets both sides; a short name with fields, such as int4:group_size=32, changes its settings."
-        )
+    print(listing(format))
     return 0
 
 
@@ -103,26 +89,19 @@ def list_schemes(format: Format = "table") -> int:
 @takes_options(windows=4, without=("protocol", "step"))
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
-    import_quickly()
-    from analysis import summary, tables
+    subject = _prepare(options)
+    from analysis import reproduced, tables
     from harness import terminal
-    from harness.comparison import prepare
     from harness.reproduce import trap_contenders, trap_verdict
 
-    subject = prepare(options)
-    runs = {}
+    runs = []
     for protocol in ("single-pass", "two-pass"):
         _note(f"{protocol}:")
         out = str(Path(options.out) / protocol) if options.out else None
-        runs[protocol], _ = _score(trap_contenders(), replace(options, protocol=protocol, out=out), subject)
-    single, two = (summary.perplexities(run) for run in runs.values())
-    body = []
-    for contender, one, other in zip(runs["two-pass"].contenders, single, two, strict=True):
-        change = "" if contender.lossless else f" ({100 * (other / two[0] - 1):+.2f} %)"
-        body.append([contender.label, repr(one), f"{other:.4f}{change}"])
-    print(*tables.heading(runs["two-pass"])[:2], sep="\n")
-    terminal.print_table(["cache", "perplexity, single pass", "perplexity, two passes"], body)
-    shown, sentences = trap_verdict(runs["single-pass"], runs["two-pass"])
+        runs.append(_score(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
+    print(*tables.heading(runs[1])[:2], sep="\n")
+    terminal.print_table(*reproduced.trap_table(*runs))
+    shown, sentences = trap_verdict(*runs)
     print(*sentences, sep="\n")
     return 0 if shown else AUDIT_FAILED
 
@@ -131,21 +110,16 @@ def reproduce_trap(options: Options) -> int:
 @takes_options()
 def reproduce_kivi(options: Options) -> int:
     """KIVI against naive INT4: the published settings, the grid of axes and bits, and one change at a time."""
-    import_quickly()
-    from analysis import summary, tables
+    subject = _prepare(options)
+    from analysis import reproduced, summary, tables
     from harness import terminal
-    from harness.comparison import contenders_of, prepare
-    from harness.reproduce import EQUAL_BITS, GRID, LADDER, PUBLISHED, kivi_specs
+    from harness.comparison import contenders_of
+    from harness.reproduce import EQUAL_BITS, kivi_specs
 
-    run, _ = _score(contenders_of(kivi_specs()), options, prepare(options))
-    rows = summary.summarize(run)
+    run, _ = _score(contenders_of(kivi_specs()), options, subject)
     print(*tables.heading(run), sep="\n")
-    published = [rows[summary.find(run, spec)] for spec in ("exact", *PUBLISHED)]
-    terminal.print_table(*tables.cells(published), "Published settings")
-    cost = {name: {bits: rows[summary.find(run, spec)] for bits, spec in line.items()} for name, line in GRID.items()}
-    terminal.print_table(*tables.cost_matrix(cost), "Asymmetric, groups of 32: ΔNLL ± SE")
-    ladder = [{**rows[summary.find(run, spec)], "scheme": step} for spec, step in LADDER.items()]
-    terminal.print_table(*tables.cells([rows[0], *ladder]), "One change at a time")
+    for title, table in reproduced.kivi_tables(run).items():
+        terminal.print_table(*table, title)
     print(summary.equal_bits_headline(run, *EQUAL_BITS))
     return _verdict(run)
 
@@ -159,12 +133,11 @@ def audit(
 ) -> int:
     """Does a scored forward read this cache? Any `past_key_values` factory, beside exact."""
     factory = load_factory(cache)
-    import_quickly()
-    from harness.comparison import prepare
-    from harness.contenders import ForeignContender, SchemeContender
+    subject = _prepare(options)
+    from harness.comparison import contenders_of
+    from harness.contenders import ForeignContender
 
-    contenders = [SchemeContender.of("exact"), ForeignContender(cache, factory)]
-    run, folder = _score(contenders, options, prepare(options))
+    run, folder = _score(contenders_of([ForeignContender(cache, factory)]), options, subject)
     _show(run, folder, format, None)
     if not run.audit.failures:
         _note(f"audit passed: the scored forward read what {cache} had stored")
@@ -175,7 +148,17 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _score(contenders: Any, options: Options, subject: Any) -> tuple["Run", Path]:
+def _prepare(options: Options) -> "Subject":
+    """Model, text and windows; says how long that took since the command began."""
+    import_quickly()
+    from harness.comparison import prepare
+
+    subject = prepare(options)
+    _note(f"loaded {subject.loaded.name} and {subject.text.name} in {time.perf_counter() - STARTED:.1f} s")
+    return subject
+
+
+def _score(contenders: Any, options: Options, subject: "Subject") -> tuple["Run", Path]:
     """Run, with progress on stderr; the record gets its summary, which analysis knows to make."""
     from analysis.summary import summarize
     from analysis.tables import finite
@@ -196,18 +179,14 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None) -> None:
     position = summary.find(run, baseline) if baseline else 0
     nll = records.load_nll(folder, run) if format == "json" and records.has_tokens(folder) else None
     rows = summary.summarize(run, baseline, nll)
-    if format == "csv":
-        print(tables.as_csv(rows), end="")
-    elif format == "json":
-        print(tables.as_json(run, rows, position), end="")
-    elif format == "md":
-        print("\n\n".join(tables.heading(run)) + "\n\n" + tables.as_markdown(*tables.cells(rows, position)), end="")
-    else:
+    if format == "table":
         from harness import terminal
 
         print(*tables.heading(run), sep="\n")
         terminal.print_table(*tables.cells(rows, position))
         print(tables.LEGEND)
+    else:
+        print(tables.as_text(run, rows, position, format), end="")
 
 
 def _verdict(run: "Run") -> int:

@@ -49,6 +49,8 @@ class Runner:
     def go(self, windows: Sequence[Window]) -> Run:
         """Score every window that the record does not have yet; save after each. Returns the complete run."""
         done = {window.index for window in self.run.windows}
+        if not done:
+            self.progress.on_note("the first window takes longer: it also runs the controls and the noise floor")
         for window in windows:
             if window.index not in done:
                 self._window(window)

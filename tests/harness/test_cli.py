@@ -5,14 +5,17 @@ import io
 import json
 import random
 import re
+import shutil
 import sys
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness import cli, loading, records
+
+from .conftest import tiny_config
 
 WORDS = [f"w{i}" for i in range(127)]
 SCHEMES = ["--scheme", "int8:group_size=16", "--scheme", "asym2:group_size=16"]
@@ -56,6 +59,7 @@ def test_compare_prints_a_table_and_leaves_a_record(kvdelta, tmp_path):
     assert lines[1] == "text.txt: 3 windows, prefix 96 + suffix 32 tokens, two-pass, float32 on cpu"
     rows = [line.split()[0] for line in lines if line.strip()[:3] in ("exa", "int", "asy")]
     assert rows == ["exact", "int8:group_size=16", "asym2:group_size=16"]
+    assert re.search(r"^loaded model and text\.txt in \d+\.\d s$", err, re.M)
     assert "window 3/3" in err
     assert "record: run" in err
     run = records.load("run")
@@ -159,6 +163,24 @@ def test_audit_of_any_cache(kvdelta, tmp_path):
     assert "no such thing" in err
 
 
+def test_kivi_against_int4_in_miniature(kvdelta, tmp_path, files):
+    """Heads of 64 channels, as the published settings group them, and a prefix longer than KIVI's residual."""
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(tiny_config(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1))
+    wide.save_pretrained(tmp_path / "wide")
+    for file in (files / "model").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "wide")
+    words = ["--model", "wide", "--text", str(files / "text.txt"), "--device", "cpu", "--out", "run"]
+    sizes = ["--windows", "2", "--window-length", "320", "--score-length", "32"]
+    code, out, _ = kvdelta("reproduce", "kivi-vs-int4", *words, *sizes)
+    assert code == 0
+    titles = ("Published settings", "Asymmetric, groups of 32: ΔNLL ± SE", "One change at a time")
+    assert all(title in out for title in titles)
+    grid = [line for line in out.splitlines() if line.strip().startswith("K ")]
+    assert [line.count("±") for line in grid] == [4] * 4
+    assert "At 5.00 against 5.00 measured bits, int4:group_size=16 loses" in out
+
+
 def test_schemes_lists_every_family(kvdelta):
     from schemes import SCHEMES
 
@@ -211,7 +233,8 @@ def test_bad_input_is_one_clear_line(kvdelta, tmp_path, case):
     last = err.strip().splitlines()[-1]
     assert last.startswith("kvdelta: ")
     assert re.search(message, last), last
-    assert len(err.strip().splitlines()) == 1, err
+    said_before = [line for line in err.strip().splitlines()[:-1] if not line.startswith("loaded ")]
+    assert said_before == []
 
 
 def test_another_run_in_the_folder_is_refused(kvdelta):
