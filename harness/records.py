@@ -6,7 +6,7 @@ Everything that a table shows is recomputed from here.
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.files import write_atomically
 
 SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
 
 
 class _Typed(BaseModel):
@@ -38,6 +39,7 @@ class Settings(_Typed):
     seed: int
     contenders: list[str]  # canonical specs, in the order of the table; the first is exact
     versions: dict[str, str]
+    measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
 
 
 class Bytes(_Typed):
@@ -93,7 +95,9 @@ class Audit(_Typed):
     failures: dict[str, list[str]] = {}
 
 
-class Run(_Typed):
+class Header(_Typed):
+    """What every record begins with."""
+
     schema_version: int = SCHEMA_VERSION
     kvdelta: str
     status: Literal["running", "complete"] = "running"
@@ -106,6 +110,14 @@ class Run(_Typed):
     layers: int  # of the model
     threads: int  # of the CPU
     settings: Settings
+
+
+HeaderT = TypeVar("HeaderT", bound=Header)
+
+
+class Run(Header):
+    """A comparison: what `kvdelta compare` leaves in run.json."""
+
     contenders: list[ContenderRecord]
     noise_floor: NoiseFloor | None = None
     windows: list[WindowRecord] = []
@@ -125,19 +137,27 @@ def write(path: Path, content: bytes) -> None:
 
 
 def save(run: Run, folder: Path) -> None:
-    write(folder / "run.json", (run.model_dump_json(indent=1) + "\n").encode())
+    write(folder / RUN_FILE, (run.model_dump_json(indent=1) + "\n").encode())
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
     """nll, kl float32 and top1 bool, [contenders, scored]."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write(folder / "tokens" / f"{window:06d}.npz", buffer.getvalue())
+    save_arrays(folder / "tokens" / f"{window:06d}.npz", arrays)
 
 
 def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
-    with np.load(folder / "tokens" / f"{window:06d}.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return load_arrays(folder / "tokens" / f"{window:06d}.npz")
 
 
 def has_tokens(folder: Path) -> bool:
@@ -156,18 +176,23 @@ def load_nll(folder: Path, run: Run) -> np.ndarray:
 
 def load(folder: str | Path) -> Run:
     """Read a run folder. ValueError where it is none, or of another schema version."""
-    path = Path(folder) / "run.json"
+    return read(folder, RUN_FILE, Run)
+
+
+def read(folder: str | Path, name: str, kind: type[HeaderT]) -> HeaderT:
+    """Read one kind of record; ValueError where there is none, or one of another schema version."""
+    path = Path(folder) / name
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder} is no run folder: there is no run.json in it") from None
+        raise ValueError(f"{folder} is no run folder: there is no {name} in it") from None
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a run record: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
     try:
-        return Run.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
