@@ -1,0 +1,91 @@
+"""What an error in keys or values does to attention, on real queries, one KV head at a time.
+
+Sums over queries, so that windows and heads add up; figures are derived from them once, at the end.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+LARGEST = 80.0  # of log p̂ − log p: exp of more than 88 overflows float32
+
+
+class HeadAttention:
+    """One KV head and the query heads that share it: what exact keys and values give, to compare others with.
+
+    queries [query heads of the group, queries, channels]; keys, values [tokens, channels]; allowed: which tokens a
+    query attends to. Logits are QKᵀ·scaling, soft-capped where the model does so. Computes in the inputs' dtype.
+    """
+
+    def __init__(
+        self,
+        queries: Float[Tensor, "group queries channels"],
+        keys: Float[Tensor, "tokens channels"],
+        values: Float[Tensor, "tokens value_channels"],
+        allowed: Bool[Tensor, "queries tokens"],
+        scaling: float,
+        softcap: float | None = None,
+    ):
+        self.queries, self.values, self.scaling, self.softcap = queries, values, scaling, softcap
+        self.forbidden = ~allowed
+        self.attended = allowed.sum(dim=-1, keepdim=True).to(queries.dtype)
+        self.logits = self._logits(keys)
+        self.log_sum = self._log_sum(self.logits)
+        self.scores = self._scores(self.logits, self.log_sum)
+        self.output = self.scores @ values
+        self.sums_of_exact = {
+            "rows": float(self.scores.shape[0] * self.scores.shape[1]),
+            "logit_norm2": _energy(self._centred(self.logits.clone())),
+            "score_norm2": _energy(self.scores),
+            "output_norm2": _energy(self.output),
+        }
+
+    def sums(
+        self, keys: Float[Tensor, "tokens channels"], values: Float[Tensor, "tokens value_channels"]
+    ) -> dict[str, float]:
+        """Against the exact ones: squared errors of centred logits (each row minus its mean over the attended tokens),
+        of attention scores, and of the output with both, only the keys, or only the values replaced; the summed
+        KL(scores ‖ scores with these keys) in nats; beside them the exact energies, and the number of rows."""
+        logits = self._logits(keys)
+        log_sum = self._log_sum(logits)
+        scores = self._scores(logits, log_sum)
+        difference = logits.sub_(self.logits).masked_fill_(self.forbidden, 0)
+        found = {"attention_kl": self._kl(difference, log_sum - self.log_sum, scores)}
+        found["logit_error2"] = _energy(self._centred(difference))
+        both = torch.cat([self.values, values], dim=-1)
+        width = self.values.shape[-1]
+        with_keys, with_values = scores @ both, (self.scores @ values)
+        found["output_error2_key"] = _energy(with_keys[..., :width] - self.output)
+        found["output_error2_value"] = _energy(with_values - self.output)
+        found["output_error2_both"] = _energy(with_keys[..., width:] - self.output)
+        found["score_error2"] = _energy(scores.sub_(self.scores))
+        return {**self.sums_of_exact, **found}
+
+    def _logits(self, keys: Tensor) -> Tensor:
+        logits = (self.queries * self.scaling) @ keys.T
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def _log_sum(self, logits: Tensor) -> Tensor:
+        return logits.masked_fill(self.forbidden, -torch.inf).logsumexp(dim=-1, keepdim=True)
+
+    def _scores(self, logits: Tensor, log_sum: Tensor) -> Tensor:
+        return (logits - log_sum).masked_fill_(self.forbidden, -torch.inf).exp_()
+
+    def _centred(self, logits: Tensor) -> Tensor:
+        """In place: minus the mean over the attended tokens, 0 elsewhere."""
+        mean = logits.masked_fill_(self.forbidden, 0).sum(dim=-1, keepdim=True) / self.attended
+        return logits.sub_(mean).masked_fill_(self.forbidden, 0)
+
+    def _kl(self, difference: Tensor, shift: Tensor, scores: Tensor) -> float:
+        """Σ p·(expm1(δ) − δ) with δ = log p̂ − log p: no term is negative, so nothing cancels."""
+        delta = difference - shift
+        far = delta > LARGEST
+        delta.clamp_(max=LARGEST)
+        total = torch.expm1(delta).sub_(delta).mul_(self.scores).sum(dtype=torch.float64)
+        if far.any():  # p is nothing there, p̂ is all that the term has
+            total += scores[far].sum(dtype=torch.float64)
+        return float(total)
+
+
+def _energy(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=x.dtype).double().square())

@@ -1,0 +1,35 @@
+"""Layers and heads as a user names them."""
+
+from collections.abc import Sequence
+
+
+def chosen(what: str, asked: Sequence[int] | None, there: Sequence[int]) -> list[int]:
+    """Those asked for, in order, or all; ValueError for one that is not there."""
+    if asked is None:
+        return list(there)
+    for index in asked:
+        if index not in there:
+            raise ValueError(f"{what} {index} does not exist or holds no full-attention cache; there are {spans(there)}")
+    return sorted(set(asked))
+
+
+def indices(text: str) -> list[int]:
+    """From "0,5,10-12"; ValueError for anything else."""
+    found: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"{text!r}: give numbers and ranges such as 0,5,10-12")
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """The short form: 0-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)

@@ -1,0 +1,188 @@
+"""What needs the model's inside: queries of a suffix forward, keys before rotation, gradients of the loss."""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from harness.protocols import suffix_logits
+from harness.windows import Window
+from schemes import KV
+
+CAPTURABLE = ("sdpa", "eager")
+_NAME = "kvdelta-capture"
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One layer's attention in a suffix forward: queries [1, query heads, suffix, channels], keys and values
+    [1, KV heads, prefix + suffix, channels] as attended, which keys each query may see, the module's own scaling and
+    soft-cap, and what it returned [1, suffix, query heads, channels]."""
+
+    layer: int
+    queries: Float[Tensor, "1 query_heads suffix channels"]
+    keys: KV
+    values: KV
+    allowed: Bool[Tensor, "suffix tokens"]
+    scaling: float
+    softcap: float | None
+    output: Float[Tensor, "1 suffix query_heads channels"]
+
+
+def suffix_attention(
+    model: Any, cache: Any, window: Window, layers: Collection[int], visit: Callable[[Attention], None]
+) -> Float[Tensor, "scored vocabulary"]:
+    """The suffix in one forward over a filled cache, with a visit at each of `layers` while it goes; its logits.
+
+    One layer's attention exists at a time. ValueError where the model's attention cannot be captured.
+    """
+    missed = set(layers)
+
+    def seen(attention: Attention) -> None:
+        if attention.layer in layers:
+            missed.discard(attention.layer)
+            visit(attention)
+
+    with _capturing(model, seen):
+        logits = suffix_logits(model, cache, window.suffix)
+    if missed:
+        raise ValueError(
+            f"the attention of layers {sorted(missed)} of this {model.config.model_type} model does not go through "
+            "transformers' attention interface, so its queries cannot be captured"
+        )
+    return logits
+
+
+@contextmanager
+def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]:
+    original = model.config.get_text_config(decoder=True)._attn_implementation
+    if original not in CAPTURABLE:
+        raise ValueError(
+            f"the attention implementation {original!r} cannot be captured; load the model with one of "
+            f"{', '.join(CAPTURABLE)}"
+        )
+
+    def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        real = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)  # type: ignore[arg-type]
+        returned = real(module, query, key, value, mask, **kwargs)
+        scaling = kwargs.get("scaling")
+        attention = Attention(
+            layer=module.layer_idx,
+            queries=query,
+            keys=key,
+            values=value,
+            allowed=allowed_pairs(mask, query.shape[2], key.shape[2], query.device),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            softcap=kwargs.get("softcap"),
+            output=returned[0],
+        )
+        visit(attention)
+        return returned
+
+    AttentionInterface.register(_NAME, forward)
+    AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS[original])  # else it attends to the wrong keys
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(original)
+
+
+def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "queries keys"]:
+    """Which keys each query sees, from the mask that the attention function was given: none (causal, the queries
+    last), boolean, or added to the logits. ValueError for a mask that is more than that."""
+    if mask is None:
+        return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    if mask.shape[:2] != (1, 1):
+        raise ValueError(f"an attention mask of shape {tuple(mask.shape)} differs by head; it cannot be captured")
+    pairs = mask[0, 0, :, :keys]
+    if pairs.dtype == torch.bool:
+        return pairs
+    seen = pairs == 0
+    if not (seen | (pairs <= torch.finfo(pairs.dtype).min / 2)).all():
+        raise ValueError("an attention mask that adds other numbers than 0 and −∞ cannot be captured")
+    return seen
+
+
+def exact_view(prefilled: DynamicCache, config: Any) -> DynamicCache:
+    """A cache that shares the prefilled keys and values; a forward over it leaves those of `prefilled` alone."""
+    cache = DynamicCache(config=config)
+    for index, layer in enumerate(prefilled.layers):
+        # DynamicLayer appends by making new tensors; others (sliding, linear) change their state in place
+        cache.layers[index] = copy.copy(layer) if type(layer) is DynamicLayer else copy.deepcopy(layer)
+    return cache
+
+
+def full_layers(prefilled: DynamicCache) -> list[int]:
+    """The layers that keep all keys and values: those that a scheme stores."""
+    return [index for index, layer in enumerate(prefilled.layers) if type(layer) is DynamicLayer]
+
+
+def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dict[int, dict[str, KV]]:
+    """∂(Σ NLL of the exact suffix)/∂(prefix keys, values), by layer and side, in one backward pass.
+
+    The gradients go through every later layer; nats per unit of the cached numbers, in the cache's dtype.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)  # else the activations that weights would need are kept too
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            cache = DynamicCache(config=model.config)
+            leaves: dict[int, list[Tensor]] = {}
+            for index, layer in enumerate(prefilled.layers):
+                cache.layers[index] = mine = copy.deepcopy(layer)
+                if type(layer) is DynamicLayer:
+                    mine.keys = layer.keys.clone().requires_grad_()  # type: ignore[union-attr]
+                    mine.values = layer.values.clone().requires_grad_()  # type: ignore[union-attr]
+                    leaves[index] = [mine.keys, mine.values]
+            tokens = window.suffix.clone().to(model.device)
+            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[0, :-1]
+            targets = window.targets.clone().to(model.device)
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+            flat = [leaf for pair in leaves.values() for leaf in pair]
+            found = torch.autograd.grad(loss, flat)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return {index: {"key": found[2 * i], "value": found[2 * i + 1]} for i, index in enumerate(leaves)}
+
+
+@torch.inference_mode()
+def pre_rope_keys(model: Any, layer: int, keys: KV) -> KV:
+    """Keys as they were before the rotary embedding: rotated back by the model's own rotary module. Tokens are at
+    positions 0, 1, …. ValueError where the model's rotation is not one that we can undo."""
+    decoder = model.get_decoder()
+    rotary = getattr(decoder, "rotary_emb", None)
+    apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
+    if rotary is None or apply is None:
+        raise ValueError(
+            f"this {model.config.model_type} model has no rotary module of the usual form, so there are no pre-RoPE "
+            "keys; leave --pre-rope out"
+        )
+    position_ids = torch.arange(keys.shape[2], device=keys.device)[None]
+    words = {}
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        words["layer_type"] = model.config.get_text_config(decoder=True).layer_types[layer]
+    cos, sin = rotary(keys.float(), position_ids, **words)
+    scale = cos.square() + sin.square()  # 1, or the square of a rotary module's own attention scaling
+    x = keys.float()
+    back = apply(x, x, cos / scale, -sin / scale)[1]
+    again = apply(back, back, cos, sin)[1]
+    if not torch.allclose(again, x, rtol=1e-3, atol=1e-3 * float(x.abs().max())):
+        raise ValueError(
+            f"layer {layer} of this {model.config.model_type} model: its keys do not come back when rotated back and "
+            "forth, so there are no pre-RoPE keys to show; leave --pre-rope out"
+        )
+    return back
