@@ -118,6 +118,18 @@ def build_scheme(family: Family, given: dict[str, object], spec: str) -> Scheme:
     return Scheme(canonical_name(family, {**full, **rules}), key, value)
 
 
+def one_side(scheme: Scheme, side: str) -> Scheme:
+    """The scheme with only its keys, or only its values, quantized; side "both" is the scheme itself.
+
+    Its name is for people: no spec gives it yet.
+    """
+    if side == "both":
+        return scheme
+    other = "value" if side == "key" else "key"
+    exactly = dict(zip(("key", "value"), SCHEMES["exact"].build(), strict=True))
+    return replace(scheme, name=f"{scheme.name} ({side}s only)", **{other: exactly[other]})
+
+
 def _with_rules(side: TensorScheme, rules: dict[str, Any]) -> TensorScheme:
     return replace(side, **rules) if rules else side
 

@@ -1,0 +1,183 @@
+"""`sensitivity`: quantize one layer at a time, all others exact, on the same windows; what each layer costs."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analysis.reconstruction import predicted_sums
+from analysis.selection import chosen
+from harness import measurement, statistics
+from harness.ablation import SharedSuffix
+from harness.cache import SchemeCache, head_channels
+from harness.capture import full_layers, suffix_gradients
+from harness.comparison import Subject
+from harness.measurement import Arrays, Measurement
+from harness.options import Options
+from harness.protocols import log_probabilities, prefill, score, suffix_logits
+from harness.windows import Window
+from schemes import Scheme, TokenStore, parse_scheme
+from schemes.registry import one_side
+
+SIDES = ("key", "value", "both")
+
+
+def measure_sensitivity(
+    specs: Sequence[str],
+    options: Options,
+    subject: Subject,
+    *,
+    sides: Sequence[str] = ("key", "value"),
+    layers: Sequence[int] | None = None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> tuple[Measurement, Path]:
+    """Loss and KL sums [schemes, sides, layers] of every window, one layer quantized; beside them with all layers
+    quantized [schemes, sides], the exact loss, and the loss predicted from one backward pass.
+
+    sides: "key", "value" or "both" (of one layer at once). ValueError: a scheme, side or layer that does not fit.
+    """
+    for side in sides:
+        if side not in SIDES:
+            raise ValueError(f"side {side!r}: choose {', '.join(SIDES)}")
+    model = subject.loaded.model
+    schemes = {parse_scheme(spec).name: (spec, parse_scheme(spec)) for spec in specs}
+    for spec, scheme in schemes.values():
+        scheme.check(head_channels(model.config))
+        if scheme.lossless:
+            raise ValueError(f"scheme {spec} loses nothing, so it has no sensitivity to measure; name another")
+    measured = chosen("layer", layers, full_layers(prefill(model, subject.windows[0].prefix[:, :1])))
+    heads = model.config.get_text_config(decoder=True).num_key_value_heads
+    loop = _Loop([scheme for _, scheme in schemes.values()], list(dict.fromkeys(sides)), measured, subject, on_note)
+    return measurement.measure(
+        "sensitivity", options, subject, list(schemes.values()), {"layers": measured, "sides": loop.sides},
+        measured, range(heads), loop.window, on_note,
+    )  # fmt: skip
+
+
+class _Loop:
+    def __init__(
+        self,
+        schemes: Sequence[Scheme],
+        sides: list[str],
+        layers: Sequence[int],
+        subject: Subject,
+        on_note: Callable[[str], None],
+    ):
+        self.schemes, self.sides, self.layers, self.subject, self.on_note = schemes, sides, layers, subject, on_note
+        self.share = True
+
+    def window(self, window: Window, first: bool) -> Arrays:
+        model = self.subject.loaded.model
+        position = self.subject.windows.index(window) + 1
+        prefilled = prefill(model, window.prefix)
+        gradients = suffix_gradients(model, window, prefilled)
+        shared = SharedSuffix(model, window, prefilled)
+        if first:
+            middle = self.layers[len(self.layers) // 2]
+            self.share = shared.shares_exactly(middle, self.schemes[0])
+            if not self.share:
+                self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
+        log_p = log_probabilities(shared.exact)
+        exact = score(log_p, log_p, window.targets)
+        grid = (len(self.schemes), len(self.sides))
+        arrays: Arrays = {name: np.zeros((*grid, len(self.layers))) for name in ("nll", "kl", "square", "absolute")}
+        arrays |= {name: np.zeros(grid) for name in ("all_nll", "all_kl")}
+        arrays |= {"exact_nll": _sum(exact.nll), "count": np.array(float(len(window.targets)))}
+        for i, scheme in enumerate(self.schemes):
+            predicted = self._predicted(scheme, prefilled, gradients)
+            for j, side in enumerate(self.sides):
+                started = time.perf_counter()
+                half = one_side(scheme, side)
+                whole = suffix_logits(model, SchemeCache(half, model.config).fill(prefilled), window.suffix)
+                scores = score(log_probabilities(whole), log_p, window.targets)
+                arrays["all_nll"][i, j], arrays["all_kl"][i, j] = _sum(scores.nll), _sum(scores.kl)
+                for at, layer in enumerate(self.layers):
+                    logits = shared.ablated(layer, half, self.share)
+                    scores = score(log_probabilities(logits), log_p, window.targets)
+                    arrays["nll"][i, j, at], arrays["kl"][i, j, at] = _sum(scores.nll), _sum(scores.kl)
+                    for name in ("square", "absolute"):
+                        arrays[name][i, j, at] = predicted[layer][side][name]
+                seconds = time.perf_counter() - started
+                self.on_note(
+                    f"window {position}/{len(self.subject.windows)}  {scheme.name}, {side}: {len(self.layers)} layers "
+                    f"in {seconds:.1f} s"
+                )
+        return arrays
+
+    def _predicted(self, scheme: Scheme, prefilled: Any, gradients: dict) -> dict[int, dict[str, dict[str, float]]]:
+        """By layer and side: Σ(g·e)² and Σ|g·e| over heads."""
+        found: dict[int, dict[str, dict[str, float]]] = {}
+        for layer in self.layers:
+            held = prefilled.layers[layer]
+            by_side: dict[str, dict[str, float]] = {}
+            for side, x in {"key": held.keys, "value": held.values}.items():
+                store = TokenStore(scheme.sides[side])
+                store.append(x)
+                decoded = store.read()
+                assert decoded is not None
+                sums = predicted_sums(gradients[layer][side][0], x[0], decoded[0])
+                by_side[side] = {name: float(array.sum()) for name, array in sums.items()}
+            by_side["both"] = {name: by_side["key"][name] + by_side["value"][name] for name in by_side["key"]}
+            found[layer] = by_side
+        return found
+
+
+def _sum(x: torch.Tensor) -> np.ndarray:
+    return np.array(float(x.double().sum()))
+
+
+Row = dict[str, Any]
+
+
+def layer_rows(record: Measurement, arrays: Arrays) -> list[Row]:
+    """One row a scheme, side and layer: ΔNLL and mean KL with 95 % intervals over windows (nan for one window), and
+    the predicted loss, summed over windows."""
+    rows: list[Row] = []
+    for i, j, at in np.ndindex(arrays["nll"].shape[1:]):
+        delta = statistics.paired_delta(arrays["nll"][:, i, j, at], arrays["exact_nll"], arrays["count"])
+        kl, kl_se = statistics.clustered_mean(arrays["kl"][:, i, j, at], arrays["count"])
+        rows.append(
+            {
+                "scheme": record.labels[i],
+                "side": record.settings.measured["sides"][j],
+                "layer": record.measured_layers[at],
+                "delta_nll": delta.delta,
+                "delta_nll_low": delta.low,
+                "delta_nll_high": delta.high,
+                "kl": kl,
+                "kl_se": kl_se,
+                "square": float(arrays["square"][:, i, j, at].sum()),
+                "absolute": float(arrays["absolute"][:, i, j, at].sum()),
+                "read": bool((arrays["kl"][:, i, j, at] > 0).any()),
+            }
+        )
+    return rows
+
+
+def additivity_rows(record: Measurement, arrays: Arrays) -> list[Row]:
+    """One row a scheme and side: Σ over layers of the single-layer ΔNLL and KL, those of all layers at once, and the
+    difference of the ΔNLL with its 95 % interval over windows."""
+    rows: list[Row] = []
+    count = arrays["count"]
+    for i, j in np.ndindex(arrays["all_nll"].shape[1:]):
+        exact = arrays["exact_nll"]
+        single = (arrays["nll"][:, i, j] - exact[:, None]).sum(axis=1)
+        together = arrays["all_nll"][:, i, j] - exact
+        difference = statistics.paired_delta(single, together, count)
+        rows.append(
+            {
+                "scheme": record.labels[i],
+                "side": record.settings.measured["sides"][j],
+                "sum_delta_nll": float(single.sum() / count.sum()),
+                "all_delta_nll": float(together.sum() / count.sum()),
+                "difference": difference.delta,
+                "difference_low": difference.low,
+                "difference_high": difference.high,
+                "sum_kl": float(arrays["kl"][:, i, j].sum() / count.sum()),
+                "all_kl": float(arrays["all_kl"][:, i, j].sum() / count.sum()),
+            }
+        )
+    return rows

@@ -1,0 +1,74 @@
+"""Suffix passes that differ from the exact one from some layer on: the layers below are computed once, not again."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness.cache import SchemeLayer
+from harness.capture import exact_view
+from harness.protocols import suffix_logits
+from harness.windows import Window
+from schemes import Scheme
+
+Logits = Float[Tensor, "scored vocabulary"]
+
+
+@dataclass(eq=False)
+class SharedSuffix:
+    """The suffix of one window over an exact cache, and what each decoder layer returned in it."""
+
+    model: Any
+    window: Window
+    prefilled: DynamicCache
+
+    def __post_init__(self) -> None:
+        self._returned: list[Any] = []
+        hooks = [
+            layer.register_forward_hook(lambda module, given, returned: self._returned.append(returned))
+            for layer in _decoder_layers(self.model)
+        ]
+        try:
+            self.exact: Logits = suffix_logits(self.model, exact_view(self.prefilled, self.model.config), self.window.suffix)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def ablated(self, layer: int, scheme: Scheme, share: bool = True) -> Logits:
+        """Logits with the cache of one layer stored as `scheme` says and all others exact; nats follow.
+
+        share: take what the layers below returned in the exact pass, where it is the same bit for bit; False computes
+        them again (to check just that).
+        """
+        cache = exact_view(self.prefilled, self.model.config)
+        held = self.prefilled.layers[layer]
+        stored = SchemeLayer(scheme)
+        stored.update(held.keys, held.values)  # type: ignore[arg-type]
+        cache.layers[layer] = stored
+        with _returning(_decoder_layers(self.model)[: layer if share else 0], self._returned):
+            return suffix_logits(self.model, cache, self.window.suffix)
+
+    def shares_exactly(self, layer: int, scheme: Scheme) -> bool:
+        """Whether taking the lower layers from the exact pass gives the same logits, bit for bit."""
+        return torch.equal(self.ablated(layer, scheme), self.ablated(layer, scheme, share=False))
+
+
+def _decoder_layers(model: Any) -> Sequence[Any]:
+    return model.get_decoder().layers
+
+
+@contextmanager
+def _returning(layers: Sequence[Any], returned: Sequence[Any]) -> Iterator[None]:
+    """These layers return what they returned before, without computing it."""
+    for layer, value in zip(layers, returned, strict=False):
+        layer.forward = lambda *args, _value=value, **kwargs: _value  # an attribute of the object over the class's method
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
