@@ -52,12 +52,12 @@ class HeadAttention:
         difference = logits.sub_(self.logits).masked_fill_(self.forbidden, 0)
         found = {"attention_kl": self._kl(difference, log_sum - self.log_sum, scores)}
         found["logit_error2"] = _energy(self._centred(difference))
-        both = torch.cat([self.values, values], dim=-1)
-        width = self.values.shape[-1]
-        with_keys, with_values = scores @ both, (self.scores @ values)
-        found["output_error2_key"] = _energy(with_keys[..., :width] - self.output)
-        found["output_error2_value"] = _energy(with_values - self.output)
-        found["output_error2_both"] = _energy(with_keys[..., width:] - self.output)
+        for name, output in {
+            "key": scores @ self.values,
+            "value": self.scores @ values,
+            "both": scores @ values,
+        }.items():
+            found[f"output_error2_{name}"] = _energy(output - self.output)
         found["score_error2"] = _energy(scores.sub_(self.scores))
         return {**self.sums_of_exact, **found}
 

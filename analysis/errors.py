@@ -122,7 +122,7 @@ class _Loop:
         read: dict[str, torch.Tensor] = {}
         for side, exact in {"key": attention.keys, "value": attention.values}.items():
             prefix = exact[:, :, : window.prefix_length]
-            store = TokenStore(scheme.sides[side])
+            store = TokenStore(scheme.for_layer(attention.layer).sides[side])
             store.append(prefix)
             decoded = store.read()
             assert decoded is not None

@@ -51,7 +51,7 @@ def measure_outliers(
         collected: dict[str, list[dict[str, np.ndarray]]] = {}
         kept: dict[str, list[Tensor]] = {}
         for layer in measured:
-            held = prefilled.layers[layer]
+            held: Any = prefilled.layers[layer]
             sides: dict[str, Any] = {"key": held.keys, "value": held.values}
             if pre_rope:
                 sides["pre_rope_key"] = pre_rope_keys(model, layer, sides["key"])
@@ -75,9 +75,7 @@ def measure_outliers(
         return arrays
 
     chosen_things = {"layers": measured, "heads": kv_heads, "pre_rope": pre_rope, "asked": asked}
-    return measurement.measure(
-        "outliers", options, subject, [], chosen_things, measured, kv_heads, one_window, on_note
-    )
+    return measurement.measure("outliers", options, subject, [], chosen_things, measured, kv_heads, one_window, on_note)
 
 
 def _places(mean_abs: np.ndarray, every: bool) -> list[tuple[int, int]]:

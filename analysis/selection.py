@@ -9,7 +9,9 @@ def chosen(what: str, asked: Sequence[int] | None, there: Sequence[int]) -> list
         return list(there)
     for index in asked:
         if index not in there:
-            raise ValueError(f"{what} {index} does not exist or holds no full-attention cache; there are {spans(there)}")
+            raise ValueError(
+                f"{what} {index} does not exist or holds no full-attention cache; there are {spans(there)}"
+            )
     return sorted(set(asked))
 
 

@@ -20,7 +20,7 @@ from harness.options import Options
 from harness.protocols import log_probabilities, prefill, score, suffix_logits
 from harness.windows import Window
 from schemes import Scheme, TokenStore, parse_scheme
-from schemes.registry import one_side
+from schemes.layers import one_side
 
 SIDES = ("key", "value", "both")
 
@@ -77,7 +77,7 @@ class _Loop:
         shared = SharedSuffix(model, window, prefilled)
         if first:
             middle = self.layers[len(self.layers) // 2]
-            self.share = shared.shares_exactly(middle, self.schemes[0])
+            self.share = shared.shares_exactly(middle, self.schemes[0].for_layer(middle))
             if not self.share:
                 self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
         log_p = log_probabilities(shared.exact)
@@ -95,7 +95,7 @@ class _Loop:
                 scores = score(log_probabilities(whole), log_p, window.targets)
                 arrays["all_nll"][i, j], arrays["all_kl"][i, j] = _sum(scores.nll), _sum(scores.kl)
                 for at, layer in enumerate(self.layers):
-                    logits = shared.ablated(layer, half, self.share)
+                    logits = shared.ablated(layer, half.for_layer(layer), self.share)
                     scores = score(log_probabilities(logits), log_p, window.targets)
                     arrays["nll"][i, j, at], arrays["kl"][i, j, at] = _sum(scores.nll), _sum(scores.kl)
                     for name in ("square", "absolute"):
@@ -111,10 +111,10 @@ class _Loop:
         """By layer and side: Σ(g·e)² and Σ|g·e| over heads."""
         found: dict[int, dict[str, dict[str, float]]] = {}
         for layer in self.layers:
-            held = prefilled.layers[layer]
+            held: Any = prefilled.layers[layer]
             by_side: dict[str, dict[str, float]] = {}
             for side, x in {"key": held.keys, "value": held.values}.items():
-                store = TokenStore(scheme.sides[side])
+                store = TokenStore(scheme.for_layer(layer).sides[side])
                 store.append(x)
                 decoded = store.read()
                 assert decoded is not None

@@ -34,7 +34,9 @@ class SharedSuffix:
             for layer in _decoder_layers(self.model)
         ]
         try:
-            self.exact: Logits = suffix_logits(self.model, exact_view(self.prefilled, self.model.config), self.window.suffix)
+            self.exact: Logits = suffix_logits(
+                self.model, exact_view(self.prefilled, self.model.config), self.window.suffix
+            )
         finally:
             for hook in hooks:
                 hook.remove()
@@ -66,7 +68,9 @@ def _decoder_layers(model: Any) -> Sequence[Any]:
 def _returning(layers: Sequence[Any], returned: Sequence[Any]) -> Iterator[None]:
     """These layers return what they returned before, without computing it."""
     for layer, value in zip(layers, returned, strict=False):
-        layer.forward = lambda *args, _value=value, **kwargs: _value  # an attribute of the object over the class's method
+        layer.forward = lambda *args, _value=value, **kwargs: (
+            _value
+        )  # an attribute of the object over the class's method
     try:
         yield
     finally:

@@ -105,7 +105,10 @@ class SchemeCache(DynamicCache):
         super().__init__(config=config)
         self.scheme = scheme
         # exactly DynamicLayer: its subclasses (sliding, indexed) keep other things than all keys and values
-        self.layers = [SchemeLayer(scheme) if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.layers = [
+            SchemeLayer(scheme.for_layer(index)) if type(layer) is DynamicLayer else layer
+            for index, layer in enumerate(self.layers)
+        ]
         if not self.quantized_layers:
             kinds = ", ".join(sorted({type(layer).__name__ for layer in self.layers})) or "none"
             raise ValueError(
@@ -113,6 +116,10 @@ class SchemeCache(DynamicCache):
                 f"layers: {kinds}"
             )
         scheme.check(head_channels(config))
+        if unknown := [index for index, _ in scheme.layers if index not in self.quantized_layers]:
+            raise ValueError(
+                f"scheme {scheme.name} names layer {unknown[0]}, which the model has not, or not with a full cache"
+            )
 
     @property
     def quantized_layers(self) -> list[int]:

@@ -142,11 +142,12 @@ def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dic
             cache = DynamicCache(config=model.config)
             leaves: dict[int, list[Tensor]] = {}
             for index, layer in enumerate(prefilled.layers):
-                cache.layers[index] = mine = copy.deepcopy(layer)
+                mine: Any = copy.deepcopy(layer)
                 if type(layer) is DynamicLayer:
-                    mine.keys = layer.keys.clone().requires_grad_()  # type: ignore[union-attr]
-                    mine.values = layer.values.clone().requires_grad_()  # type: ignore[union-attr]
+                    mine.keys = mine.keys.clone().requires_grad_()
+                    mine.values = mine.values.clone().requires_grad_()
                     leaves[index] = [mine.keys, mine.values]
+                cache.layers[index] = mine
             tokens = window.suffix.clone().to(model.device)
             logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[0, :-1]
             targets = window.targets.clone().to(model.device)

@@ -69,7 +69,7 @@ class SchemeContender:
 
     def check(self, config: Any, prefix_length: int) -> None:
         self.empty(config)
-        for side, rule in self.scheme.sides.items():
+        for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
             if not rule.packed_tokens(prefix_length):
                 kept = rule.keep_recent + rule.sink_tokens + rule.flush_every
                 raise ValueError(
@@ -94,8 +94,13 @@ class SchemeContender:
             label=self.label,
             name=self.name,
             lossless=self.lossless,
-            quantized_sides=[side for side, rule in self.scheme.sides.items() if not rule.quantizer.lossless],
-            spec={side: _spec(rule) for side, rule in self.scheme.sides.items()},
+            quantized_sides=self.scheme.quantized_sides,
+            spec={
+                **{side: _spec(rule) for side, rule in self.scheme.sides.items()},
+                **(
+                    {"layers": {index: other.name for index, other in self.scheme.layers}} if self.scheme.layers else {}
+                ),
+            },
             quantized_layers=cache.quantized_layers,
             bytes=sides,
         )

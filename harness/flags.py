@@ -6,11 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from harness.options import Options
+
+Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
 
 
 def takes_options(*, windows: int = 8, without: Collection[str] = ()) -> Callable[[Callable[..., int]], Any]:

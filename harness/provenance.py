@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.options import Options
-from harness.records import RUN_FILE, HeaderT, Settings
+from harness.records import RECORD_FILES, RUN_FILE, HeaderT, Settings
 from harness.text import token_sha256
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def open_folder(
 ) -> tuple[Path, HeaderT | None]:
     """The folder, and the record with the same settings that is there, if any; ValueError where it holds another.
 
-    file: the name of the record's file. Without `out` the folder is named by the settings, so that the same command
+    file: the name of the record's file; records of other kinds may lie beside it. Without `out` the folder is named by the settings, so that the same command
     finds its record again.
     """
     name = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:12]
@@ -80,7 +80,7 @@ def open_folder(
             differs = ", ".join(name for name in new if old[name] != new[name])
             raise ValueError(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
         return folder, record
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not any((folder / other).exists() for other in RECORD_FILES):
         raise ValueError(f"{folder} is not empty and holds no run; choose another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)

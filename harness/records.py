@@ -15,6 +15,7 @@ from harness.files import write_atomically
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
+RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")
 
 
 class _Typed(BaseModel):

@@ -5,12 +5,9 @@ import sys
 import time
 
 from harness.runner import Progress
+from harness.starting import note
 
 SHOWN = 8  # contenders in a line of progress
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def progress(total_windows: int, passes: int) -> Progress:

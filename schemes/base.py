@@ -128,24 +128,45 @@ class TensorScheme:
 
 @dataclass(frozen=True)
 class Scheme:
-    """The whole recipe. `name` is the canonical spec: parse_scheme(scheme.name) == scheme."""
+    """The whole recipe. `name` is the canonical spec: parse_scheme(scheme.name) == scheme.
+
+    layers: (index, scheme) of the layers that are stored in another way.
+    """
 
     name: str
     key: TensorScheme
     value: TensorScheme
+    layers: tuple[tuple[int, "Scheme"], ...] = ()
+
+    def for_layer(self, index: int) -> "Scheme":
+        """How one layer is stored."""
+        return dict(self.layers).get(index, self)
 
     @property
     def sides(self) -> dict[str, TensorScheme]:
         return {"key": self.key, "value": self.value}
 
     @property
+    def variants(self) -> "list[Scheme]":
+        """What occurs in some layer: the scheme itself, and those of other layers."""
+        return [self, *(scheme for _, scheme in self.layers)]
+
+    @property
     def lossless(self) -> bool:
-        return all(side.quantizer.lossless for side in self.sides.values())
+        return not self.quantized_sides
+
+    @property
+    def quantized_sides(self) -> list[str]:
+        """ "key", "value", or both: what some layer does not keep exactly."""
+        return [side for side in self.sides if not all(one.sides[side].quantizer.lossless for one in self.variants)]
 
     def check(self, channels: int) -> None:
         """Raise ValueError where heads of `channels` channels cannot be encoded."""
-        for name, side in self.sides.items():
-            try:
-                side.quantizer.check(channels)
-            except ValueError as error:
-                raise ValueError(f"scheme {self.name}, {name}s with {channels} channels a head: {error}") from None
+        for scheme in self.variants:
+            for name, side in scheme.sides.items():
+                try:
+                    side.quantizer.check(channels)
+                except ValueError as error:
+                    raise ValueError(
+                        f"scheme {scheme.name}, {name}s with {channels} channels a head: {error}"
+                    ) from None

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from schemes import asymmetric, exact, hqq, kivi, symmetric
+from schemes import asymmetric, exact, hqq, kivi, layers, symmetric
 from schemes.base import Scheme, TensorScheme
 from schemes.family import Family
 
@@ -77,11 +77,14 @@ def shorthands(family: Family) -> dict[str, tuple[str, str]]:
 
 
 def parse_scheme(spec: str) -> Scheme:
-    """A scheme from "name" or "name:field=value,field=value", or from a short name such as "int4" or "kivi2".
+    """A scheme from "name" or "name:field=value,field=value", from a short name such as "int4" or "kivi2", or from a
+    file that maps layers to schemes, as "@FILE" (schemes.layers).
 
     Raises ValueError for an unknown name, field or value (with the nearest match and what is allowed) and for values
     that do not go together.
     """
+    if spec.strip().startswith("@"):
+        return layers.read(spec.strip(), parse_scheme)
     name, colon, rest = spec.strip().partition(":")
     family, values = _lookup(name, spec)
     values = dict(values)
@@ -116,18 +119,6 @@ def build_scheme(family: Family, given: dict[str, object], spec: str) -> Scheme:
     except ValueError as error:
         raise ValueError(f"scheme {spec!r}: {error}") from None
     return Scheme(canonical_name(family, {**full, **rules}), key, value)
-
-
-def one_side(scheme: Scheme, side: str) -> Scheme:
-    """The scheme with only its keys, or only its values, quantized; side "both" is the scheme itself.
-
-    Its name is for people: no spec gives it yet.
-    """
-    if side == "both":
-        return scheme
-    other = "value" if side == "key" else "key"
-    exactly = dict(zip(("key", "value"), SCHEMES["exact"].build(), strict=True))
-    return replace(scheme, name=f"{scheme.name} ({side}s only)", **{other: exactly[other]})
 
 
 def _with_rules(side: TensorScheme, rules: dict[str, Any]) -> TensorScheme:

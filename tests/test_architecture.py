@@ -8,7 +8,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("schemes", "harness", "analysis") for path in (ROOT / package).glob("*.py"))
 ALLOWED = {"schemes": {"schemes"}, "harness": {"schemes", "harness"}, "analysis": {"schemes", "harness", "analysis"}}
-PLUMBING = {"base", "family", "grouping", "packing", "affine", "half_quadratic", "registry", "store", "__init__"}
+PLUMBING = {
+    "base",
+    "family",
+    "grouping",
+    "packing",
+    "affine",
+    "half_quadratic",
+    "layers",
+    "registry",
+    "store",
+    "__init__",
+}
 
 
 def imports(path):

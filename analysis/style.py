@@ -1,0 +1,133 @@
+"""How a scheme looks in every figure: colour, marker and line style follow from its canonical name alone."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+WIDTH = 6.5  # inches: a figure fills the text of a printed page, so font sizes are true
+
+BASE: dict[str, object] = {
+    "figure.dpi": 150,
+    "figure.titlesize": 9,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.4,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class SchemeStyle:
+    """hollow: the marker's face is white, for a scheme with options other than bits and axes."""
+
+    color: str
+    marker: str
+    linestyle: str | tuple[int, tuple[float, ...]]
+    hollow: bool = False
+
+
+# Okabe and Ito's hues, which colour-blind readers tell apart; the yellow is darker, to be seen on white.
+HUES: dict[tuple[str, str], tuple[str, str]] = {
+    ("exact", ""): ("#000000", "x"),
+    ("symmetric", "token/token"): ("#E69F00", "s"),
+    ("asymmetric", "token/token"): ("#56B4E9", "o"),
+    ("asymmetric", "channel/token"): ("#0072B2", "^"),
+    ("asymmetric", "token/channel"): ("#C4B000", "v"),
+    ("asymmetric", "channel/channel"): ("#CC79A7", "P"),
+    ("hqq", "token/token"): ("#009E73", "D"),
+    ("kivi", ""): ("#D55E00", "*"),
+}
+OTHER_HUES = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#666666")
+OTHER_MARKERS = ("<", ">", "p", "h", "8", "d", "X")
+SHADES = {8: 0.45, 4: 0.0, 3: -0.2, 2: -0.42, 1: -0.6}  # towards white, or towards black: fewer bits, darker
+DASHES: dict[int, str | tuple[int, tuple[float, ...]]] = {
+    8: ":",
+    4: "-",
+    3: "-.",
+    2: "--",
+    1: (0, (5.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+}
+
+SHORT = {"symmetric": "int", "asymmetric": "asym"}
+
+
+def scheme_style(name: str) -> SchemeStyle:
+    """The look of a scheme by its canonical name: hue and marker by family and axes (K/V), lightness and dashes by
+    bits. What is no family, such as a foreign cache or a map of layers, has a look drawn from a hash of its name."""
+    family, options = _options(name)
+    bits = _bits(options)
+    layout = _layout(family, options)
+    if family == "exact":
+        return SchemeStyle(*HUES["exact", ""], ":")
+    if not bits:
+        return SchemeStyle(
+            _pick(OTHER_HUES, name), _pick(OTHER_MARKERS, name + "."), _pick(tuple(DASHES.values()), name)
+        )
+    if (family, layout) in HUES:
+        color, marker = HUES[family, layout]
+    else:
+        same = [hue for (known, _), (hue, _) in HUES.items() if known == family]
+        color, marker = same[0] if same else _pick(OTHER_HUES, family), _pick(OTHER_MARKERS, family + layout)
+    near = min(SHADES, key=lambda known: (abs(known - bits), known))
+    return SchemeStyle(_shade(color, SHADES[near]), marker, DASHES[near], hollow=bool(_rest(options)))
+
+
+def scheme_label(name: str) -> str:
+    """A short name for legends, such as "asym2 channel/token g32", of a canonical name; layouts are K/V."""
+    if name.startswith("@"):
+        return Path(name[1:]).name
+    family, options = _options(name)
+    if not _bits(options):
+        return name
+    both = options.get("bits") or f"{options['key_bits']}/{options['value_bits']}"
+    layout, rest = _layout(family, options), _rest(options)
+    extra = [f"g{value}" if key == "group_size" else f"{key}={value}" for key, value in rest.items()]
+    plain = layout in ("", "token/token") and (not extra or family != "asymmetric")
+    return " ".join([f"{SHORT.get(family, family)}{both}", *([] if plain else [layout]), *extra])
+
+
+def _options(name: str) -> tuple[str, dict[str, str]]:
+    family, _, rest = name.partition(":")
+    pairs = [item.partition("=") for item in rest.split(",") if item]
+    return family, {key: value for key, _, value in pairs}
+
+
+def _bits(options: dict[str, str]) -> float:
+    """The mean of both sides; 0 where the name tells none."""
+    given = [options.get(key, options.get("bits", "")) for key in ("key_bits", "value_bits")]
+    return sum(map(int, given)) / 2 if all(text.isdecimal() for text in given) else 0.0
+
+
+def _layout(family: str, options: dict[str, str]) -> str:
+    if family in ("exact", "kivi"):
+        return ""
+    axes = [options.get(key, options.get("axis", "token")) for key in ("key_axis", "value_axis")]
+    return "/".join(axes)
+
+
+def _rest(options: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in options.items() if not key.endswith(("bits", "axis"))}
+
+
+def _pick[T](choices: tuple[T, ...], text: str) -> T:
+    return choices[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(choices)]
+
+
+def _shade(color: str, shade: float) -> str:
+    target = 255 if shade > 0 else 0
+    parts = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (target - part) * abs(shade)):02X}" for part in parts)
