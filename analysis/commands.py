@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from analysis.selection import indices
+from analysis.selection import checked_sides, indices
 from harness.flags import Format, takes_options
 from harness.options import Options
 from harness.starting import load_subject, note
@@ -89,8 +89,8 @@ def sensitivity(
     options: Options,
     scheme: Schemes = None,
     side: Annotated[
-        list[Literal["key", "value", "both"]] | None,
-        typer.Option("--side", help="what is quantized in the layer; repeatable; default: key and value, apart"),
+        list[str] | None,
+        typer.Option("--side", metavar="key|value|both", help="what is quantized in the layer; repeatable; default: key and value, apart"),
     ] = None,
     layers: Layers = None,
     style: Style = None,
@@ -98,6 +98,7 @@ def sensitivity(
 ) -> int:
     """Quantize one layer at a time, all others exact: what each layer costs, and whether the costs add up."""
     _check_specs(scheme)
+    sides = checked_sides(side or ["key", "value"])
     chosen = indices(layers) if layers else None
     check_style(style)
     subject = load_subject(options)
@@ -106,7 +107,7 @@ def sensitivity(
     from harness import measurement
 
     record, folder = ablation.measure_sensitivity(
-        scheme or ["kivi4"], options, subject, sides=side or ["key", "value"], layers=chosen, on_note=note
+        scheme or ["kivi4"], options, subject, sides=sides, layers=chosen, on_note=note
     )
     arrays = measurement.arrays(folder, record)
     if format in ("table", "md"):

@@ -293,3 +293,222 @@ def allocation(bits_by_side: dict[str, dict[int, float]], title: str) -> Figure:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
+
+
+def _pictures(record: Measurement, arrays: Arrays, sides: list[str], picture: int, surface: bool) -> Figure:
+    layer, head = _pictured(arrays, picture)
+    binned = {side: _binned(arrays[f"picture_{side}"][0, picture], 96 if surface else 384) for side in sides}
+    key_top = max((float(image.max()) for side, (image, _) in binned.items() if side != "value"), default=0.0)
+    what = f"Magnitude of {' and '.join(SIDE_NAMES[side] for side in sides) if len(sides) == 1 else 'keys and values'}"
+    figure = _figure(record, f"{what}, layer {layer}, KV head {head}", 3.1 if surface else 3.4, "first window")
+    last: dict[bool, Any] = {}
+    for i, side in enumerate(sides):
+        image, tokens = binned[side]
+        top, (rows, channels) = (float(image.max()) if side == "value" else key_top), image.shape
+        step = -(-tokens // rows)
+        if surface:
+            axes = figure.add_subplot(1, len(sides), i + 1, projection="3d")
+            x, y = np.meshgrid(np.arange(channels), np.arange(rows) * step)
+            axes.plot_surface(
+                x, y, image, cmap=HEAT, vmin=0, vmax=top, rcount=rows, ccount=channels, linewidth=0,
+                antialiased=False, rasterized=True,
+            )  # fmt: skip
+            axes.set(xlabel="channel (index)", ylabel="token (position)", zlim=(0, top), title=SIDE_NAMES[side])
+            axes.set_zlabel(ACTIVATION)
+            axes.view_init(elev=28, azim=-52)
+            continue
+        axes = figure.add_subplot(1, len(sides), i + 1)
+        shown = axes.imshow(
+            image, cmap=HEAT, vmin=0, vmax=top, aspect="auto", origin="lower", interpolation="nearest",
+            extent=(-0.5, channels - 0.5, 0.5, rows * step + 0.5),
+        )  # fmt: skip
+        axes.grid(visible=False)
+        axes.set(title=SIDE_NAMES[side], xlabel="channel (index)", ylim=(0.5, tokens + 0.5))
+        if i == 0:
+            axes.set_ylabel(f"token (position; max of each {step})" if step > 1 else "token (position)")
+        last[side == "value"] = (shown, axes)
+    for shown, axes in last.values():
+        figure.colorbar(shown, ax=axes, label=ACTIVATION, pad=0.03)
+    return figure
+
+
+def _binned(x: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+    """|x| with at most `most` rows, each the largest of its tokens, so that a lone token is not lost; and the tokens."""
+    step = -(-len(x) // most)
+    image = np.abs(x.astype(np.float32))
+    return np.maximum.reduceat(image, np.arange(0, len(x), step), axis=0), len(x)
+
+
+def _sides(arrays: Arrays) -> list[str]:
+    return [side for side in SIDES if f"{side}_mean_abs" in arrays]
+
+
+def _pictured(arrays: Arrays, picture: int) -> tuple[int, int]:
+    pictured = arrays["pictured"][0]
+    if not 0 <= picture < len(pictured):
+        raise ValueError(f"picture {picture}: this record kept {len(pictured)} heads, numbered from 0")
+    return int(pictured[picture][0]), int(pictured[picture][1])
+
+
+def _figure(record: Measurement, what: str, height: float, of: str = "") -> Figure:
+    windows = len(record.settings.windows)
+    counted = of or f"{windows} window{'s' if windows > 1 else ''}"
+    return _blank(f"{what}\n{record.model_name}; {record.text_name}, {counted}", height)
+
+
+def _blank(title: str, height: float) -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle("\n".join(fill(line, 105) for line in title.splitlines()), x=0.01, ha="left")
+    return figure
+
+
+def _panels(
+    record: Measurement, what: str, rows: int, columns: int, height: float, **shared: Any
+) -> tuple[Figure, Any]:
+    figure = _figure(record, what, 0.75 + rows * height)
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def _grid(title: str, rows: int, columns: int, height: float) -> tuple[Figure, Any]:
+    figure = _blank(title, 0.75 + rows * height)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _ink() -> str:
+    return matplotlib.rcParams["text.color"]
+
+
+def _unit(label: str) -> str:
+    """Measures without a unit in their label are ratios or have the activations' own."""
+    if "(" in label:
+        return label
+    return f"{label} (activation units)" if "max" in label else f"{label} (ratio)"
+
+
+def _number(value: float, _: int = 0) -> str:
+    return f"{value:g}"
+
+
+def _plain_log(axes: Axes) -> None:
+    """1, 2, 5 and so on by the y axis rather than powers of ten."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_number))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _shifted(sides: Sequence[str]) -> list[tuple[float, str]]:
+    """Sides with a small shift each, so that their dots lie beside each other."""
+    return [(0.22 * (i - (len(sides) - 1) / 2), side) for i, side in enumerate(sides)]
+
+
+def _by_head(axes: Axes, record: Measurement, by_head: np.ndarray, line: np.ndarray, side: str, shift: float) -> None:
+    layers, look = np.array(record.measured_layers), SIDE_LOOKS[side]
+    axes.plot(
+        layers, line, label=SIDE_NAMES[side], markersize=3.5, **{k: look[k] for k in ("color", "linestyle", "marker")}
+    )
+    x = np.repeat(layers + shift, by_head.shape[1])
+    axes.plot(x, by_head.ravel(), linestyle="none", marker=".", markersize=2.5, color=look["color"], alpha=0.55)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def _face(name: str) -> dict[str, Any]:
+    return {"markerfacecolor": "none"} if scheme_style(name).hollow else {}
+
+
+def _floored(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values for a log axis, those that are not above 0 moved below the smallest that is; and which were moved."""
+    values = np.asarray(values, dtype=float)
+    above = values[np.isfinite(values) & (values > 0)]
+    moved = np.isfinite(values) & (values <= 0)
+    return np.where(moved, above.min() / 3 if above.size else 1.0, values), moved
+
+
+def _log_floor(axes: Axes, values: np.ndarray) -> None:
+    """A log y axis that ends at the floor of `values`, where what is not above 0 is drawn."""
+    axes.set_yscale("log")
+    drawn, moved = _floored(values)
+    if moved.any():
+        axes.set_ylim(bottom=float(np.nanmin(drawn)))
+        axes.text(0.01, 0.02, "hollow ▿ at the edge: 0 or less", transform=axes.transAxes, fontsize=6)
+
+
+def _line(
+    axes: Axes,
+    x: Sequence[int],
+    y: np.ndarray,
+    name: str,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+) -> None:
+    """One scheme over layers, with whiskers; on a log axis what is not above 0 lies at its lower end."""
+    style, layers = scheme_style(name), np.array(x)
+    moved = (y <= 0) if axes.get_yscale() == "log" else np.zeros(len(y), dtype=bool)
+    look: dict[str, Any] = {"color": style.color, "marker": style.marker, "linestyle": style.linestyle}
+    axes.plot(layers, np.where(moved, np.nan, y), **look, **_face(name))
+    if moved.any():
+        edge = np.full(int(moved.sum()), axes.get_ylim()[0])
+        axes.plot(
+            layers[moved], edge, linestyle="none", marker="v", markerfacecolor="none", color=style.color, clip_on=False
+        )
+    if low is not None and high is not None:
+        axes.vlines(layers[~moved], low[~moved], high[~moved], color=style.color, linewidth=0.6, alpha=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def _finish(figure: Figure, panels: Any, used: int, names: Sequence[str], lines: bool = True) -> None:
+    """Empty panels go; one legend names each scheme once."""
+    for axes in panels.flat[used:]:
+        axes.remove()
+    handles = []
+    for name in dict.fromkeys(names):
+        style = scheme_style(name)
+        dashes = style.linestyle if lines else "none"
+        look: dict[str, Any] = {"color": style.color, "marker": style.marker, "linestyle": dashes, **_face(name)}
+        handles.append(Line2D([], [], label=scheme_label(name), **look))
+    _legend(figure, handles)
+
+
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    columns = max(1, min(len(handles), int(105 // (longest + 9))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _name_channels(axes: Axes, channels: np.ndarray, mean: np.ndarray, height: float) -> None:
+    """The numbers of `channels` in a row at `height`, moved apart where they would overlap, each with a thin line."""
+    apart = len(mean) / 42
+    places = channels.astype(float)
+    for _ in range(200):
+        gaps = np.diff(places)
+        push = np.maximum(apart - gaps, 0) / 2
+        places[:-1] -= push
+        places[1:] += push
+        places = np.clip(places, 0, len(mean) - 1)
+    for channel, place in zip(channels, places, strict=True):
+        axes.plot([channel, place], [mean[channel], 0.97 * height], color=_ink(), linewidth=0.35, alpha=0.6)
+        axes.text(place, height, str(channel), ha="center", va="bottom", fontsize=6.5)
+
+
+def _label_points(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> None:
+    """A label beside each point where there is room; the others stay without."""
+    figure.draw_without_rendering()
+    spots = axes.transData.transform(np.column_stack([x, y]))
+    half = 3.0 * figure.dpi / 72
+    taken = [Bbox.from_extents(px - half, py - half, px + half, py + half) for px, py in spots if np.isfinite(px + py)]
+    for (px, py), at_x, at_y, label in zip(spots, x, y, labels, strict=True):
+        if not np.isfinite(px + py):
+            continue
+        text = axes.annotate(label, (at_x, at_y), xytext=(0, 0), textcoords="offset points", fontsize=6)
+        text.set_in_layout(False)
+        box = text.get_window_extent()
+        for side_x, side_y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+            dx = side_x * (half + box.width / 2 + 1) - box.width / 2
+            dy = side_y * (half + box.height / 2) - box.height / 2
+            moved = box.translated(dx, dy)
+            inside = axes.bbox.x0 <= moved.x0 and moved.x1 <= axes.bbox.x1 and axes.bbox.y0 <= moved.y0
+            if inside and moved.y1 <= axes.bbox.y1 and not any(moved.overlaps(other) for other in taken):
+                text.xyann = (dx * 72 / figure.dpi, dy * 72 / figure.dpi)
+                taken.append(moved)
+                break
+        else:
+            text.remove()

@@ -1,6 +1,8 @@
-"""Layers and heads as a user names them."""
+"""Layers, heads and sides as a user names them."""
 
 from collections.abc import Sequence
+
+SIDES = ("key", "value", "both")
 
 
 def chosen(what: str, asked: Sequence[int] | None, there: Sequence[int]) -> list[int]:
@@ -35,3 +37,11 @@ def spans(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+
+
+def checked_sides(asked: Sequence[str]) -> list[str]:
+    """Each once; ValueError for what is no side."""
+    for side in asked:
+        if side not in SIDES:
+            raise ValueError(f"side {side!r}: choose {', '.join(SIDES)}")
+    return list(dict.fromkeys(asked))

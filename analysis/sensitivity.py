@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from analysis.reconstruction import predicted_sums
-from analysis.selection import chosen
+from analysis.selection import checked_sides, chosen
 from harness import measurement, statistics
 from harness.ablation import SharedSuffix
 from harness.cache import SchemeCache, head_channels
@@ -21,8 +21,6 @@ from harness.protocols import log_probabilities, prefill, score, suffix_logits
 from harness.windows import Window
 from schemes import Scheme, TokenStore, parse_scheme
 from schemes.layers import one_side
-
-SIDES = ("key", "value", "both")
 
 
 def measure_sensitivity(
@@ -39,9 +37,7 @@ def measure_sensitivity(
 
     sides: "key", "value" or "both" (of one layer at once). ValueError: a scheme, side or layer that does not fit.
     """
-    for side in sides:
-        if side not in SIDES:
-            raise ValueError(f"side {side!r}: choose {', '.join(SIDES)}")
+    sides = checked_sides(sides)
     model = subject.loaded.model
     schemes = {parse_scheme(spec).name: (spec, parse_scheme(spec)) for spec in specs}
     for spec, scheme in schemes.values():
@@ -50,7 +46,7 @@ def measure_sensitivity(
             raise ValueError(f"scheme {spec} loses nothing, so it has no sensitivity to measure; name another")
     measured = chosen("layer", layers, full_layers(prefill(model, subject.windows[0].prefix[:, :1])))
     heads = model.config.get_text_config(decoder=True).num_key_value_heads
-    loop = _Loop([scheme for _, scheme in schemes.values()], list(dict.fromkeys(sides)), measured, subject, on_note)
+    loop = _Loop([scheme for _, scheme in schemes.values()], sides, measured, subject, on_note)
     return measurement.measure(
         "sensitivity", options, subject, list(schemes.values()), {"layers": measured, "sides": loop.sides},
         measured, range(heads), loop.window, on_note,

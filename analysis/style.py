@@ -3,6 +3,9 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 WIDTH = 6.5  # inches: a figure fills the text of a printed page, so font sizes are true
 
@@ -123,7 +126,7 @@ def _rest(options: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in options.items() if not key.endswith(("bits", "axis"))}
 
 
-def _pick[T](choices: tuple[T, ...], text: str) -> T:
+def _pick(choices: tuple[T, ...], text: str) -> T:
     return choices[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(choices)]
 
 

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness import cli, loading, records
 
-from .conftest import tiny_config
+from ..conftest import tiny_config
 
 WORDS = [f"w{i}" for i in range(127)]
 SCHEMES = ["--scheme", "int8:group_size=16", "--scheme", "asym2:group_size=16"]
