@@ -5,20 +5,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from scipy import special
 
 from analysis import sensitivity
 from analysis.measures import MEASURES, by_layer
 from analysis.outliers import OUTLIER, channel_ratio, persistence
-from analysis.style import BASE, scheme_label, scheme_style
+from analysis.style import BASE, WIDTH, scheme_label, scheme_style
 from harness import records
 from harness.measurement import Arrays, Measurement
 
@@ -151,7 +156,7 @@ def token_norms(record: Measurement, arrays: Arrays, layers: int = 4) -> Figure:
     for axes, side in zip(panels[0], ("key", "value"), strict=False):
         norms = np.median(arrays[f"{side}_norm"].mean(axis=0), axis=1)
         edges = np.unique(np.geomspace(1, norms.shape[1] + 1, 60).round().astype(int))
-        spans = list(zip(edges[:-1], edges[1:], strict=True))
+        spans = list(pairwise(edges))
         middle = [np.sqrt(first * (last - 1)) for first, last in spans]
         for i, at in enumerate(chosen):
             by_span = [np.median(norms[at, first - 1 : last - 1]) for first, last in spans]

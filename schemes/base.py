@@ -140,7 +140,7 @@ class Scheme:
 
     def for_layer(self, index: int) -> "Scheme":
         """How one layer is stored."""
-        return dict(self.layers).get(index, self)
+        return dict(self.layers).get(index) or (replace(self, layers=()) if self.layers else self)
 
     @property
     def sides(self) -> dict[str, TensorScheme]:
@@ -148,7 +148,7 @@ class Scheme:
 
     @property
     def variants(self) -> "list[Scheme]":
-        """What occurs in some layer: the scheme itself, and those of other layers."""
+        """What may occur in a layer: the scheme itself, and those of the layers that differ."""
         return [self, *(scheme for _, scheme in self.layers)]
 
     @property

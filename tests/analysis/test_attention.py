@@ -129,9 +129,9 @@ def test_equal_value_error_unequal_output_error():
         sums = reconstruction_sums(v[:, 0], back[:, 0])
         error = float(relative_error(sums["error2"].sum(), sums["norm2"].sum()))
         heads = [
-            HeadAttention(torch.ones(1, 1, 1), scores.log()[:, None], v[i, 0], torch.ones(1, 128, dtype=torch.bool), 1.0).sums(
-                scores.log()[:, None], back[i, 0]
-            )
+            HeadAttention(
+                torch.ones(1, 1, 1), scores.log()[:, None], v[i, 0], torch.ones(1, 128, dtype=torch.bool), 1.0
+            ).sums(scores.log()[:, None], back[i, 0])
             for i in range(64)
         ]
         output = (sum(h["output_error2_value"] for h in heads) / sum(h["output_norm2"] for h in heads)) ** 0.5
@@ -167,5 +167,7 @@ def test_key_error_alone_ranks_wrongly():
         total = {key: sum(head[key] for head in heads) for key in heads[0]}
         found = error, ratio(total, "logit_error2", "logit_norm2"), total["attention_kl"] / total["rows"]
         # 16 tiles of heavy-tailed tokens: the KL of a tile varies by a tenth
-        assert found[:2] == (pytest.approx(expected[name][0], rel=0.03), pytest.approx(expected[name][1], rel=0.03)), name
+        assert found[:2] == (pytest.approx(expected[name][0], rel=0.03), pytest.approx(expected[name][1], rel=0.03)), (
+            name
+        )
         assert found[2] == pytest.approx(expected[name][2], rel=0.1), name

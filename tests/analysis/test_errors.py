@@ -131,7 +131,7 @@ def sensitivity(subject, options, tmp_path):
 
 
 def test_a_row_is_the_run_of_a_scheme_that_is_exact_elsewhere(sensitivity, subject, options, tmp_path):
-    record, arrays = sensitivity
+    _, arrays = sensitivity
     for layer in (0, 1):
         for j, side in enumerate(("key", "value", "both")):
             half = {"key": "exact", "value": "exact", **{s: SPECS[2] for s in ("key", "value") if side in (s, "both")}}

@@ -155,7 +155,9 @@ def test_gradients_are_the_same_through_either_attention(window):
     first, second = (capture.suffix_gradients(model, window, prefilled) for model in (a, b))
     for layer, sides in first.items():
         for side, gradient in sides.items():
-            torch.testing.assert_close(second[layer][side], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+            torch.testing.assert_close(
+                second[layer][side], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())
+            )
 
 
 def test_gradients_leave_the_parameters_as_they_were(window):
