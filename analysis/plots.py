@@ -14,6 +14,7 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -23,18 +24,22 @@ from scipy import special
 from analysis import sensitivity
 from analysis.measures import MEASURES, by_layer
 from analysis.outliers import OUTLIER, channel_ratio, persistence
-from analysis.style import BASE, WIDTH, scheme_label, scheme_style
+from analysis.style import (
+    BASE,
+    SIDE_LOOKS,
+    SIDE_NAMES,
+    WIDTH,
+    binned,
+    floored,
+    look,
+    scheme_label,
+    spread,
+    with_unit,
+)
 from harness import records
 from harness.measurement import Arrays, Measurement
 
 SIDES = ("key", "pre_rope_key", "value")
-SIDE_NAMES = {"key": "keys", "pre_rope_key": "keys before RoPE", "value": "values", "both": "keys and values"}
-# Tol's high-contrast colours: their greys differ, and none of them is a scheme's
-SIDE_LOOKS: dict[str, dict[str, Any]] = {
-    "key": {"color": "#004488", "marker": "o", "linestyle": "-"},
-    "pre_rope_key": {"color": "#DDAA33", "marker": "s", "linestyle": "--"},
-    "value": {"color": "#BB5566", "marker": "^", "linestyle": "-."},
-}
 STRONG = 5.0  # the ratio from which outliers are called strong
 HEAT = "magma"
 ACTIVATION = "|x| (activation units)"
@@ -99,7 +104,7 @@ def channel_profile(record: Measurement, arrays: Arrays, picture: int = 0) -> Fi
     at, h = record.measured_layers.index(layer), record.kv_heads.index(head)
     sides = _sides(arrays)
     what = f"Channels of layer {layer}, KV head {head}; named: mean over {OUTLIER:g} × the median channel"
-    figure, panels = _panels(record, what, len(sides), 1, 1.45, sharex=True)
+    figure, panels = _panels(record, what, len(sides), 1, 1.55, sharex=True)
     for axes, side in zip(panels.flat, sides, strict=True):
         mean = arrays[f"{side}_mean_abs"].mean(axis=0)[at, h]
         largest = arrays[f"{side}_max"].max(axis=0)[at, h]
@@ -125,7 +130,7 @@ def ratio_by_layer(record: Measurement, arrays: Arrays) -> Figure:
         _by_head(axes, record, ratio, ratio.max(axis=1), side, shift)
     axes.axhline(STRONG, color=_ink(), linestyle=":", linewidth=0.8, label=f"ratio {STRONG:g}")
     axes.set(xlabel="layer (index)", ylabel="largest / median channel of mean |x| (ratio)", yscale="log")
-    _plain_log(axes)
+    _tidy_log(axes.yaxis)
     _legend(figure, axes.get_legend_handles_labels()[0])
     return figure
 
@@ -167,7 +172,7 @@ def token_norms(record: Measurement, arrays: Arrays, layers: int = 4) -> Figure:
         axes.set(title=SIDE_NAMES[side], xlabel="token (position)", xscale="log", yscale="log")
         axes.set(ylabel="L2 norm (activation units)" if side == "key" else "")
         axes.xaxis.set_major_formatter(FuncFormatter(_number))
-        _plain_log(axes)
+        _tidy_log(axes.yaxis)
     axes = panels[0, 2]
     for shift, side in _shifted(["key", "value"]):
         norms = arrays[f"{side}_norm"]
@@ -175,7 +180,7 @@ def token_norms(record: Measurement, arrays: Arrays, layers: int = 4) -> Figure:
         _by_head(axes, record, sink, np.median(sink, axis=1), side, shift)
     axes.axhline(1, color=_ink(), linestyle=":", linewidth=0.8)
     axes.set(title="first token / median token", xlabel="layer (index)", ylabel="norm (ratio)", yscale="log")
-    _plain_log(axes)
+    _tidy_log(axes.yaxis)
     _legend(figure, handles + axes.get_legend_handles_labels()[0])
     return figure
 
@@ -190,10 +195,11 @@ def errors_by_layer(
     figure, panels = _panels(record, "Error of each scheme by layer", rows, min(2, len(measures)), 2.2)
     found = by_layer(arrays)
     for axes, name in zip(panels.flat, measures, strict=False):
-        _log_floor(axes, found[name])
+        floor = _log_floor(axes, found[name])
         for i, scheme in enumerate(record.settings.contenders):
-            _line(axes, record.measured_layers, found[name][i], scheme)
-        axes.set(xlabel="layer (index)", ylabel=_unit(MEASURES[name].label))
+            _line(axes, record.measured_layers, found[name][i], scheme, i, len(record.settings.contenders), floor=floor)
+        axes.set(xlabel="layer (index)", ylabel=with_unit(MEASURES[name].label))
+        _tidy_log(axes.yaxis)
     _finish(figure, panels, len(measures), record.settings.contenders)
     return figure
 
@@ -208,14 +214,34 @@ def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     t = float(special.stdtrit(windows - 1, 0.975)) if windows > 1 else np.nan
     for (divergence, loss), side in zip(panels, sides, strict=True):
         at_side = [row for row in found if row["side"] == side]
-        _log_floor(divergence, np.array([row["kl"] for row in at_side]))
-        for label, name in names.items():
+        floor = _log_floor(divergence, np.array([row["kl"] for row in at_side]))
+        for turn, (label, name) in enumerate(names.items()):
             rows = [row for row in at_side if row["scheme"] == label]
             kl, half = np.array([row["kl"] for row in rows]), t * np.array([row["kl_se"] for row in rows])
-            _line(divergence, record.measured_layers, kl, name, kl - half, kl + half)
+            _line(
+                divergence,
+                record.measured_layers,
+                kl,
+                name,
+                turn,
+                len(names),
+                floor=floor,
+                low=kl - half,
+                high=kl + half,
+            )
             low, high = (np.array([row[f"delta_nll_{end}"] for row in rows]) for end in ("low", "high"))
-            _line(loss, record.measured_layers, np.array([row["delta_nll"] for row in rows]), name, low, high)
-        loss.axhline(0, color=_ink(), linewidth=0.8)
+            _line(
+                loss,
+                record.measured_layers,
+                np.array([row["delta_nll"] for row in rows]),
+                name,
+                turn,
+                len(names),
+                low=low,
+                high=high,
+            )
+        _tidy_log(divergence.yaxis)
+        loss.axhline(0, color=_ink(), linewidth=0.6, zorder=1)
         for axes, ylabel in ((divergence, "mean KL (nats per token)"), (loss, "ΔNLL (nats per token)")):
             axes.set(title=f"{SIDE_NAMES[side]} quantized", xlabel="layer (index)", ylabel=ylabel)
     _finish(figure, panels, panels.size, list(names.values()))
@@ -227,15 +253,15 @@ def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> 
     columns = min(len(points), 2 if len(points) in (2, 4) else 3)
     figure, panels = _grid(title, -(-len(points) // columns), columns, 2.1)
     for axes, series in zip(panels.flat, points, strict=False):
-        x, edge_x = _floored(series.x)
-        y, edge_y = _floored(series.y)
-        axes.set(xscale="log", yscale="log", xlabel=_unit(series.measure_label))
+        x, edge_x = floored(series.x)
+        y, edge_y = floored(series.y)
+        axes.set(xscale="log", yscale="log", xlabel=with_unit(series.measure_label))
         edge = edge_x | edge_y
         for name in dict.fromkeys(series.schemes):
-            own, style = np.array([scheme == name for scheme in series.schemes]), scheme_style(name)
-            look: dict[str, Any] = {"linestyle": "none", "marker": style.marker, "color": style.color, "clip_on": False}
-            axes.plot(x[own & ~edge], y[own & ~edge], **look, **_face(name))
-            axes.plot(x[own & edge], y[own & edge], **look, markerfacecolor="none", alpha=0.8)
+            own = np.array([scheme == name for scheme in series.schemes])
+            for chosen, face in ((own & ~edge, {}), (own & edge, {"markerfacecolor": "none"})):
+                if chosen.any():
+                    axes.plot(x[chosen], y[chosen], clip_on=False, **look(name, line=False) | face)
         lost = int((~np.isfinite(x) | ~np.isfinite(y)).sum())
         notes = [
             series.note,
@@ -244,11 +270,14 @@ def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> 
         ]
         # above the panel, where no point can be
         axes.set_title("; ".join(filter(None, notes)), fontsize=7)
-        if axes in panels[:, 0]:
-            axes.set_ylabel(target_label)
-    _finish(figure, panels, len(points), [name for series in points for name in series.schemes])
+        _tidy_log(axes.xaxis)
+        _tidy_log(axes.yaxis)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(target_label)
+    _finish(figure, panels, len(points), [name for series in points for name in series.schemes], lines=False)
+    _settle(figure)
     for axes, series in zip(panels.flat, points, strict=False):
-        _label_points(figure, axes, _floored(series.x)[0], _floored(series.y)[0], series.labels)
+        _label_points(axes, figure.dpi, floored(series.x)[0], floored(series.y)[0], series.labels)
     return figure
 
 
@@ -258,25 +287,25 @@ def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     shown = [row for row in rows if row["bits"] is not None and row["name"] != "exact"]
     figure, panels = _grid(title, 1, 1, 3.6)
     axes = panels[0, 0]
-    loss = np.array([row["delta_nll"] for row in shown], dtype=float)
-    for row in shown:
-        ends = np.array([[row["delta_nll"] - row["delta_nll_low"]], [row["delta_nll_high"] - row["delta_nll"]]])
-        style = scheme_style(row["name"])
-        axes.errorbar(
-            row["bits"], row["delta_nll"], yerr=None if np.isnan(ends).any() else ends, color=style.color,
-            marker=style.marker, markersize=6, elinewidth=0.8, capsize=2, linestyle="none", **_face(row["name"]),
-        )  # fmt: skip
-    axes.set(xlabel="measured bits per number of K and V", ylabel="ΔNLL to exact (nats per token)")
-    if len(loss) and loss.min() <= 0:
+    loss, low, high = (
+        np.array([row[key] for row in shown], dtype=float) for key in ("delta_nll", "delta_nll_low", "delta_nll_high")
+    )
+    low, high = np.where(np.isnan(low), loss, low), np.where(np.isnan(high), loss, high)  # one window has no interval
+    for i, row in enumerate(shown):
+        ends = [[loss[i] - low[i]], [high[i] - loss[i]]]
+        axes.errorbar(row["bits"], loss[i], yerr=ends, elinewidth=0.8, capsize=1.5, **look(row["name"], line=False))
+    axes.set_xlabel("measured bits per number of K and V")
+    if low.size and low.min() <= 0:
         axes.set_yscale("symlog", linthresh=1e-3)
-        axes.axhline(0, color=_ink(), linewidth=0.8)
+        axes.axhline(0, color=_ink(), linewidth=0.6, zorder=1)
+        axes.set_ylabel("ΔNLL to exact (nats per token;\nlinear between ±0.001)")
     else:
-        axes.set_yscale("log")
+        axes.set(yscale="log", ylabel="ΔNLL to exact (nats per token)")
     axes.margins(x=0.08)
     _finish(figure, panels, 1, [row["name"] for row in shown], lines=False)
-    _label_points(
-        figure, axes, np.array([row["bits"] for row in shown]), loss, [scheme_label(row["name"]) for row in shown]
-    )
+    bits, names = np.array([row["bits"] for row in shown], dtype=float), [scheme_label(row["name"]) for row in shown]
+    _settle(figure)
+    _label_points(axes, figure.dpi, bits, loss, names, low, high)
     return figure
 
 
@@ -302,25 +331,33 @@ def allocation(bits_by_side: dict[str, dict[int, float]], title: str) -> Figure:
 
 def _pictures(record: Measurement, arrays: Arrays, sides: list[str], picture: int, surface: bool) -> Figure:
     layer, head = _pictured(arrays, picture)
-    binned = {side: _binned(arrays[f"picture_{side}"][0, picture], 96 if surface else 384) for side in sides}
-    key_top = max((float(image.max()) for side, (image, _) in binned.items() if side != "value"), default=0.0)
-    what = f"Magnitude of {' and '.join(SIDE_NAMES[side] for side in sides) if len(sides) == 1 else 'keys and values'}"
-    figure = _figure(record, f"{what}, layer {layer}, KV head {head}", 3.1 if surface else 3.4, "first window")
+    images = {side: binned(arrays[f"picture_{side}"][0, picture], 96 if surface else 384) for side in sides}
+    tokens = arrays[f"picture_{sides[0]}"].shape[2]
+    key_top = max((float(image.max()) for side, (image, _) in images.items() if side != "value"), default=0.0)
+    what = f"{ACTIVATION} of {SIDE_NAMES[sides[0]] if len(sides) == 1 else 'keys and values'}"
+    height = 3.4 if not surface else 2.7 if len(sides) > 1 else 3.6
+    figure = _figure(record, f"{what}, layer {layer}, KV head {head}", height, "first window")
     last: dict[bool, Any] = {}
     for i, side in enumerate(sides):
-        image, tokens = binned[side]
+        image, step = images[side]
         top, (rows, channels) = (float(image.max()) if side == "value" else key_top), image.shape
-        step = -(-tokens // rows)
         if surface:
-            axes = figure.add_subplot(1, len(sides), i + 1, projection="3d")
+            figure.set_layout_engine("none")
+            axes: Any = figure.add_axes(((i - 0.05) / len(sides), -0.04, 1 / len(sides), 1.0), projection="3d")
             x, y = np.meshgrid(np.arange(channels), np.arange(rows) * step)
             axes.plot_surface(
                 x, y, image, cmap=HEAT, vmin=0, vmax=top, rcount=rows, ccount=channels, linewidth=0,
                 antialiased=False, rasterized=True,
             )  # fmt: skip
-            axes.set(xlabel="channel (index)", ylabel="token (position)", zlim=(0, top), title=SIDE_NAMES[side])
-            axes.set_zlabel(ACTIVATION)
+            axes.patch.set_visible(False)  # it would cover its neighbour's labels
+            axes.set(zlim=(0, top), zlabel=ACTIVATION if len(sides) == 1 else "")
+            axes.set_title(SIDE_NAMES[side], loc="center", y=0.8)
+            axes.set_xlabel("channel (index)", labelpad=-5 if len(sides) > 1 else 0)
+            axes.set_ylabel("token (position)", labelpad=-5 if len(sides) > 1 else 0)
+            axes.locator_params(nbins=4)
+            axes.tick_params(pad=-2)
             axes.view_init(elev=28, azim=-52)
+            axes.set_box_aspect((4, 4, 3), zoom=0.84 if len(sides) > 1 else 0.8)
             continue
         axes = figure.add_subplot(1, len(sides), i + 1)
         shown = axes.imshow(
@@ -335,13 +372,6 @@ def _pictures(record: Measurement, arrays: Arrays, sides: list[str], picture: in
     for shown, axes in last.values():
         figure.colorbar(shown, ax=axes, label=ACTIVATION, pad=0.03)
     return figure
-
-
-def _binned(x: np.ndarray, most: int) -> tuple[np.ndarray, int]:
-    """|x| with at most `most` rows, each the largest of its tokens, so that a lone token is not lost; and the tokens."""
-    step = -(-len(x) // most)
-    image = np.abs(x.astype(np.float32))
-    return np.maximum.reduceat(image, np.arange(0, len(x), step), axis=0), len(x)
 
 
 def _sides(arrays: Arrays) -> list[str]:
@@ -383,22 +413,18 @@ def _ink() -> str:
     return matplotlib.rcParams["text.color"]
 
 
-def _unit(label: str) -> str:
-    """Measures without a unit in their label are ratios or have the activations' own."""
-    if "(" in label:
-        return label
-    return f"{label} (activation units)" if "max" in label else f"{label} (ratio)"
-
-
 def _number(value: float, _: int = 0) -> str:
     return f"{value:g}"
 
 
-def _plain_log(axes: Axes) -> None:
-    """1, 2, 5 and so on by the y axis rather than powers of ten."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(_number))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _tidy_log(axis: Axis) -> None:
+    """Plain numbers by a log axis that spans little, powers of ten by one that spans much; never labels so close that
+    they overlap."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high / low < 100:
+        axis.set_major_locator(MaxNLocator(4) if high / low < 4 else LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(_number))
 
 
 def _shifted(sides: Sequence[str]) -> list[tuple[float, str]]:
@@ -409,54 +435,45 @@ def _shifted(sides: Sequence[str]) -> list[tuple[float, str]]:
 def _by_head(axes: Axes, record: Measurement, by_head: np.ndarray, line: np.ndarray, side: str, shift: float) -> None:
     layers, look = np.array(record.measured_layers), SIDE_LOOKS[side]
     axes.plot(
-        layers, line, label=SIDE_NAMES[side], markersize=3.5, **{k: look[k] for k in ("color", "linestyle", "marker")}
+        layers + shift,
+        line,
+        label=SIDE_NAMES[side],
+        markersize=3.5,
+        **{k: look[k] for k in ("color", "linestyle", "marker")},
     )
     x = np.repeat(layers + shift, by_head.shape[1])
-    axes.plot(x, by_head.ravel(), linestyle="none", marker=".", markersize=2.5, color=look["color"], alpha=0.55)
+    axes.plot(
+        x, by_head.ravel(), linestyle="none", marker=".", markersize=2.5, color=look["color"], alpha=0.55, clip_on=False
+    )
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
-def _face(name: str) -> dict[str, Any]:
-    return {"markerfacecolor": "none"} if scheme_style(name).hollow else {}
-
-
-def _floored(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values for a log axis, those that are not above 0 moved below the smallest that is; and which were moved."""
-    values = np.asarray(values, dtype=float)
-    above = values[np.isfinite(values) & (values > 0)]
-    moved = np.isfinite(values) & (values <= 0)
-    return np.where(moved, above.min() / 3 if above.size else 1.0, values), moved
-
-
-def _log_floor(axes: Axes, values: np.ndarray) -> None:
-    """A log y axis that ends at the floor of `values`, where what is not above 0 is drawn."""
+def _log_floor(axes: Axes, values: np.ndarray) -> float:
+    """A log y axis, and the height at which what is not above 0 is drawn."""
     axes.set_yscale("log")
-    drawn, moved = _floored(values)
-    if moved.any():
-        axes.set_ylim(bottom=float(np.nanmin(drawn)))
-        axes.text(0.01, 0.02, "hollow ▿ at the edge: 0 or less", transform=axes.transAxes, fontsize=6)
+    drawn, moved = floored(values)
+    if not moved.any():
+        return 0.0
+    axes.set_title("hollow ▽: 0 or less", loc="right", fontsize=6.5)
+    return float(drawn[moved][0])
 
 
 def _line(
-    axes: Axes,
-    x: Sequence[int],
-    y: np.ndarray,
-    name: str,
-    low: np.ndarray | None = None,
-    high: np.ndarray | None = None,
-) -> None:
-    """One scheme over layers, with whiskers; on a log axis what is not above 0 lies at its lower end."""
-    style, layers = scheme_style(name), np.array(x)
-    moved = (y <= 0) if axes.get_yscale() == "log" else np.zeros(len(y), dtype=bool)
-    look: dict[str, Any] = {"color": style.color, "marker": style.marker, "linestyle": style.linestyle}
-    axes.plot(layers, np.where(moved, np.nan, y), **look, **_face(name))
+    axes: Axes, x: Sequence[int], y: np.ndarray, name: str, turn: int, of: int, *, floor: float | None = None,
+    low: np.ndarray | None = None, high: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Scheme `turn` of `of` over layers. floor: of a log axis. Where there are no whiskers, schemes take turns in
+    marking layers, so that equal lines show the markers of both; with whiskers they lie beside each other."""
+    whiskers, style = low is not None and high is not None, look(name)
+    layers = np.array(x) + (0.5 * (turn - (of - 1) / 2) / of if whiskers else 0)
+    moved = np.zeros(len(y), dtype=bool) if floor is None else y <= 0
+    every = (turn % 2, 2) if of > 1 and len(layers) > 12 and not whiskers else (0, 1)
+    axes.plot(layers, np.where(moved, np.nan, y), markevery=every, **style)
     if moved.any():
-        edge = np.full(int(moved.sum()), axes.get_ylim()[0])
-        axes.plot(
-            layers[moved], edge, linestyle="none", marker="v", markerfacecolor="none", color=style.color, clip_on=False
-        )
+        at_floor: dict[str, Any] = {"linestyle": "none", "marker": "v", "markerfacecolor": "none"}
+        axes.plot(layers[moved], np.full(int(moved.sum()), floor), **style | at_floor)
     if low is not None and high is not None:
-        axes.vlines(layers[~moved], low[~moved], high[~moved], color=style.color, linewidth=0.6, alpha=0.7)
+        axes.vlines(layers[~moved], low[~moved], high[~moved], color=style["color"], linewidth=0.6, alpha=0.7)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
@@ -466,10 +483,7 @@ def _finish(figure: Figure, panels: Any, used: int, names: Sequence[str], lines:
         axes.remove()
     handles = []
     for name in dict.fromkeys(names):
-        style = scheme_style(name)
-        dashes = style.linestyle if lines else "none"
-        look: dict[str, Any] = {"color": style.color, "marker": style.marker, "linestyle": dashes, **_face(name)}
-        handles.append(Line2D([], [], label=scheme_label(name), **look))
+        handles.append(Line2D([], [], label=scheme_label(name), **look(name, lines)))
     _legend(figure, handles)
 
 
@@ -481,38 +495,46 @@ def _legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 def _name_channels(axes: Axes, channels: np.ndarray, mean: np.ndarray, height: float) -> None:
     """The numbers of `channels` in a row at `height`, moved apart where they would overlap, each with a thin line."""
-    apart = len(mean) / 42
-    places = channels.astype(float)
-    for _ in range(200):
-        gaps = np.diff(places)
-        push = np.maximum(apart - gaps, 0) / 2
-        places[:-1] -= push
-        places[1:] += push
-        places = np.clip(places, 0, len(mean) - 1)
+    places = spread(channels, len(mean) / 42, len(mean) - 1)
     for channel, place in zip(channels, places, strict=True):
-        axes.plot([channel, place], [mean[channel], 0.97 * height], color=_ink(), linewidth=0.35, alpha=0.6)
+        axes.plot((channel, place), np.array([mean[channel], 0.97 * height]), color=_ink(), linewidth=0.35, alpha=0.6)
         axes.text(place, height, str(channel), ha="center", va="bottom", fontsize=6.5)
 
 
-def _label_points(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> None:
-    """A label beside each point where there is room; the others stay without."""
+def _settle(figure: Figure) -> None:
+    """Lay the figure out, for good: labels are placed in what room there is."""
     figure.draw_without_rendering()
-    spots = axes.transData.transform(np.column_stack([x, y]))
-    half = 3.0 * figure.dpi / 72
-    taken = [Bbox.from_extents(px - half, py - half, px + half, py + half) for px, py in spots if np.isfinite(px + py)]
-    for (px, py), at_x, at_y, label in zip(spots, x, y, labels, strict=True):
-        if not np.isfinite(px + py):
+    figure.set_layout_engine("none")
+
+
+def _label_points(
+    axes: Axes, dpi: float, x: np.ndarray, y: np.ndarray, labels: Sequence[str],
+    low: np.ndarray | None = None, high: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """A label beside each point where there is room and no other point is nearer; the others stay without. The figure
+    has its layout. low, high: ends of whiskers to keep off."""
+    half = 3.2 * dpi / 72
+    ends = (y, y if low is None else low, y if high is None else high)
+    spots, bottoms, tops = (axes.transData.transform(np.column_stack([x, end])) for end in ends)
+    taken = [
+        Bbox.from_extents(px - half, min(py - half, bottom), px + half, max(py + half, top))
+        for (px, py), (_, bottom), (_, top) in zip(spots, bottoms, tops, strict=True)
+        if np.isfinite(px + py)
+    ]
+    for i, label in enumerate(labels):
+        if not np.isfinite(spots[i]).all():
             continue
-        text = axes.annotate(label, (at_x, at_y), xytext=(0, 0), textcoords="offset points", fontsize=6)
+        text = axes.annotate(label, (x[i], y[i]), xytext=(0, 0), textcoords="offset points", fontsize=6)
         text.set_in_layout(False)
         box = text.get_window_extent()
         for side_x, side_y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-            dx = side_x * (half + box.width / 2 + 1) - box.width / 2
-            dy = side_y * (half + box.height / 2) - box.height / 2
+            dx = side_x * (half + box.width / 2 + 2) - box.width / 2
+            dy = side_y * (half + box.height / 2 + 1) - box.height / 2
             moved = box.translated(dx, dy)
-            inside = axes.bbox.x0 <= moved.x0 and moved.x1 <= axes.bbox.x1 and axes.bbox.y0 <= moved.y0
-            if inside and moved.y1 <= axes.bbox.y1 and not any(moved.overlaps(other) for other in taken):
-                text.xyann = (dx * 72 / figure.dpi, dy * 72 / figure.dpi)
+            inside = np.all(moved.min >= axes.bbox.min) and np.all(moved.max <= axes.bbox.max)
+            away = np.hypot(*(spots - np.clip(spots, moved.min, moved.max)).T)
+            if inside and np.nanargmin(away) == i and not any(moved.overlaps(other) for other in taken):
+                text.set_position((dx * 72 / dpi, dy * 72 / dpi))
                 taken.append(moved)
                 break
         else:

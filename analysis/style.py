@@ -3,9 +3,19 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
+
+SIDE_NAMES = {"key": "keys", "pre_rope_key": "keys before RoPE", "value": "values", "both": "keys and values"}
+# Tol's high-contrast colours: their greys differ, and none of them is a scheme's
+SIDE_LOOKS: dict[str, dict[str, Any]] = {
+    "key": {"color": "#004488", "marker": "o", "linestyle": "-"},
+    "pre_rope_key": {"color": "#DDAA33", "marker": "s", "linestyle": "--"},
+    "value": {"color": "#BB5566", "marker": "^", "linestyle": "-."},
+}
 
 WIDTH = 6.5  # inches: a figure fills the text of a printed page, so font sizes are true
 
@@ -89,6 +99,15 @@ def scheme_style(name: str) -> SchemeStyle:
     return SchemeStyle(_shade(color, SHADES[near]), marker, DASHES[near], hollow=bool(_rest(options)))
 
 
+def look(name: str, line: bool = True) -> dict[str, Any]:
+    """A scheme's style as the arguments of a plot."""
+    style = scheme_style(name)
+    size = {"*": 5.5, "D": 3.4, "P": 4.6}.get(style.marker, 4.0)  # so that all look about as large
+    hollow = {"markerfacecolor": "none"} if style.hollow else {}
+    dashes = style.linestyle if line else "none"
+    return {"color": style.color, "marker": style.marker, "linestyle": dashes, "markersize": size, **hollow}
+
+
 def scheme_label(name: str) -> str:
     """A short name for legends, such as "asym2 channel/token g32", of a canonical name; layouts are K/V."""
     if name.startswith("@"):
@@ -134,3 +153,38 @@ def _shade(color: str, shade: float) -> str:
     target = 255 if shade > 0 else 0
     parts = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{round(part + (target - part) * abs(shade)):02X}" for part in parts)
+
+
+def with_unit(label: str) -> str:
+    """A measure's label with its unit, which those that are ratios and sums of squares leave out."""
+    if label.endswith(")"):
+        return label
+    unit = "activation units" if "max" in label else "nats²" if "²" in label else "ratio"
+    return f"{label} ({unit})"
+
+
+def floored(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values for a log axis, those that are not above 0 moved below the smallest that is; and which were moved."""
+    values = np.asarray(values, dtype=float)
+    above = values[np.isfinite(values) & (values > 0)]
+    moved = np.isfinite(values) & (values <= 0)
+    return np.where(moved, above.min() / 3 if above.size else 1.0, values), moved
+
+
+def binned(x: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+    """|x| [tokens, channels] in at most `most` rows, each the largest of its tokens, so that a lone token is not lost;
+    and the tokens of a row."""
+    step = -(-len(x) // most)
+    return np.maximum.reduceat(np.abs(x.astype(np.float32)), np.arange(0, len(x), step), axis=0), step
+
+
+def spread(places: np.ndarray, apart: float, end: float) -> np.ndarray:
+    """Ascending places between 0 and `end`, moved no more than needed to be about `apart` from each other."""
+    places = np.asarray(places, dtype=float)
+    apart = min(apart, end / max(len(places) - 1, 1))
+    for _ in range(300):
+        push = np.maximum(apart - np.diff(places), 0) / 2
+        places[:-1] -= push
+        places[1:] += push
+        places = np.clip(places, 0, end)
+    return places
