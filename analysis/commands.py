@@ -90,7 +90,11 @@ def sensitivity(
     scheme: Schemes = None,
     side: Annotated[
         list[str] | None,
-        typer.Option("--side", metavar="key|value|both", help="what is quantized in the layer; repeatable; default: key and value, apart"),
+        typer.Option(
+            "--side",
+            metavar="key|value|both",
+            help="what is quantized in the layer; repeatable; default: key and value, apart",
+        ),
     ] = None,
     layers: Layers = None,
     style: Style = None,

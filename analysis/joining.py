@@ -45,9 +45,7 @@ def gather(folders: Sequence[str | Path]) -> Joined:
                 _complete(folder, record)
                 into.append((folder, record, measurement.arrays(folder, record)))
         if len(found.headers) == before:
-            raise ValueError(
-                f"{folder} holds no record: none of {', '.join(RECORD_FILES)}"
-            )
+            raise ValueError(f"{folder} holds no record: none of {', '.join(RECORD_FILES)}")
     for folder, run in found.runs:
         _complete(folder, run)
     return found

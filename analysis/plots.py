@@ -78,6 +78,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         buffer = io.BytesIO()
         with matplotlib.rc_context({"svg.hashsalt": "kvdelta"}):
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        figure.set_layout_engine("none")  # the second file keeps the layout of the first
         paths.append(folder / f"{name}.{kind}")
         records.write(paths[-1], buffer.getvalue())
     return paths
@@ -152,7 +153,7 @@ def persistence_by_layer(record: Measurement, arrays: Arrays) -> Figure:
 
 def token_norms(record: Measurement, arrays: Arrays, layers: int = 4) -> Figure:
     """Norm by token position of keys and values in a few layers, and the first token's norm over the median by layer."""
-    what = "Norm of keys and values by token, and how the first token (the sink, ★) differs"
+    what = "Norm by token (median over KV heads), and how the first token (the sink, ★) differs"
     figure, panels = _panels(record, what, 1, 3, 2.7)
     chosen = np.unique(np.linspace(0, len(record.measured_layers) - 1, layers).round().astype(int))
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
@@ -351,7 +352,7 @@ def _pictures(record: Measurement, arrays: Arrays, sides: list[str], picture: in
             )  # fmt: skip
             axes.patch.set_visible(False)  # it would cover its neighbour's labels
             axes.set(zlim=(0, top), zlabel=ACTIVATION if len(sides) == 1 else "")
-            axes.set_title(SIDE_NAMES[side], loc="center", y=0.8)
+            axes.set_title(SIDE_NAMES[side], loc="center", y=0.9)
             axes.set_xlabel("channel (index)", labelpad=-5 if len(sides) > 1 else 0)
             axes.set_ylabel("token (position)", labelpad=-5 if len(sides) > 1 else 0)
             axes.locator_params(nbins=4)

@@ -50,10 +50,7 @@ def kivi_report(options: Options, subject: Subject, style: str | None) -> int:
     measure_outliers(beside, subject, on_note=note)
     path = write_report(folder, style)
     print(
-        "\n".join(
-            f"{name}: {here:.2f} (published {there:g})"
-            for name, here, there in ratios(joining.gather([folder]))
-        )
+        "\n".join(f"{name}: {here:.2f} (published {there:g})" for name, here, there in ratios(joining.gather([folder])))
     )
     note(f"report: {path}")
     return scoring.verdict(run)

@@ -176,9 +176,13 @@ def test_kivi_against_int4_in_miniature(kvdelta, tmp_path, files):
     assert code == 0
     titles = ("Published settings", "Asymmetric, groups of 32: ΔNLL ± SE", "One change at a time")
     assert all(title in out for title in titles)
-    grid = [line for line in out.splitlines() if line.strip().startswith("K ")]
+    grid = [line for line in out.splitlines() if line.strip().startswith(("K token", "K channel"))]
     assert [line.count("±") for line in grid] == [4] * 4
     assert "At 5.00 against 5.00 measured bits, int4:group_size=16 loses" in out
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert report.count("K error, per token / per channel") == 1
+    for picture in re.findall(r"\((figures/.+?)\)", report):
+        assert (tmp_path / "run" / picture).is_file()
 
 
 def test_schemes_lists_every_family(kvdelta):
