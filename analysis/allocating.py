@@ -13,6 +13,7 @@ from harness.cache import head_channels
 from harness.capture import full_layers
 from harness.comparison import Subject
 from harness.contenders import Contender, SchemeContender
+from harness.measurement import Kind
 from harness.options import Options
 from harness.protocols import prefill
 from harness.provenance import settings_of
@@ -85,7 +86,8 @@ def _costs(
         candidates = list(specs or allocation.CANDIDATES)
         record, source = measure_errors(candidates, errors, replace(subject, windows=fit), on_note=note)
     else:
-        kind = next((kind for kind in ("sensitivity", "errors") if measurement.has(source, kind)), None)
+        kinds: list[Kind] = ["sensitivity", "errors"]
+        kind = next((kind for kind in kinds if measurement.has(source, kind)), None)
         if kind is None:
             raise ValueError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
         record = measurement.load(source, kind)

@@ -10,11 +10,9 @@ from harness.measurement import Arrays, Measurement
 from harness.records import Run
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from analysis.relating import Question, Row
 
-Named = Iterator[tuple[str, "Figure"]]
+Named = Iterator[tuple[str, plots.Figure]]
 
 
 def draw(folder: Path, style: str | None = None) -> list[Path]:
