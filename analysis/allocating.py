@@ -87,7 +87,7 @@ def _costs(
         record, source = measure_errors(candidates, errors, replace(subject, windows=fit), on_note=note)
     else:
         kinds: list[Kind] = ["sensitivity", "errors"]
-        kind = next((kind for kind in kinds if measurement.has(source, kind)), None)
+        kind: Kind | None = next((one for one in kinds if measurement.has(source, one)), None)
         if kind is None:
             raise ValueError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
         record = measurement.load(source, kind)
