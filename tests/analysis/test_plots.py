@@ -277,12 +277,14 @@ def test_the_floor_of_a_log_axis_lies_below_what_is_positive():
 
 def test_bits_leave_exact_out_and_labels_do_not_overlap():
     crowd = [summary_row(f"asym4:group_size={16 * g}", 4 + 0.14 * (g % 8), 0.1 + 0.02 * (g // 8)) for g in range(1, 33)]
+    # the right one has room on its left alone, where the label of its neighbour is
+    crowd += [summary_row("asym8:group_size=32", 6.9, 0.01), summary_row("asym8:group_size=16", 9.0, 0.01)]
     figure = plots.bits_against_loss([*ROWS, *crowd], "crowded")
     assert len(legend(figure)) == 2 + len(crowd)
     assert "exact" not in legend(figure)
     assert panels(figure)[0].get_yscale() == "symlog"
     labels = [text for text in figure.findobj(Annotation) if text.get_text()]
-    assert {"int8", "kivi2"} <= {text.get_text() for text in labels}
+    assert {"asym8 token/token g32", "kivi2"} <= {text.get_text() for text in labels}
     boxes = [text.get_window_extent() for text in labels]
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     assert panels(plots.bits_against_loss([ROWS[2]], "above 0"))[0].get_yscale() == "log"
