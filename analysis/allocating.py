@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from analysis import allocation, drawing, listings, scoring, summary, tables
 from analysis.allocation import SIDES, Costs
 from analysis.errors import measure_errors
 from harness import measurement, records, terminal
 from harness.cache import head_channels
-from harness.capture import full_layers
 from harness.comparison import Subject
 from harness.contenders import Contender, SchemeContender
 from harness.measurement import Kind
 from harness.options import Options
-from harness.protocols import prefill
 from harness.provenance import settings_of
 from harness.starting import note
 from harness.windows import Window, cut_windows
@@ -56,8 +56,12 @@ def allocate(
         print(allocation.verdict(named, MAP, against))
         for contender in run.contenders[3:]:
             print(summary.equal_bits_headline(run, MAP, contender.label))
-    by_side = {side: {layer: float(costs.bits[s, choice[at, s]]) for at, layer in enumerate(costs.layers)} for s, side in enumerate(SIDES)}  # fmt: skip
-    for path in drawing.draw_allocation(by_side, f"{run.model_name}: {allocation.mean_bits(costs, choice):.2f} bits, fitted to {costs.measure}", folder / "figures", style):  # fmt: skip
+    by_side = {
+        side: {layer: float(costs.bits[s, choice[at, s]]) for at, layer in enumerate(costs.layers)}
+        for s, side in enumerate(SIDES)
+    }
+    title = f"{allocation.mean_bits(costs, choice):.2f} bits by layer, fitted to {costs.measure}\n{run.model_name}"
+    for path in drawing.draw_allocation(by_side, title, folder / "figures", style):
         note(f"figure: {path}")
     return scoring.verdict(run)
 
@@ -100,8 +104,7 @@ def _costs(
             count = len(subject.windows)
             subject = replace(subject, windows=_others(options, subject, set(record.settings.windows), count))
             note(f"{len(fitted)} of the windows are in {source}: other {count} are scored")
-    there = full_layers(prefill(model, subject.windows[0].prefix[:, :1]))
-    if record.measured_layers != there:
+    if record.measured_layers != measurement.places_of(subject)[0]:
         raise ValueError(f"{source} has only some of the model's layers; measure it again without --layers")
     arrays = measurement.arrays(source, record)
     return allocation.costs_of(record, arrays, specs, head_channels(model.config)), subject
@@ -125,7 +128,7 @@ def _others(options: Options, subject: Subject, taken: set[int], count: int) -> 
     return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
 
 
-def _contenders(costs: Costs, choice: object, pairs: list[tuple[int, int]], folder: Path) -> list[Contender]:
+def _contenders(costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], folder: Path) -> list[Contender]:
     """exact, the map, then the uniform schemes; maps are files, so that `compare --scheme @FILE` scores them again."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -135,7 +138,7 @@ def _contenders(costs: Costs, choice: object, pairs: list[tuple[int, int]], fold
         return f"@{path}"
 
     found: list[Contender] = [SchemeContender.of("exact")]
-    spec = written("map.json", allocation.map_file(costs, choice))  # type: ignore[arg-type]
+    spec = written("map.json", allocation.map_file(costs, choice))
     found.append(SchemeContender(MAP, parse_scheme(spec)))
     for key, value in pairs:
         label = costs.candidates[key]
@@ -148,10 +151,10 @@ def _contenders(costs: Costs, choice: object, pairs: list[tuple[int, int]], fold
     return found
 
 
-def _bits_table(costs: Costs, choice: object) -> listings.Table:
-    """Layers in columns of the same choice would hide the order: one row a side, one column a layer."""
+def _bits_table(costs: Costs, choice: np.ndarray) -> listings.Table:
+    """Measured bits: a row a side, a column a layer."""
     header = ["layer", *map(str, costs.layers)]
-    body = [[name, *(f"{costs.bits[s, c]:.3g}" for c in choice[:, s])] for s, name in enumerate("KV")]  # type: ignore[index]
+    body = [[name, *(f"{costs.bits[s, c]:.3g}" for c in choice[:, s])] for s, name in enumerate("KV")]
     return header, body
 
 

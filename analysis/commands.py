@@ -159,7 +159,8 @@ def relate(
             print(example)
     from analysis import drawing
 
-    for path in drawing.draw_relations(asked, rankings, out or Path(runs[0]) / "figures", style):
+    where = drawing.subject_line(joined.headers[0][1])
+    for path in drawing.draw_relations(asked, rankings, where, out or Path(runs[0]) / "figures", style):
         note(f"figure: {path}")
     return 0
 

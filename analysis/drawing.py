@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from analysis import joining, plots, summary
 from analysis.measures import MEASURES
 from harness.measurement import Arrays, Measurement
-from harness.records import Run
+from harness.records import Header, Run
 
 if TYPE_CHECKING:
     from analysis.relating import Question, Row
@@ -33,11 +35,13 @@ def draw(folder: Path, style: str | None = None) -> list[Path]:
 
 
 def draw_relations(
-    questions: "Sequence[Question]", rankings: "Mapping[str, list[Row]]", folder: Path, style: str | None = None
+    questions: "Sequence[Question]",
+    rankings: "Mapping[str, list[Row]]",
+    where: str,
+    folder: Path,
+    style: str | None = None,
 ) -> list[Path]:
-    """Every measure against KL and against ΔNLL, one figure a question and target."""
-    import numpy as np
-
+    """Every measure against KL and against ΔNLL, one figure a question and target. where: model, text and windows."""
     paths: list[Path] = []
     with plots.styled(style):
         for i, question in enumerate(questions):
@@ -53,7 +57,7 @@ def draw_relations(
                     )
                     for m, name in enumerate(question.measures)
                 ]
-                figure = plots.measure_scatter(series, target, question.title)
+                figure = plots.measure_scatter(series, target, f"{question.title}\n{where}")
                 paths += plots.save(figure, folder, f"relate-{i + 1}-{key.removeprefix('spearman_')}")
     return paths
 
@@ -65,6 +69,12 @@ def draw_allocation(
         return plots.save(plots.allocation(bits, title), folder, "allocation")
 
 
+def subject_line(record: Header) -> str:
+    """What a figure is of."""
+    count = len(record.settings.windows)
+    return f"{record.model_name}; {record.text_name}, {count} window{'s' * (count != 1)}"
+
+
 def _note(row: "Row", key: str) -> str:
     return f"ρ {row[key]:.2f} [{row[f'{key}_low']:.2f}, {row[f'{key}_high']:.2f}]"
 
@@ -74,7 +84,7 @@ def _saved(folder: Path, figures: Named) -> list[Path]:
 
 
 def _of_run(run: Run) -> Named:
-    title = f"{run.model_name}, {run.text_name}, {len(run.windows)} windows"
+    title = f"Loss against size of the cache, 95 % intervals over windows\n{subject_line(run)}"
     yield "bits-against-loss", plots.bits_against_loss(summary.summarize(run), title)
 
 

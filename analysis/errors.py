@@ -11,14 +11,13 @@ from analysis.attention import HeadAttention
 from analysis.reconstruction import predicted_sums, reconstruction_sums
 from analysis.selection import chosen
 from harness import measurement
-from harness.cache import head_channels
-from harness.capture import Attention, exact_view, full_layers, suffix_attention, suffix_gradients
+from harness.capture import Attention, exact_view, suffix_attention, suffix_gradients
 from harness.comparison import Subject
 from harness.measurement import Arrays, Measurement
 from harness.options import Options
 from harness.protocols import prefill
 from harness.windows import Window
-from schemes import Scheme, TokenStore, parse_scheme
+from schemes import Scheme, TokenStore
 
 SAME_ATTENTION = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative, by round-off of the dtype
 
@@ -37,18 +36,12 @@ def measure_errors(
 
     ValueError: a scheme or layer that does not fit the model; attention that cannot be captured.
     """
-    model = subject.loaded.model
-    schemes = {parse_scheme(spec).name: (spec, parse_scheme(spec)) for spec in specs}
-    for _, scheme in schemes.values():
-        scheme.check(head_channels(model.config))
-    full = full_layers(prefill(model, subject.windows[0].prefix[:, :1]))
+    schemes = measurement.schemes_of(specs, subject, on_note)
+    full, heads = measurement.places_of(subject)
     measured = chosen("layer", layers, full)
-    heads = model.config.get_text_config(decoder=True).num_key_value_heads
-    loop = _Loop([scheme for _, scheme in schemes.values()], subject, measured, heads, gradients, on_note)
-    return measurement.measure(
-        "errors", options, subject, list(schemes.values()), {"layers": measured, "gradients": gradients},
-        measured, range(heads), loop.window, on_note,
-    )  # fmt: skip
+    loop = _Loop([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
+    also = {"layers": measured, "gradients": gradients}
+    return measurement.measure("errors", options, subject, schemes, also, measured, heads, loop.window, on_note)
 
 
 class _Loop:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from analysis import measures, outliers, tables
-from analysis.measures import MEASURES
 from harness.measurement import Arrays, Measurement
 from harness.records import Header
 
@@ -203,7 +202,3 @@ def relate_table(rows: Sequence[Row]) -> Table:
 
 RELATE = """ρ: Spearman, r: Pearson of logarithms; intervals: bootstrap over windows and points. equal bits: pairs of schemes with equal
 bits that the measure orders as their KL is. worse than the best: the difference of ρ excludes 0."""
-
-
-def label_of(measure: str) -> str:
-    return MEASURES[measure].label

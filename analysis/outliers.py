@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.selection import chosen
 from harness import measurement
-from harness.capture import full_layers, pre_rope_keys
+from harness.capture import pre_rope_keys
 from harness.comparison import Subject
 from harness.measurement import Arrays, Measurement
 from harness.options import Options
@@ -22,7 +22,7 @@ from harness.windows import Window
 
 OUTLIER = 3.0  # a channel is named where its mean |x| is over 3 times the head's median
 TOP = 0.01  # of the channels, at least one: what persistence and energy are of
-PICTURES = 4  # heads whose every number is kept, for figures
+PICTURES = 4  # so many heads at most are kept whole, for figures, where a user chose no more
 
 
 def measure_outliers(
@@ -40,10 +40,8 @@ def measure_outliers(
     ValueError: a layer or head that does not exist; a model whose rotation cannot be undone.
     """
     model = subject.loaded.model
-    full = full_layers(prefill(model, subject.windows[0].prefix[:, :1]))
-    there = range(model.config.get_text_config(decoder=True).num_key_value_heads)
+    full, there = measurement.places_of(subject)
     measured, kv_heads = chosen("layer", layers, full), chosen("KV head", heads, there)
-    asked = layers is not None or heads is not None
 
     def one_window(window: Window, first: bool) -> Arrays:
         started = time.perf_counter()
@@ -65,7 +63,7 @@ def measure_outliers(
             for name in by_layer[0]
         }
         if first:
-            places = _places(arrays["key_mean_abs"], every=asked)
+            places = _places(arrays["key_mean_abs"])
             arrays["pictured"] = np.array([(measured[at], kv_heads[h]) for at, h in places])
             for side, tensors in kept.items():
                 x = np.stack([tensors[at][h].cpu().numpy() for at, h in places])
@@ -74,15 +72,15 @@ def measure_outliers(
         on_note(f"window {position}/{len(subject.windows)}  {time.perf_counter() - started:.1f} s")
         return arrays
 
-    chosen_things = {"layers": measured, "heads": kv_heads, "pre_rope": pre_rope, "asked": asked}
-    return measurement.measure("outliers", options, subject, [], chosen_things, measured, kv_heads, one_window, on_note)
+    also = {"layers": measured, "heads": kv_heads, "pre_rope": pre_rope}
+    return measurement.measure("outliers", options, subject, [], also, measured, kv_heads, one_window, on_note)
 
 
-def _places(mean_abs: np.ndarray, every: bool) -> list[tuple[int, int]]:
-    """(layer, head) positions to keep whole: with `every` all of a small choice, else the head that stands out most."""
+def _places(mean_abs: np.ndarray) -> list[tuple[int, int]]:
+    """(layer, head) positions to keep whole: all of a small choice, else the head whose keys stand out most."""
     ratio = channel_ratio(mean_abs)
     order = np.argsort(-ratio, axis=None)
-    count = min(PICTURES, ratio.size) if every else 1
+    count = ratio.size if ratio.size <= PICTURES else 1
     return sorted((int(at // ratio.shape[1]), int(at % ratio.shape[1])) for at in order[:count])
 
 

@@ -48,7 +48,7 @@ ACTIVATION = "|x| (activation units)"
 @dataclass(frozen=True)
 class Series:
     """One panel of `measure_scatter`: points x (the measure) and y (the target), with the label and the canonical
-    scheme name of each, and a note for the corner, such as a correlation."""
+    scheme name of each, and a note to stand above, such as a correlation."""
 
     measure_label: str
     x: np.ndarray
@@ -82,11 +82,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         paths.append(folder / f"{name}.{kind}")
         records.write(paths[-1], buffer.getvalue())
     return paths
-
-
-def token_channel(record: Measurement, arrays: Arrays, side: str, picture: int = 0, surface: bool = False) -> Figure:
-    """|x| of every token and channel of one head in the first window, as a heat map or a surface."""
-    return _pictures(record, arrays, [side], picture, surface)
 
 
 def heat_maps(record: Measurement, arrays: Arrays, picture: int = 0) -> Figure:
@@ -166,8 +161,8 @@ def token_norms(record: Measurement, arrays: Arrays, layers: int = 4) -> Figure:
         middle = [np.sqrt(first * (last - 1)) for first, last in spans]
         for i, at in enumerate(chosen):
             by_span = [np.median(norms[at, first - 1 : last - 1]) for first, last in spans]
-            look = {"color": colors[i], "linestyle": dashes[i % 4], "label": f"layer {record.measured_layers[at]}"}
-            axes.plot(middle, by_span, **look)
+            label = f"layer {record.measured_layers[at]}"
+            axes.plot(middle, by_span, color=colors[i], linestyle=dashes[i % 4], label=label)
             axes.plot(1, norms[at, 0], marker="*", markersize=7, color=colors[i], clip_on=False, zorder=3)
         handles = axes.get_legend_handles_labels()[0]
         axes.set(title=SIDE_NAMES[side], xlabel="token (position)", xscale="log", yscale="log")
@@ -434,17 +429,24 @@ def _shifted(sides: Sequence[str]) -> list[tuple[float, str]]:
 
 
 def _by_head(axes: Axes, record: Measurement, by_head: np.ndarray, line: np.ndarray, side: str, shift: float) -> None:
-    layers, look = np.array(record.measured_layers), SIDE_LOOKS[side]
+    layers, side_look = np.array(record.measured_layers), SIDE_LOOKS[side]
     axes.plot(
         layers + shift,
         line,
         label=SIDE_NAMES[side],
         markersize=3.5,
-        **{k: look[k] for k in ("color", "linestyle", "marker")},
+        **side_look,
     )
     x = np.repeat(layers + shift, by_head.shape[1])
     axes.plot(
-        x, by_head.ravel(), linestyle="none", marker=".", markersize=2.5, color=look["color"], alpha=0.55, clip_on=False
+        x,
+        by_head.ravel(),
+        linestyle="none",
+        marker=".",
+        markersize=2.5,
+        color=side_look["color"],
+        alpha=0.55,
+        clip_on=False,
     )
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from analysis.reconstruction import predicted_sums
-from analysis.selection import checked_sides, chosen
+from analysis.selection import checked_sides, chosen, spans
 from harness import measurement, statistics
 from harness.ablation import SharedSuffix
-from harness.cache import SchemeCache, head_channels
-from harness.capture import full_layers, suffix_gradients
+from harness.cache import SchemeCache
+from harness.capture import suffix_gradients
 from harness.comparison import Subject
 from harness.measurement import Arrays, Measurement
 from harness.options import Options
 from harness.protocols import log_probabilities, prefill, score, suffix_logits
 from harness.windows import Window
-from schemes import Scheme, TokenStore, parse_scheme
+from schemes import Scheme, TokenStore
 from schemes.layers import one_side
 
 
@@ -38,19 +38,20 @@ def measure_sensitivity(
     sides: "key", "value" or "both" (of one layer at once). ValueError: a scheme, side or layer that does not fit.
     """
     sides = checked_sides(sides)
-    model = subject.loaded.model
-    schemes = {parse_scheme(spec).name: (spec, parse_scheme(spec)) for spec in specs}
-    for spec, scheme in schemes.values():
-        scheme.check(head_channels(model.config))
-        if scheme.lossless:
-            raise ValueError(f"scheme {spec} loses nothing, so it has no sensitivity to measure; name another")
-    measured = chosen("layer", layers, full_layers(prefill(model, subject.windows[0].prefix[:, :1])))
-    heads = model.config.get_text_config(decoder=True).num_key_value_heads
-    loop = _Loop([scheme for _, scheme in schemes.values()], sides, measured, subject, on_note)
-    return measurement.measure(
-        "sensitivity", options, subject, list(schemes.values()), {"layers": measured, "sides": loop.sides},
-        measured, range(heads), loop.window, on_note,
-    )  # fmt: skip
+    schemes = measurement.schemes_of(specs, subject, on_note)
+    full, heads = measurement.places_of(subject)
+    measured = chosen("layer", layers, full)
+    for one in schemes:
+        for side in sides:
+            if exact := [layer for layer in measured if one_side(one.scheme.for_layer(layer), side).lossless]:
+                what = {"key": "keys", "value": "values", "both": "keys and values"}[side]
+                raise ValueError(
+                    f"scheme {one.label} keeps {what} of layers {spans(exact)} exact, so there is nothing to measure; "
+                    "leave them out with --layers, or name another --side or scheme"
+                )
+    loop = _Loop([one.scheme for one in schemes], sides, measured, subject, on_note)
+    also = {"layers": measured, "sides": sides}
+    return measurement.measure("sensitivity", options, subject, schemes, also, measured, heads, loop.window, on_note)
 
 
 class _Loop:

@@ -42,7 +42,7 @@ class SharedSuffix:
                 hook.remove()
 
     def ablated(self, layer: int, scheme: Scheme, share: bool = True) -> Logits:
-        """Logits with the cache of one layer stored as `scheme` says and all others exact; nats follow.
+        """Logits with the cache of one layer stored as `scheme` says and all others exact.
 
         share: take what the layers below returned in the exact pass, where it is the same bit for bit; False computes
         them again (to check just that).

@@ -1,10 +1,10 @@
 """Set up a comparison: model, text, windows, contenders and run folder; then hand over to the runner."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from harness.text import Text, adds_bos, load_text, tokenize
 from harness.windows import Window, check_positions, cut_windows
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
+
+ContenderT = TypeVar("ContenderT", bound=Contender)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +61,22 @@ def prepare(options: Options) -> Subject:
 
 def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: None) -> list[Contender]:
     """Contenders of specs, or as they are, exact first; equal canonical specs are merged with a notice."""
-    found: list[Contender] = []
-    for contender in [SchemeContender.of(scheme) if isinstance(scheme, str) else scheme for scheme in schemes]:
-        twin = next((other for other in found if other.name == contender.name), None)
-        if twin:
-            note(f"{contender.label} is the same scheme as {twin.label}: scored once")
-        else:
-            found.append(contender)
+    given: list[Contender] = [SchemeContender.of(one) if isinstance(one, str) else one for one in schemes]
+    found = merged(given, note)
     baseline: list[Contender] = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
     return [*baseline, *(c for c in found if c.name != "exact")]
+
+
+def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> list[ContenderT]:
+    """Without those whose canonical name came before; each says so."""
+    found: list[ContenderT] = []
+    for contender in contenders:
+        twin = next((other for other in found if other.name == contender.name), None)
+        if twin:
+            note(f"{contender.label} is the same scheme as {twin.label}: taken once")
+        else:
+            found.append(contender)
+    return found
 
 
 def compare(

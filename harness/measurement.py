@@ -7,12 +7,14 @@ from typing import Literal
 import numpy as np
 
 from harness import records
-from harness.comparison import Subject
+from harness.capture import full_layers
+from harness.comparison import Subject, merged
+from harness.contenders import SchemeContender
 from harness.options import Options
+from harness.protocols import prefill
 from harness.provenance import header_of, open_folder, settings_of
 from harness.records import Header
 from harness.windows import Window
-from schemes import Scheme
 
 Kind = Literal["outliers", "errors", "sensitivity"]
 Arrays = dict[str, np.ndarray]
@@ -54,11 +56,27 @@ def arrays(folder: str | Path, record: Measurement) -> Arrays:
     return {name: np.stack(pieces) for name, pieces in found.items()}
 
 
+def schemes_of(specs: Sequence[str], subject: Subject, on_note: Callable[[str], None]) -> list[SchemeContender]:
+    """The schemes to measure; equal ones are merged with a notice. ValueError for one that the model or the prefix
+    cannot use."""
+    found = merged([SchemeContender.of(spec) for spec in specs], on_note)
+    for contender in found:
+        contender.check(subject.loaded.model.config, subject.windows[0].prefix_length)
+    return found
+
+
+def places_of(subject: Subject) -> tuple[list[int], list[int]]:
+    """The layers that a scheme stores, and the KV heads of each."""
+    model = subject.loaded.model
+    heads = model.config.get_text_config(decoder=True).num_key_value_heads
+    return full_layers(prefill(model, subject.windows[0].prefix[:, :1])), list(range(heads))
+
+
 def measure(
     kind: Kind,
     options: Options,
     subject: Subject,
-    schemes: Sequence[tuple[str, Scheme]],
+    schemes: Sequence[SchemeContender],
     measured: dict[str, object],
     layers: Sequence[int],
     kv_heads: Sequence[int],
@@ -67,14 +85,14 @@ def measure(
 ) -> tuple[Measurement, Path]:
     """Measure every window that the folder does not have yet; each is on disk before the next begins.
 
-    schemes: (label, scheme). measured: what else the numbers depend on. one_window(window, is the first): its arrays.
+    measured: what else the numbers depend on. one_window(window, is the first): its arrays.
     """
-    settings = settings_of(options, subject, [scheme.name for _, scheme in schemes], measured)
+    settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
     folder, record = open_folder(options.out, f"{kind}.json", settings, lambda folder: load(folder, kind))
     record = record or Measurement(
         **header_of(options, subject, settings),
         kind=kind,
-        labels=[label for label, _ in schemes],
+        labels=[scheme.label for scheme in schemes],
         measured_layers=list(layers),
         kv_heads=list(kv_heads),
     )
