@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
 from analysis import plots
-from analysis.style import HUES, binned, floored, scheme_label, scheme_style, spread
+from analysis.style import HUES, SIDE_LOOKS, binned, floored, scheme_label, scheme_style, spread
 from harness.measurement import Measurement
 from harness.records import Settings
 from schemes import parse_scheme
@@ -87,8 +87,6 @@ SCATTER = [
 ]  # fmt: skip
 
 DRAWN = {
-    "heat map": (lambda: plots.token_channel(*outliers(), "key"), 1),
-    "surface": (lambda: plots.token_channel(*outliers(), "value", surface=True), 1),
     "heat maps": (lambda: plots.heat_maps(*outliers()), 3),
     "surfaces": (lambda: plots.surfaces(*outliers()), 3),
     "channels": (lambda: plots.channel_profile(*outliers()), 3),
@@ -142,7 +140,7 @@ def test_there_are_only_the_panels_that_are_needed():
     assert len(panels(plots.sensitivity_by_layer(*sensitivity(1, ["both"])))) == 2
 
 
-@pytest.mark.parametrize("name", ["surface", "bits"])
+@pytest.mark.parametrize("name", ["surfaces", "bits"])
 def test_the_same_svg_each_time(name, tmp_path):
     first, second = (plots.save(DRAWN[name][0](), tmp_path, text)[0].read_bytes() for text in ("first", "second"))
     assert first == second
@@ -198,7 +196,7 @@ def test_places_are_spread_no_more_than_needed():
 
 def test_ratio_draws_each_head_and_the_largest():
     (axes,) = panels(plots.ratio_by_layer(*outliers(pre_rope=False)))
-    line, dots = lines_in(axes, plots.SIDE_LOOKS["key"]["color"])
+    line, dots = lines_in(axes, SIDE_LOOKS["key"]["color"])
     assert len(dots.get_xdata()) == len(LAYERS) * len(HEADS)
     assert line.get_ydata()[1] == pytest.approx(20, rel=0.05)
     assert max(dots.get_ydata()) == max(line.get_ydata())
@@ -215,7 +213,7 @@ def test_the_sink_is_marked_and_compared_with_the_median():
     stars = [line for line in keys.lines if line.get_marker() == "*"]
     assert [float(star.get_xdata()[0]) for star in stars] == [1.0] * len(LAYERS)
     assert keys.get_xscale() == "log"
-    line = lines_in(ratio, plots.SIDE_LOOKS["key"]["color"])[0]
+    line = lines_in(ratio, SIDE_LOOKS["key"]["color"])[0]
     assert line.get_ydata()[0] == pytest.approx(1, rel=0.05)
     assert line.get_ydata()[1] > 1.5
 

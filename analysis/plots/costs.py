@@ -1,0 +1,185 @@
+"""Figures of errors, of losses, and of how they relate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import special
+
+from analysis import sensitivity
+from analysis.measures import MEASURES, by_layer
+from analysis.plots.canvas import (
+    grid_figure,
+    ink,
+    label_points,
+    log_floor,
+    panel_figure,
+    scheme_legend,
+    scheme_line,
+    settle,
+    tidy_log,
+)
+from analysis.style import SIDE_LOOKS, SIDE_NAMES, floored, look, scheme_label, with_unit
+from harness.measurement import Arrays, Measurement
+
+
+@dataclass(frozen=True)
+class Series:
+    """One panel of `measure_scatter`: points x (the measure) and y (the target), with the label and the canonical
+    scheme name of each, and a note to stand above, such as a correlation."""
+
+    measure_label: str
+    x: np.ndarray
+    y: np.ndarray
+    labels: list[str]
+    schemes: list[str]
+    note: str = ""
+
+
+def errors_by_layer(
+    record: Measurement,
+    arrays: Arrays,
+    measures: Sequence[str] = ("key_error", "value_error", "attention_kl", "output_both"),
+) -> Figure:
+    """One panel a measure: the error of each scheme by layer, over all windows and heads."""
+    rows = -(-len(measures) // 2)
+    figure, panels = panel_figure(record, "Error of each scheme by layer", rows, min(2, len(measures)), 2.2)
+    found = by_layer(arrays)
+    for axes, name in zip(panels.flat, measures, strict=False):
+        floor = log_floor(axes, found[name])
+        for i, scheme in enumerate(record.settings.contenders):
+            scheme_line(
+                axes, record.measured_layers, found[name][i], scheme, i, len(record.settings.contenders), floor=floor
+            )
+        axes.set(xlabel="layer (index)", ylabel=with_unit(MEASURES[name].label))
+        tidy_log(axes.yaxis)
+    scheme_legend(figure, panels, len(measures), record.settings.contenders)
+    return figure
+
+
+def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
+    """A row a side: mean KL and ΔNLL of quantizing one layer alone, with 95 % intervals over windows."""
+    sides, windows = record.settings.measured["sides"], len(record.settings.windows)
+    names = dict(zip(record.labels, record.settings.contenders, strict=True))
+    found = sensitivity.layer_rows(record, arrays)
+    whiskers = "; whiskers: 95 % interval over windows" if windows > 1 else ""
+    figure, panels = panel_figure(record, f"What one quantized layer costs{whiskers}", len(sides), 2, 2.4)
+    t = float(special.stdtrit(windows - 1, 0.975)) if windows > 1 else np.nan
+    for (divergence, loss), side in zip(panels, sides, strict=True):
+        at_side = [row for row in found if row["side"] == side]
+        floor = log_floor(divergence, np.array([row["kl"] for row in at_side]))
+        for turn, (label, name) in enumerate(names.items()):
+            rows = [row for row in at_side if row["scheme"] == label]
+            kl, half = np.array([row["kl"] for row in rows]), t * np.array([row["kl_se"] for row in rows])
+            scheme_line(
+                divergence,
+                record.measured_layers,
+                kl,
+                name,
+                turn,
+                len(names),
+                floor=floor,
+                low=kl - half,
+                high=kl + half,
+            )
+            low, high = (np.array([row[f"delta_nll_{end}"] for row in rows]) for end in ("low", "high"))
+            scheme_line(
+                loss,
+                record.measured_layers,
+                np.array([row["delta_nll"] for row in rows]),
+                name,
+                turn,
+                len(names),
+                low=low,
+                high=high,
+            )
+        tidy_log(divergence.yaxis)
+        loss.axhline(0, color=ink(), linewidth=0.6, zorder=1)
+        for axes, ylabel in ((divergence, "mean KL (nats per token)"), (loss, "ΔNLL (nats per token)")):
+            axes.set(title=f"{SIDE_NAMES[side]} quantized", xlabel="layer (index)", ylabel=ylabel)
+    scheme_legend(figure, panels, panels.size, list(names.values()))
+    return figure
+
+
+def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> Figure:
+    """One panel a measure: the target against it, both on log scales; what is not above 0 is drawn at the edge."""
+    columns = min(len(points), 2 if len(points) in (2, 4) else 3)
+    figure, panels = grid_figure(title, -(-len(points) // columns), columns, 2.1)
+    for axes, series in zip(panels.flat, points, strict=False):
+        x, edge_x = floored(series.x)
+        y, edge_y = floored(series.y)
+        axes.set(xscale="log", yscale="log", xlabel=with_unit(series.measure_label))
+        edge = edge_x | edge_y
+        for name in dict.fromkeys(series.schemes):
+            own = np.array([scheme == name for scheme in series.schemes])
+            for chosen, face in ((own & ~edge, {}), (own & edge, {"markerfacecolor": "none"})):
+                if chosen.any():
+                    axes.plot(x[chosen], y[chosen], clip_on=False, **look(name, line=False) | face)
+        lost = int((~np.isfinite(x) | ~np.isfinite(y)).sum())
+        notes = [
+            series.note,
+            f"{edge.sum()} at the edge: ≤ 0" if edge.any() else "",
+            f"{lost} not finite" if lost else "",
+        ]
+        # above the panel, where no point can be
+        axes.set_title("; ".join(filter(None, notes)), fontsize=7)
+        tidy_log(axes.xaxis)
+        tidy_log(axes.yaxis)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(target_label)
+    scheme_legend(figure, panels, len(points), [name for series in points for name in series.schemes], lines=False)
+    settle(figure)
+    for axes, series in zip(panels.flat, points, strict=False):
+        label_points(axes, figure.dpi, floored(series.x)[0], floored(series.y)[0], series.labels)
+    return figure
+
+
+def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """ΔNLL with its 95 % interval against the measured bits per number, from the rows of `summarize`; a lossless
+    scheme, and one whose bytes were not measurable, is left out."""
+    shown = [row for row in rows if row["bits"] is not None and row["name"] != "exact"]
+    figure, panels = grid_figure(title, 1, 1, 3.6)
+    axes = panels[0, 0]
+    loss, low, high = (
+        np.array([row[key] for row in shown], dtype=float) for key in ("delta_nll", "delta_nll_low", "delta_nll_high")
+    )
+    low, high = np.where(np.isnan(low), loss, low), np.where(np.isnan(high), loss, high)  # one window has no interval
+    for i, row in enumerate(shown):
+        ends = [[loss[i] - low[i]], [high[i] - loss[i]]]
+        axes.errorbar(row["bits"], loss[i], yerr=ends, elinewidth=0.8, capsize=1.5, **look(row["name"], line=False))
+    axes.set_xlabel("measured bits per number of K and V")
+    if low.size and low.min() <= 0:
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.axhline(0, color=ink(), linewidth=0.6, zorder=1)
+        axes.set_ylabel("ΔNLL to exact (nats per token;\nlinear between ±0.001)")
+    else:
+        axes.set(yscale="log", ylabel="ΔNLL to exact (nats per token)")
+    axes.margins(x=0.08)
+    scheme_legend(figure, panels, 1, [row["name"] for row in shown], lines=False)
+    bits, names = np.array([row["bits"] for row in shown], dtype=float), [scheme_label(row["name"]) for row in shown]
+    settle(figure)
+    label_points(axes, figure.dpi, bits, loss, names, low, high)
+    return figure
+
+
+def allocation(bits_by_side: dict[str, dict[int, float]], title: str) -> Figure:
+    """Measured bits of each layer, a bar for each side."""
+    figure, panels = grid_figure(title, 1, 1, 2.5)
+    axes, width = panels[0, 0], 0.8 / len(bits_by_side)
+    for i, (side, bits) in enumerate(bits_by_side.items()):
+        x = np.array(list(bits)) + (i - (len(bits_by_side) - 1) / 2) * width
+        label = f"{SIDE_NAMES[side]} (mean {np.mean(list(bits.values())):.2f} bits)"
+        hatch = "" if side == "key" else "//////"
+        axes.bar(
+            x, list(bits.values()), width, color=SIDE_LOOKS[side]["color"], hatch=hatch, edgecolor="white",
+            linewidth=0.2, label=label,
+        )  # fmt: skip
+    axes.grid(axis="x", visible=False)
+    axes.set(xlabel="layer (index)", ylabel="measured bits per number")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
