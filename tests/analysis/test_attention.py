@@ -137,7 +137,10 @@ def test_equal_value_error_unequal_output_error():
         output = (sum(h["output_error2_value"] for h in heads) / sum(h["output_norm2"] for h in heads)) ** 0.5
         found[axis] = error, output
     assert found["token"] == (pytest.approx(0.393, rel=0.03), pytest.approx(0.395, rel=0.03))
-    assert found["channel"] == (pytest.approx(0.395, rel=0.03), pytest.approx(8.4, abs=0.25))
+    assert found["channel"] == (
+        pytest.approx(0.395, rel=0.03),
+        pytest.approx(8.4, abs=0.1 + 2 * 0.07),
+    )  # its own ±.1, and 64 heads vary by .07
 
 
 def test_key_error_alone_ranks_wrongly():

@@ -102,8 +102,10 @@ def test_an_interrupted_measurement_goes_on(subject, options, errors):
 def test_bad_input(subject, options, refused):
     with refused("layer 5 does not exist.*there are 0-1"):
         measure_errors(SPECS, options, subject, layers=[0, 5])
-    with refused("int8 loses nothing|exact loses nothing"):
+    with refused("scheme exact keeps keys of layers 0-1 exact, so there is nothing to measure"):
         measure_sensitivity(["exact"], options, subject)
+    with refused("a prefix of 96 tokens would leave every key exact"):
+        measure_errors(["kivi2:group_size=8"], options, subject)
     with refused("side 'keys': choose key, value, both"):
         measure_sensitivity(["int8:group_size=16"], options, subject, sides=["keys"])
 
@@ -120,6 +122,26 @@ def test_attention_that_is_more_than_its_parts_is_refused(subject, options, mode
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", other)
     with refused("layer 0 of tiny attends in a way.*cannot be captured"):
         measure_errors(SPECS, options, subject)
+
+
+def test_equal_schemes_are_measured_once(subject, options):
+    said = []
+    record, _ = measure_errors([SPECS[1], "symmetric:bits=8,group_size=16"], options, subject, on_note=said.append)
+    assert record.labels == SPECS[1:2]
+    assert "is the same scheme as int8:group_size=16" in said[0]
+
+
+def test_a_side_that_a_scheme_keeps_exact_has_no_sensitivity(subject, options, tmp_path, refused):
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"default": "exact", "layers": {"1": {"key": SPECS[2], "value": "exact"}}}))
+    with refused("keeps keys of layers 0 exact"):
+        measure_sensitivity([f"@{path}"], options, subject, sides=["key"])
+    with refused("keeps values of layers 1 exact"):
+        measure_sensitivity([f"@{path}"], options, subject, sides=["value"], layers=[1])
+    record, folder = measure_sensitivity([f"@{path}"], options, subject, sides=["key"], layers=[1])
+    arrays = measurement.arrays(folder, record)
+    assert (arrays["kl"] > 0).all()
+    assert np.array_equal(arrays["nll"][:, :, :, 0], arrays["all_nll"])  # it is the only quantized layer
 
 
 @pytest.fixture

@@ -3,52 +3,18 @@
 import csv
 import io
 import json
-import random
 import re
 import shutil
-import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
-from harness import cli, loading, records
+from harness import loading, records
 
 from ..conftest import tiny_config
 
-WORDS = [f"w{i}" for i in range(127)]
 SCHEMES = ["--scheme", "int8:group_size=16", "--scheme", "asym2:group_size=16"]
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory, model):
-    """A model folder and a text file."""
-    place = tmp_path_factory.mktemp("files")
-    model.save_pretrained(place / "model")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *WORDS])}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(place / "model")
-    (place / "text.txt").write_text(" ".join(random.Random(0).choices(WORDS, k=900)))
-    return place
-
-
-@pytest.fixture
-def kvdelta(files, tmp_path, monkeypatch, capsys):
-    """Runs a command in a folder of its own: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    subject = ["--model", str(files / "model"), "--text", str(files / "text.txt"), "--device", "cpu"]
-    sizes = ["--window-length", "128", "--score-length", "32"]
-
-    def run(*words):
-        defaults = [*subject, *sizes] if words[0] in ("compare", "audit") else []
-        monkeypatch.setattr(sys, "argv", ["kvdelta", words[0], *defaults, *words[1:]])  # a later flag wins
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
 
 
 def test_compare_prints_a_table_and_leaves_a_record(kvdelta, tmp_path):
