@@ -8,6 +8,7 @@ import numpy as np
 
 from analysis import joining, plots, summary
 from analysis.measures import MEASURES
+from analysis.style import scheme_label
 from harness.measurement import Arrays, Measurement
 from harness.records import Header, Run
 
@@ -46,15 +47,14 @@ def draw_relations(
     with plots.styled(style):
         for i, question in enumerate(questions):
             x, kl, delta = question.draw(np.arange(question.windows))
+            labels = question.points if question.bits is None else [scheme_label(name) for name in question.names]
             ranked = {row["measure"]: row for row in rankings[question.title]}
             for target, y, key in (
                 ("KL (nats a token)", kl, "spearman_kl"),
                 ("ΔNLL (nats a token)", delta, "spearman_delta"),
             ):
                 series = [
-                    plots.Series(
-                        MEASURES[name].label, x[m], y, question.points, question.names, _note(ranked[name], key)
-                    )
+                    plots.Series(MEASURES[name].label, x[m], y, labels, question.names, _note(ranked[name], key))
                     for m, name in enumerate(question.measures)
                 ]
                 figure = plots.measure_scatter(series, target, f"{question.title}\n{where}")

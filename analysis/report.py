@@ -49,9 +49,8 @@ def kivi_report(options: Options, subject: Subject, style: str | None) -> int:
     note("outliers, for the report:")
     measure_outliers(beside, subject, on_note=note)
     path = write_report(folder, style)
-    print(
-        "\n".join(f"{name}: {here:.2f} (published {there:g})" for name, here, there in ratios(joining.gather([folder])))
-    )
+    shown = [[name, f"{here:.2f}", str(there)] for name, here, there in ratios(joining.gather([folder]))]
+    terminal.print_table(["ratio of errors at 2 bits", "here", "published"], shown)
     note(f"report: {path}")
     return scoring.verdict(run)
 
@@ -105,7 +104,7 @@ def write_report(folder: Path, style: str | None = None) -> Path:
         "## 2. So the axis decides the error",
         "Errors at 2 bits, groups of 32, over all layers, heads and windows, beside the published ratios "
         "(Liu et al. 2024, arXiv 2402.02750, table 2, Llama-2-13B):",
-        tables.as_markdown(["ratio", "here", "published"], [[n, f"{a:.2f}", f"{b:g}"] for n, a, b in ratios(joined)]).rstrip(),
+        tables.as_markdown(["ratio", "here", "published"], [[n, f"{a:.2f}", str(b)] for n, a, b in ratios(joined)]).rstrip(),
         "Values per channel rebuild V no worse and give the worse attention output: attention sums values over tokens, "
         "and a group along tokens mixes those that attention looks at with those that it does not.",
         _picture("figures/errors-by-layer.png", "errors by layer and scheme"),

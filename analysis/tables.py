@@ -110,7 +110,8 @@ def chance(p: float) -> str:
 
 
 def as_markdown(header: list[str], body: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(line) + " |" for line in [header, *body]]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, *body]]  # as in Σ|g·e|
+    lines = ["| " + " | ".join(line) + " |" for line in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
     return "\n".join(lines) + "\n"
 

@@ -53,6 +53,11 @@ def test_json_has_no_nan(run):
     assert content["baseline"] == "exact"
 
 
+def test_a_bar_in_a_markdown_cell_is_no_column():
+    line = tables.as_markdown(["measure", "ρ"], [["Σ|g·e|", "1"]]).splitlines()[2]
+    assert line == r"| Σ\|g·e\| | 1 |"
+
+
 def test_csv_and_markdown(run):
     rows = summary.summarize(run)
     read = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))

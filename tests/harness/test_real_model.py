@@ -1,5 +1,7 @@
 """The packaged model and text, through the command that people try first."""
 
+import csv
+import io
 import sys
 
 import pytest
@@ -61,3 +63,21 @@ def test_coverage_is_that_of_the_sizes(trap):
     window, at = trap[2].windows[0], list(losses(trap[2])).index("int4")
     assert window.key_pairs[at] / window.pairs[at] == pytest.approx(6 / 7, abs=1e-12)
     assert trap[2].contenders[at].quantized_layers == list(range(30))
+
+
+def test_keys_are_the_outlier_side(tmp_path, monkeypatch, capsys):
+    """In every layer a channel of K is over 5 times the median; V stands out less in most."""
+    folder = str(tmp_path / "outliers")
+    monkeypatch.setattr(
+        sys, "argv", ["kvdelta", "outliers", "--windows", "1", "--device", "cpu", "--format", "csv", "--out", folder]
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    ratio = {}
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        place = row["side"], int(row["layer"])
+        ratio[place] = max(ratio.get(place, 0.0), float(row["ratio"]))
+    keys, values = ([ratio[side, layer] for layer in range(30)] for side in ("key", "value"))
+    assert min(keys) > 5
+    assert sum(key > value for key, value in zip(keys, values, strict=True)) > 20
