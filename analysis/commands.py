@@ -12,6 +12,7 @@ from harness.starting import load_subject, note
 
 if TYPE_CHECKING:
     from analysis.listings import Row, Table
+    from harness.records import Header
 
 analyzer = typer.Typer()
 measuring = takes_options(windows=2, without=("protocol", "step"))
@@ -44,9 +45,7 @@ def outliers(
         options, subject, layers=chosen[0], heads=chosen[1], pre_rope=pre_rope, on_note=note
     )
     rows = measures.head_rows(record, measurement.arrays(folder, record))
-    if format in ("table", "md"):
-        print(*listings.heading(record), sep="\n")
-    _show(rows, {"": listings.outlier_table(rows)}, format, listings.OUTLIERS)
+    _show(record, rows, {"": listings.outlier_table(rows)}, format, listings.OUTLIERS)
     if format == "table":
         print(*measures.sentences(rows), sep="\n")
     return _drawn(folder, style)
@@ -76,10 +75,8 @@ def errors(
     specs = scheme or [spec for spec in DEFAULT_SCHEMES if spec != "exact"]
     record, folder = measure_errors(specs, options, subject, layers=chosen, gradients=gradients, on_note=note)
     arrays = measurement.arrays(folder, record)
-    if format in ("table", "md"):
-        print(*listings.heading(record), sep="\n")
     rows = listings.error_rows(record, arrays, by)
-    _show(rows, {"": listings.error_table(record, arrays, by)}, format, listings.ERRORS)
+    _show(record, rows, {"": listings.error_table(record, arrays, by)}, format, listings.ERRORS)
     return _drawn(folder, style)
 
 
@@ -114,12 +111,10 @@ def sensitivity(
         scheme or ["kivi4"], options, subject, sides=sides, layers=chosen, on_note=note
     )
     arrays = measurement.arrays(folder, record)
-    if format in ("table", "md"):
-        print(*listings.heading(record), sep="\n")
     rows, sums = ablation.layer_rows(record, arrays), ablation.additivity_rows(record, arrays)
     shown = {"One layer at a time": listings.sensitivity_table(rows)}
     shown["Do the layers add up?"] = listings.additivity_table(sums)
-    _show(rows, shown, format, listings.SENSITIVITY)
+    _show(record, rows, shown, format, listings.SENSITIVITY)
     if len(record.settings.windows) < 2:
         note("1 window gives no interval; give --windows 2 or more")
     _drawn(folder, style)
@@ -141,25 +136,30 @@ def relate(
 ) -> int:
     """Which error measure tells what a layer, or a scheme, costs? Joins errors with sensitivity and compare."""
     check_style(style)
-    from analysis import joining, listings, relating
+    from analysis import agreement, joining, listings, relating
 
     joined = joining.gather(runs)
     joining.check_joins(joined)
     asked = relating.questions(joined)
-    rankings = {question.title: relating.ranking(question) for question in asked}
+    rankings = {question.title: agreement.ranking(question) for question in asked}
+    record = joined.headers[0][1]
     rows = [{"question": title, **row} for title, ranking in rankings.items() for row in ranking]
-    if format in ("table", "md"):
-        print(*listings.heading(joined.headers[0][1]), sep="\n")
-    _show(rows, {title: listings.relate_table(ranking) for title, ranking in rankings.items()}, format, listings.RELATE)
+    _show(
+        record,
+        rows,
+        {title: listings.relate_table(ranking) for title, ranking in rankings.items()},
+        format,
+        listings.RELATE,
+    )
     if format == "table":
         for question in asked:
-            ceiling = relating.agreement_of_windows(question)
+            ceiling = agreement.agreement_of_windows(question)
             print(f"KL agrees with itself between even and odd windows at ρ = {ceiling:.2f} ({question.title}).")
         if example := relating.worked_example(joined):
             print(example)
     from analysis import drawing
 
-    where = drawing.subject_line(joined.headers[0][1])
+    where = drawing.subject_line(record)
     for path in drawing.draw_relations(asked, rankings, where, out or Path(runs[0]) / "figures", style):
         note(f"figure: {path}")
     return 0
@@ -215,13 +215,15 @@ def check_style(style: str | None) -> None:
             pass
 
 
-def _show(rows: "list[Row]", shown: "dict[str, Table]", format: str, legend: str) -> None:
+def _show(record: "Header", rows: "list[Row]", shown: "dict[str, Table]", format: str, legend: str) -> None:
+    """rows: every figure, for programs; shown: titled tables for people."""
     from analysis import listings, tables
     from harness import terminal
 
     if format in ("json", "csv"):
         print(listings.as_text(rows, format), end="")
         return
+    print(*listings.heading(record), sep="\n")
     for title, table in shown.items():
         if format == "md":
             print("\n".join(["", f"**{title}**", ""] if title else [""]))

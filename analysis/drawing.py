@@ -13,7 +13,7 @@ from harness.measurement import Arrays, Measurement
 from harness.records import Header, Run
 
 if TYPE_CHECKING:
-    from analysis.relating import Question, Row
+    from analysis.agreement import Question, Row
 
 Named = Iterator[tuple[str, plots.Figure]]
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis import (
+    agreement,
     drawing,
     joining,
     listings,
@@ -84,7 +85,7 @@ def write_report(folder: Path, style: str | None = None) -> Path:
     joining.check_joins(joined)
     drawing.draw(folder, style)
     questions = relating.questions(joined)
-    rankings = {question.title: relating.ranking(question) for question in questions}
+    rankings = {question.title: agreement.ranking(question) for question in questions}
     drawing.draw_relations(questions, rankings, drawing.subject_line(joined.runs[0][1]), folder / "figures", style)
     run, (_, record, arrays) = joined.runs[0][1], joined.outliers[0]
     shown = reproduced.kivi_tables(run)

@@ -36,23 +36,25 @@ def seed():
 VOCABULARY = 128
 
 
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+SHARP = {"initializer_range": 0.2}  # large, so that attention looks at the cache and quantization shows
+
+
 def tiny_config(**changes):
     from transformers import LlamaConfig
 
-    fields = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,  # large, so that attention looks at the cache and quantization shows
-    }
-    return LlamaConfig(**{**fields, **changes})
+    return LlamaConfig(**{**TINY, **SHARP, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis import joining, relating
+from analysis import agreement, joining, relating
 from analysis.errors import measure_errors
 from analysis.sensitivity import measure_sensitivity
 from harness import measurement
@@ -27,11 +27,11 @@ def planted(points=30, windows=8, noise=0.1):
         return np.stack([unrelated, true ** (1 / 3), 1 / true]), kl, kl - 0.5
 
     labels = [str(i) for i in range(points)]
-    return relating.Question("planted", labels, ["a"] * points, MEASURES, windows, draw, [4.0] * points)
+    return agreement.Question("planted", labels, ["a"] * points, MEASURES, windows, draw, [4.0] * points)
 
 
 def test_planted_ranking():
-    rows = {row["measure"]: row for row in relating.ranking(planted())}
+    rows = {row["measure"]: row for row in agreement.ranking(planted())}
     assert list(rows) == ["attention_kl", "key_error", "output_key"]
     good, unrelated, reversed_ = rows["attention_kl"], rows["key_error"], rows["output_key"]
     assert good["spearman_kl"] > 0.98
@@ -50,26 +50,26 @@ def test_planted_ranking():
 
 
 def test_the_interval_is_wider_with_fewer_points():
-    few, many = ({row["measure"]: row for row in relating.ranking(planted(points))}["key_error"] for points in (8, 60))
+    few, many = ({row["measure"]: row for row in agreement.ranking(planted(points))}["key_error"] for points in (8, 60))
     width = [row["spearman_kl_high"] - row["spearman_kl_low"] for row in (few, many)]
     assert width[0] > 1.5 * width[1]
 
 
 def test_windows_agree_with_each_other():
-    assert relating.agreement_of_windows(planted(noise=0.01)) > 0.99
-    assert relating.agreement_of_windows(planted(noise=5.0)) < 0.8
-    assert np.isnan(relating.agreement_of_windows(planted(windows=1)))
+    assert agreement.agreement_of_windows(planted(noise=0.01)) > 0.99
+    assert agreement.agreement_of_windows(planted(noise=5.0)) < 0.8
+    assert np.isnan(agreement.agreement_of_windows(planted(windows=1)))
 
 
 def test_correlation_against_scipy():
     from scipy import stats
 
     x, y = np.random.default_rng(1).normal(size=(2, 3, 12))
-    found = relating._correlation(relating._ranks(x), relating._ranks(y[0]))
+    found = agreement._correlation(agreement._ranks(x), agreement._ranks(y[0]))
     assert found == pytest.approx([stats.spearmanr(row, y[0]).statistic for row in x])
     x[0, 3] = np.nan
     kept = np.arange(12) != 3
-    assert relating._correlation(x, y[0])[0] == pytest.approx(stats.pearsonr(x[0, kept], y[0, kept]).statistic)
+    assert agreement._correlation(x, y[0])[0] == pytest.approx(stats.pearsonr(x[0, kept], y[0, kept]).statistic)
 
 
 GRID = [f"asym{bits}:key_axis={k},value_axis={v},group_size=16" for bits in (2, 4) for k in ("token", "channel") for v in ("token", "channel")]  # fmt: skip
@@ -96,7 +96,7 @@ def test_schemes_of_a_comparison(folders):
     counts = sum(window.count for window in run.windows)
     assert kl[3] == pytest.approx(sum(window.kl[4] for window in run.windows) / counts)
     assert delta[3] == pytest.approx(sum(window.nll[4] - window.nll[0] for window in run.windows) / counts)
-    rows = {row["measure"]: row for row in relating.ranking(question)}
+    rows = {row["measure"]: row for row in agreement.ranking(question)}
     assert rows["key_error"]["pairs"] == 12  # two sets of four schemes with equal bits
     assert rows["square"]["spearman_kl"] > 0.5
 

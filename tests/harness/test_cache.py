@@ -20,6 +20,8 @@ from harness.cache import SchemeCache, SchemeLayer
 from harness.protocols import fill_live, prefill, suffix_logits
 from schemes import parse_scheme
 
+from ..conftest import TINY
+
 KIVI = "kivi:bits=2,group_size=8,residual_length=16"
 SCHEMES = ["exact", "int4:group_size=16", KIVI, "asymmetric:bits=3,key_axis=channel,group_size=8,sink_tokens=3"]
 
@@ -128,26 +130,14 @@ def test_reset_forgets_everything(model):
     assert torch.equal(generate(model, prompts(1), cache), fresh)
 
 
-SMALL = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 ARCHITECTURES = {
-    "qwen2": (Qwen2Config(**SMALL), [0, 1]),
-    "qwen3": (Qwen3Config(**SMALL, head_dim=16), [0, 1]),
-    "mistral": (MistralConfig(**SMALL, sliding_window=None), [0, 1]),
-    "phi3": (Phi3Config(**SMALL), [0, 1]),
-    "gemma2": (Gemma2Config(**SMALL, head_dim=16, sliding_window=24), [1]),
+    "qwen2": (Qwen2Config(**TINY), [0, 1]),
+    "qwen3": (Qwen3Config(**TINY, head_dim=16), [0, 1]),
+    "mistral": (MistralConfig(**TINY, sliding_window=None), [0, 1]),
+    "phi3": (Phi3Config(**TINY), [0, 1]),
+    "gemma2": (Gemma2Config(**TINY, head_dim=16, sliding_window=24), [1]),
     "gemma3": (
-        Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=24, layer_types=["sliding_attention", "full_attention"]),
+        Gemma3TextConfig(**TINY, head_dim=16, sliding_window=24, layer_types=["sliding_attention", "full_attention"]),
         [1],
     ),
 }
@@ -176,4 +166,4 @@ def test_a_model_without_kv_cache_is_refused():
 
 def test_heads_that_cannot_be_grouped_are_refused_before_any_forward(model):
     with pytest.raises(ValueError, match="not whole bytes"):
-        SchemeCache(parse_scheme("asym3:group_size=8"), Qwen3Config(**SMALL, head_dim=20))
+        SchemeCache(parse_scheme("asym3:group_size=8"), Qwen3Config(**TINY, head_dim=20))

@@ -12,7 +12,7 @@ from harness import capture
 from harness.protocols import prefill, suffix_logits
 from harness.windows import cut_windows
 
-from ..conftest import VOCABULARY, tiny_config
+from ..conftest import SHARP, TINY, tiny_config
 
 
 @pytest.fixture
@@ -21,12 +21,8 @@ def window(tokens):
 
 
 def gemma(kind, config, **changes):
-    fields = {
-        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24, "pad_token_id": 0,
-        "initializer_range": 0.2, "max_position_embeddings": 512,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-    }  # fmt: skip
+    sliding = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    fields = {**TINY, **SHARP, **sliding, "num_hidden_layers": 4, "head_dim": 16}
     return kind(config(**{**fields, **changes})).eval().requires_grad_(False)
 
 

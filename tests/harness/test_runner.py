@@ -91,7 +91,7 @@ def test_equal_specs_are_merged_with_a_notice():
     notes = []
     found = contenders_of(["int4", "symmetric:bits=4", "exact", "kivi4"], notes.append)
     assert [c.label for c in found] == ["exact", "int4", "kivi4"]
-    assert notes == ["symmetric:bits=4 is the same scheme as int4: scored once"]
+    assert notes == ["symmetric:bits=4 is the same scheme as int4: taken once"]
 
 
 def test_specs_and_contenders_compete_in_one_run(subject, options):
