@@ -141,6 +141,7 @@ def relate(
     joined = joining.gather(runs)
     joining.check_joins(joined)
     asked = relating.questions(joined)
+    note(f"ranking the measures for {len(asked)} questions; then the figures, some seconds each")
     rankings = {question.title: agreement.ranking(question) for question in asked}
     record = joined.headers[0][1]
     rows = [{"question": title, **row} for title, ranking in rankings.items() for row in ranking]

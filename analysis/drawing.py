@@ -41,9 +41,9 @@ def draw_relations(
     where: str,
     folder: Path,
     style: str | None = None,
-) -> list[Path]:
-    """Every measure against KL and against ΔNLL, one figure a question and target. where: model, text and windows."""
-    paths: list[Path] = []
+) -> Iterator[Path]:
+    """Every measure against KL and against ΔNLL, one figure a question and target, each as it is drawn: they take
+    seconds. where: model, text and windows."""
     with plots.styled(style):
         for i, question in enumerate(questions):
             x, kl, delta = question.draw(np.arange(question.windows))
@@ -58,8 +58,7 @@ def draw_relations(
                     for m, name in enumerate(question.measures)
                 ]
                 figure = plots.measure_scatter(series, target, f"{question.title}\n{where}")
-                paths += plots.save(figure, folder, f"relate-{i + 1}-{key.removeprefix('spearman_')}")
-    return paths
+                yield from plots.save(figure, folder, f"relate-{i + 1}-{key.removeprefix('spearman_')}")
 
 
 def draw_allocation(

@@ -86,7 +86,9 @@ def write_report(folder: Path, style: str | None = None) -> Path:
     drawing.draw(folder, style)
     questions = relating.questions(joined)
     rankings = {question.title: agreement.ranking(question) for question in questions}
-    drawing.draw_relations(questions, rankings, drawing.subject_line(joined.runs[0][1]), folder / "figures", style)
+    list(
+        drawing.draw_relations(questions, rankings, drawing.subject_line(joined.runs[0][1]), folder / "figures", style)
+    )
     run, (_, record, arrays) = joined.runs[0][1], joined.outliers[0]
     shown = reproduced.kivi_tables(run)
     heads = outliers.head_rows(record, arrays)
