@@ -1,7 +1,7 @@
 """SchemeCache: one transformers cache for every scheme, for evaluation and for `model.generate` alike."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from schemes import KV, Scheme, TokenStore
+from harness.rotary import rotary_of
+from schemes import KV, Rotary, Scheme, TokenStore
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -98,28 +99,31 @@ class SchemeCache(DynamicCache):
     Pass it as `past_key_values` to `model(...)` or `model.generate(...)`. With left padding, the keys of pad tokens
     enter per-channel groups like any other.
 
+    rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own.
+
     Raises ValueError where the model has no full-attention layer to quantize, or heads that the scheme cannot group.
     """
 
-    def __init__(self, scheme: Scheme, config: Any):
+    def __init__(self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None):
         super().__init__(config=config)
-        self.scheme = scheme
         # exactly DynamicLayer: its subclasses (sliding, indexed) keep other things than all keys and values
-        self.layers = [
-            SchemeLayer(scheme.for_layer(index)) if type(layer) is DynamicLayer else layer
-            for index, layer in enumerate(self.layers)
-        ]
-        if not self.quantized_layers:
+        stored = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        if not stored:
             kinds = ", ".join(sorted({type(layer).__name__ for layer in self.layers})) or "none"
             raise ValueError(
                 f"the model ({config.model_type}) has no full-attention layer whose cache could be quantized; its cache "
                 f"layers: {kinds}"
             )
-        scheme.check(head_channels(config))
-        if unknown := [index for index, _ in scheme.layers if index not in self.quantized_layers]:
-            raise ValueError(
-                f"scheme {scheme.name} names layer {unknown[0]}, which the model has not, or not with a full cache"
-            )
+        self.scheme = scheme.bind(len(self.layers), stored, rotary)
+        self.scheme.check(head_channels(config))
+        for index in stored:
+            self.layers[index] = SchemeLayer(self.scheme.for_layer(index))
+
+    @classmethod
+    def for_model(cls, scheme: Scheme, model: Any) -> "SchemeCache":
+        """A cache for a model, with whatever the scheme needs of it (its rotary module, where keys are stored as they
+        were before the rotation)."""
+        return cls(scheme, model.config, lambda layer: rotary_of(model, layer))
 
     @property
     def quantized_layers(self) -> list[int]:

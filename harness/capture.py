@@ -1,7 +1,6 @@
 """What needs the model's inside: queries of a suffix forward, keys before rotation, gradients of the loss."""
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.protocols import suffix_logits
+from harness.rotary import check_rotary, rotary_of
 from harness.windows import Window
 from schemes import KV
 
@@ -164,26 +164,10 @@ def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dic
 def pre_rope_keys(model: Any, layer: int, keys: KV) -> KV:
     """Keys as they were before the rotary embedding: rotated back by the model's own rotary module. Tokens are at
     positions 0, 1, …. ValueError where the model's rotation is not one that we can undo."""
-    decoder = model.get_decoder()
-    rotary = getattr(decoder, "rotary_emb", None)
-    apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
-    if rotary is None or apply is None:
-        raise ValueError(
-            f"this {model.config.model_type} model has no rotary module of the usual form, so there are no pre-RoPE "
-            "keys; leave --pre-rope out"
-        )
-    position_ids = torch.arange(keys.shape[2], device=keys.device)[None]
-    words = {}
-    if "layer_type" in inspect.signature(rotary.forward).parameters:
-        words["layer_type"] = model.config.get_text_config(decoder=True).layer_types[layer]
-    cos, sin = rotary(keys.float(), position_ids, **words)
-    scale = cos.square() + sin.square()  # 1, or the square of a rotary module's own attention scaling
     x = keys.float()
-    back = apply(x, x, cos / scale, -sin / scale)[1]
-    again = apply(back, back, cos, sin)[1]
-    if not torch.allclose(again, x, rtol=1e-3, atol=1e-3 * float(x.abs().max())):
-        raise ValueError(
-            f"layer {layer} of this {model.config.model_type} model: its keys do not come back when rotated back and "
-            "forth, so there are no pre-RoPE keys to show; leave --pre-rope out"
-        )
-    return back
+    try:
+        rotary = rotary_of(model, layer)
+        check_rotary(rotary, x, layer)
+    except ValueError as error:
+        raise ValueError(f"{error}; leave --pre-rope out") from None
+    return rotary.unrotate(x, 0)

@@ -5,6 +5,7 @@ Parameters are rounded to their storage type first; codes are computed with what
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -29,11 +30,23 @@ def stored_offset(offset: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
     return offset.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
 
 
+@cache
+def level_table(levels: tuple[float, ...], device: torch.device) -> Float[Tensor, "levels"]:
+    return torch.tensor(levels, dtype=torch.float32, device=device)
+
+
+def nearest(x: Float[Tensor, "*lead"], levels: tuple[float, ...]) -> UInt8[Tensor, "*lead"]:
+    """The index of the nearest of ascending levels; of two equally near ones the lower."""
+    table = level_table(levels, x.device)
+    return torch.bucketize(x, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+
+
 @dataclass(frozen=True, eq=False)
 class QParams:
     """Scale and offset of each group, as stored.
 
-    Either `offset` is given, x̂ = code · scale + offset, or `zero`, the code that stands for 0,
+    Where `levels` are given, ascending, a code stands for its level instead of itself. Either `offset` is given, x̂ =
+    code · scale + offset, or `zero`, the code that stands for 0,
     x̂ = (code − zero) · scale: a number where it is the same for all groups and not stored, an integer tensor
     (codes are round(x / scale) + zero), or a float tensor (codes are round(x / scale + zero)).
     """
@@ -41,9 +54,13 @@ class QParams:
     scale: Tensor
     offset: Tensor | None = None
     zero: Tensor | int | None = None
+    levels: tuple[float, ...] | None = None
 
     def encode(self, groups: Float[Tensor, "*lead group"], max_code: int) -> UInt8[Tensor, "*lead group"]:
         scale = self.scale.float().unsqueeze(-1)
+        if self.levels is not None:
+            shifted = groups if self.offset is None else groups - self.offset.float().unsqueeze(-1)
+            return nearest(shifted / scale, self.levels)
         if self.offset is not None:
             codes = ((groups - self.offset.float().unsqueeze(-1)) / scale).round_()
         elif isinstance(self.zero, Tensor) and self.zero.is_floating_point():
@@ -55,7 +72,7 @@ class QParams:
 
     def decode(self, codes: UInt8[Tensor, "*lead group"]) -> Float[Tensor, "*lead group"]:
         """In float32."""
-        x = codes.float()
+        x = codes.float() if self.levels is None else level_table(self.levels, codes.device)[codes.int()]
         if self.zero is not None:
             x = x.sub_(self.zero.float().unsqueeze(-1) if isinstance(self.zero, Tensor) else self.zero)
         x = x.mul_(self.scale.float().unsqueeze(-1))
@@ -70,6 +87,7 @@ class AffineTensor(QuantizedTensor):
     scale: Tensor
     offset: Tensor | None
     zero: Tensor | int | None
+    levels: tuple[float, ...] | None
     bits: int
     channels: int
     grouping: Grouping
@@ -93,7 +111,7 @@ class AffineTensor(QuantizedTensor):
         def cut(x):
             return x[..., part] if isinstance(x, Tensor) else x
 
-        return QParams(cut(self.scale), cut(self.offset), cut(self.zero))
+        return QParams(cut(self.scale), cut(self.offset), cut(self.zero), self.levels)
 
 
 @dataclass(frozen=True)
@@ -152,6 +170,7 @@ class AffineQuantizer(Quantizer):
             scale=qparams.scale,
             offset=qparams.offset,
             zero=qparams.zero,
+            levels=qparams.levels,
             bits=self.bits,
             channels=x.shape[3],
             grouping=self.grouping,

@@ -60,5 +60,8 @@ FAMILY = Family(
     asymmetric,
     "asymmetric uniform, scale = (max−min)/(2^b−1), zero = min (float) or round(−min/scale) (integer)",
     "Liu et al. 2024, arXiv 2402.02750 (float zero); Ashkboos et al. 2024, arXiv 2404.00456 (integer zero)",
+    formula="float zero: s = (max − min)/(2^b − 1), code = round((x − min)/s), x̂ = code·s + min; integer zero: x̂ = (code − z)·s, z = round(−min/s). Bits: b + 32/G.",
+    good="the plain grid to compare others with; key_axis=channel holds loud channels of keys apart.",
+    fails="per-token groups over loud channels of keys at 2 and 3 bits; per-channel groups of values.",
     short={f"asym{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
 )

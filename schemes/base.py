@@ -1,13 +1,15 @@
 """What a scheme is made of: a quantizer encodes one tensor, the quantized tensor decodes itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from schemes.grouping import Grouping
 
 KV = Float[Tensor, "batch heads tokens channels"]  # heads are KV heads; keys as the model caches them (after RoPE)
 
@@ -24,7 +26,15 @@ class QuantizedTensor(ABC):
     tokens_per_group: int
     dtype: torch.dtype
 
-    code_parts: ClassVar[tuple[str, ...]] = ("codes",)  # what the destructive control sets to zero
+    @property
+    def code_parts(self) -> tuple[str, ...]:
+        """What the destructive control sets to zero."""
+        return ("codes",)
+
+    @property
+    def saturated(self) -> int:
+        """Numbers that were beyond the largest that the format has."""
+        return 0
 
     @abstractmethod
     def dequantize(self) -> KV: ...
@@ -50,6 +60,20 @@ class QuantizedTensor(ABC):
     def counted_bytes(self) -> float:
         """Bytes as they are reported; differs from `nbytes` only where exact numbers are held, which count 16 bits."""
         return sum(self.nbytes().values())
+
+    def extended(self, new: Self, room: Callable[[int], int]) -> Self:
+        """With the tokens of `new` behind these, in place where the buffers have room; room(groups): how many groups a
+        buffer that must grow gets."""
+        used, needed = self.groups, self.groups + new.groups
+        parts = self.parts()
+        for name, added in new.parts().items():
+            buffer = parts[name]
+            if buffer.shape[2] < needed:
+                grown = buffer.new_empty((*buffer.shape[:2], room(needed), *buffer.shape[3:]))
+                grown[:, :, :used] = buffer[:, :, :used]
+                parts[name] = buffer = grown
+            buffer[:, :, used:needed] = added
+        return self.with_parts(parts, self.tokens + new.tokens)
 
     def map_parts(self, change: Callable[[Tensor], Tensor]) -> Self:
         return self.with_parts({name: change(part) for name, part in self.parts().items()}, self.tokens)
@@ -77,6 +101,23 @@ class QuantizedTensor(ABC):
         )
 
 
+@runtime_checkable
+class Rotary(Protocol):
+    """A model's rotary embedding of one layer; tokens are at positions start, start + 1, …"""
+
+    def rotate(self, keys: KV, start: int) -> KV: ...
+    def unrotate(self, keys: KV, start: int) -> KV: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a quantizer works: layer index, side ("key" or "value"), and the model's rotary embedding there."""
+
+    layer: int
+    side: str
+    rotary: Rotary | None
+
+
 class Quantizer(ABC):
     """Encodes one tensor. Subclasses are final frozen dataclasses: equal parameters, equal quantizers."""
 
@@ -86,10 +127,32 @@ class Quantizer(ABC):
     """Whether batch rows, heads and blocks are encoded independently; a string says why not."""
     bounded: ClassVar[bool | str] = False
     """Whether |x − x̂| ≤ scale/2 up to the rounding of the stored parameters; a string says why not."""
+    constants: ClassVar[bool | str] = True
+    """Whether a constant is rebuilt to the rounding of one stored float16; a string says why not."""
+    needs_place: ClassVar[bool] = False
+    """Whether `bind` must be called first: it works with what a model's layer is, not with keys and values alone."""
 
     @abstractmethod
     def quantize(self, x: KV) -> QuantizedTensor:
         """Encode whole token groups: the number of tokens is a multiple of `tokens_per_group`."""
+
+    def quantize_at(self, x: KV, start: int) -> QuantizedTensor:
+        """The same, for one that needs to know the position of the first token."""
+        return self.quantize(x)
+
+    def bind(self, place: Place) -> "Quantizer":
+        """The quantizer for one layer and side: the hook for what is calibrated or needs the model's rotary."""
+        return self
+
+    @property
+    def calibrated_on(self) -> Mapping[str, str] | None:
+        """Of a calibrated quantizer, which text it has seen: name, sha256, token_sha256."""
+        return None
+
+    @property
+    def grouping(self) -> Grouping:
+        """Which elements clipping takes together."""
+        return Grouping("token", "all")
 
     def check(self, channels: int) -> None:  # noqa: B027 (most quantizers take any width)
         """Raise ValueError where heads of `channels` channels cannot be encoded."""
@@ -130,7 +193,7 @@ class TensorScheme:
 class Scheme:
     """The whole recipe. `name` is the canonical spec: parse_scheme(scheme.name) == scheme.
 
-    layers: (index, scheme) of the layers that are stored in another way.
+    layers: (index, scheme) of the layers that are stored in another way; until `bind`, −1 is the last layer.
     """
 
     name: str
@@ -141,6 +204,29 @@ class Scheme:
     def for_layer(self, index: int) -> "Scheme":
         """How one layer is stored."""
         return dict(self.layers).get(index) or (replace(self, layers=()) if self.layers else self)
+
+    def bind(self, layers: int, stored: Collection[int], rotary: Callable[[int], Rotary] | None = None) -> "Scheme":
+        """The scheme for a model of so many layers: every quantizer that asks for its place has it.
+
+        stored: the layers whose whole cache is stored; rotary: the rotary embedding of a layer. ValueError where the
+        scheme would quantize a layer that there is not, or leaves none to quantize, or needs a rotary embedding and none
+        is given.
+        """
+        named = {index if index >= 0 else index + layers: scheme for index, scheme in self.layers}
+        unknown = [
+            i for i, scheme in named.items() if i not in stored and (scheme.quantized_sides or i >= layers or i < 0)
+        ]
+        if unknown:
+            raise ValueError(
+                f"scheme {self.name} names layer {unknown[0]}, which the model has not, or not with a full cache"
+            )
+        if self.quantized_sides and not any(named.get(i, replace(self, layers=())).quantized_sides for i in stored):
+            raise ValueError(f"scheme {self.name} leaves all {len(stored)} layers of the model exact")
+        if any(side.quantizer.needs_place for one in self.variants for side in one.sides.values()):
+            whole = replace(self, layers=())
+            named = {i: _placed(named.get(i, whole), i, rotary) for i in stored}
+        found = tuple(sorted(named.items(), key=lambda item: item[0]))
+        return self if found == self.layers else replace(self, layers=found)
 
     @property
     def sides(self) -> dict[str, TensorScheme]:
@@ -160,6 +246,12 @@ class Scheme:
         """ "key", "value", or both: what some layer does not keep exactly."""
         return [side for side in self.sides if not all(one.sides[side].quantizer.lossless for one in self.variants)]
 
+    @property
+    def calibrated_on(self) -> list[Mapping[str, str]]:
+        """Which texts its quantizers have seen."""
+        seen = [side.quantizer.calibrated_on for one in self.variants for side in one.sides.values()]
+        return [text for text in seen if text is not None]
+
     def check(self, channels: int) -> None:
         """Raise ValueError where heads of `channels` channels cannot be encoded."""
         for scheme in self.variants:
@@ -170,3 +262,11 @@ class Scheme:
                     raise ValueError(
                         f"scheme {scheme.name}, {name}s with {channels} channels a head: {error}"
                     ) from None
+
+
+def _placed(scheme: Scheme, layer: int, rotary: Callable[[int], Rotary] | None) -> Scheme:
+    sides = {
+        name: replace(side, quantizer=side.quantizer.bind(Place(layer, name, rotary(layer) if rotary else None)))
+        for name, side in scheme.sides.items()
+    }
+    return replace(scheme, **sides)

@@ -6,10 +6,13 @@ parameters one a group, [groups]; codes are round(x · inverse + zero), and x̂ 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
 
 TILE = 4096  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
 WORTH_LEAVING_OUT = 0.8  # groups that settled are left out once fewer than this share still moves
@@ -98,3 +101,51 @@ class HalfQuadratic:
         shrunk = residual.abs()
         shrunk.sub_((1.0 / self.beta) * power(shrunk, self.p - 1)).clamp_min_(0.0).mul_(residual.sign())
         return (codes - (x - shrunk) * inverse).mean(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class HalfQuadraticQuantizer(AffineQuantizer):
+    """x̂ = (code − zero) · scale, zero in code units and not an integer: of min–max parameters the zero is optimised, a
+    fixed number of steps, groups independent, no host synchronization.
+
+    normalize: divide each group by its range before solving (ours), so that beta means the same for all.
+    """
+
+    iters: int = 20
+    p: float = 0.7
+    beta: float = 10.0
+    normalize: bool = False
+
+    bounded: ClassVar[bool | str] = "the optimised zero may clip the ends of a group"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iters < 1:
+            raise ValueError(f"iters={self.iters}: the solver makes at least 1 iteration")
+        if not 0 < self.p <= 1:
+            raise ValueError(f"p={self.p}: the norm of the error has 0 < p ≤ 1")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta={self.beta}: the shrinkage 1/beta needs a positive, finite beta")
+
+    @property
+    def solver_of_steps(self) -> HalfQuadratic:
+        return HalfQuadratic(self.max_code, self.iters, self.p, self.beta)
+
+    def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
+        flat = groups.flatten(0, -2)
+        # a zero beyond float16 could not be stored: nearly constant groups far from 0 get a coarser scale
+        limit = FLOAT16_MAX / flat.abs().amax(-1).clamp_(min=1e-30)
+        inverse, zero = start(flat, self.max_code, limit)
+        if self.normalize:
+            # in units of the range that the scale spans: solved there, the zero is the same number of codes
+            unit = inverse / self.max_code
+            zero = self.solver_of_steps.solve(flat * unit[:, None], torch.full_like(inverse, self.max_code), zero)
+        else:
+            zero = self.solver_of_steps.solve(flat, inverse, zero)
+        return stored_parameters(inverse, zero, groups)
+
+
+def stored_parameters(inverse: Each, zero: Each, groups: Float[Tensor, "*lead group"]) -> QParams:
+    """As they are stored, in the layout of `groups`."""
+    lead = groups.shape[:-1]
+    return QParams(stored_scale(1.0 / inverse).view(lead), zero=zero.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().view(lead))

@@ -4,54 +4,45 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
+from schemes.affine import QParams
 from schemes.base import TensorScheme
 from schemes.family import Family
 from schemes.grouping import Axis, GroupSize
-from schemes.half_quadratic import HalfQuadratic, start
+from schemes.half_quadratic import HalfQuadraticQuantizer, start, stored_parameters
 
 Bits = Literal[1, 2, 3, 4, 8]
 Solver = Literal["batched", "library"]
 Stop = Literal["groups", "reference"]
 
-PACKAGE_SETTINGS = (20, 0.7, 10.0, "groups")  # iters, p, beta (which it does not let a caller choose), and our default
+# iters, p, beta (which the package does not let a caller choose), our own options at their defaults
+PACKAGE_SETTINGS = (20, 0.7, 10.0, False, "groups")
 
 
 @dataclass(frozen=True)
-class HQQQuantizer(AffineQuantizer):
-    """x̂ = (code − zero) · scale, zero in code units and not an integer.
+class HQQQuantizer(HalfQuadraticQuantizer):
+    """solver="batched" (ours): each group keeps the zero with the least mean |x − x̂| (stop="groups").
+    stop="reference" stops where the package would, by one error over the whole tensor, and gives its codes.
+    solver="library": the package itself."""
 
-    solver="batched" (ours): a fixed number of iterations, groups independent, no host synchronization; each group
-    keeps the zero with the least mean |x − x̂| (stop="groups"). stop="reference" stops where the package would, by
-    one error over the whole tensor, and gives its codes. solver="library": the package itself.
-    """
-
-    iters: int = 20
-    p: float = 0.7
-    beta: float = 10.0
     solver: Solver = "batched"
     stop: Stop = "groups"
 
-    bounded: ClassVar[bool | str] = "the optimised zero may clip the ends of a group"
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iters < 1:
-            raise ValueError(f"iters={self.iters}: the solver makes at least 1 iteration")
-        if not 0 < self.p <= 1:
-            raise ValueError(f"p={self.p}: the norm of the error has 0 < p ≤ 1")
-        if not 0 < self.beta < float("inf"):
-            raise ValueError(f"beta={self.beta}: the shrinkage 1/beta needs a positive, finite beta")
-        asked = (self.iters, self.p, self.beta, self.stop)
+        asked = (self.iters, self.p, self.beta, self.normalize, self.stop)
         if self.solver == "library" and asked != PACKAGE_SETTINGS:
             raise ValueError(
-                "solver=library takes no iters, p, beta or stop: the package's quantizer has its own 20, 0.7, 10 and a "
-                "stop over the whole tensor; leave them out, or use solver=batched"
+                "solver=library takes no iters, p, beta, normalize or stop: the package's quantizer has its own 20, 0.7, "
+                "10 and a stop over the whole tensor; leave them out, or use solver=batched"
+            )
+        if self.stop == "reference" and self.normalize:
+            raise ValueError(
+                "stop=reference gives the package's codes, which does not normalize; leave one of them out"
             )
 
     @property
@@ -61,22 +52,14 @@ class HQQQuantizer(AffineQuantizer):
         return True
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
+        if self.solver == "batched" and self.stop == "groups":
+            return super().choose_qparams(groups)
         flat = groups.flatten(0, -2)
         if self.solver == "library":
             scale, zero = self._library(flat)
-        else:
-            inverse, zero = start(flat, self.max_code)
-            solver = HalfQuadratic(self.max_code, self.iters, self.p, self.beta)
-            if self.stop == "reference":
-                zero = solver.solve_as_reference(flat, inverse, zero)
-            else:
-                # a zero beyond float16 could not be stored: nearly constant groups far from 0 get a coarser scale
-                limit = FLOAT16_MAX / flat.abs().amax(-1).clamp_(min=1e-30)
-                inverse, zero = start(flat, self.max_code, limit)
-                zero = solver.solve(flat, inverse, zero)
-            scale = 1.0 / inverse
-        lead = groups.shape[:-1]
-        return QParams(stored_scale(scale).view(lead), zero=zero.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().view(lead))
+            return stored_parameters(1.0 / scale, zero, groups)
+        inverse, zero = start(flat, self.max_code)
+        return stored_parameters(inverse, self.solver_of_steps.solve_as_reference(flat, inverse, zero), groups)
 
     def _library(self, flat: Float[Tensor, "groups group"]) -> tuple[Tensor, Tensor]:
         from hqq.core.quantize import Quantizer as Library
@@ -98,12 +81,14 @@ def hqq(
     iters: int = 20,
     p: float = 0.7,
     beta: float = 10.0,
+    normalize: bool = False,
     solver: Solver = "batched",
     stop: Stop = "groups",
 ) -> tuple[TensorScheme, TensorScheme]:
+    shared = (iters, p, beta, normalize, solver, stop)
     return (
-        TensorScheme(HQQQuantizer(key_bits, group_size, key_axis, iters, p, beta, solver, stop)),
-        TensorScheme(HQQQuantizer(value_bits, group_size, value_axis, iters, p, beta, solver, stop)),
+        TensorScheme(HQQQuantizer(key_bits, group_size, key_axis, *shared)),
+        TensorScheme(HQQQuantizer(value_bits, group_size, value_axis, *shared)),
     )
 
 
@@ -111,5 +96,10 @@ FAMILY = Family(
     hqq,
     "min–max scale, zero optimised for a sparse norm of the error (half-quadratic solver)",
     "Badri and Shaji 2023, Half-Quadratic Quantization; package hqq",
+    formula="code = round(x/s + z), x̂ = (code − z)·s, s = (max − min)/(2^b − 1); z from 20 steps of e = shrink(x − x̂), "
+    "z = mean(code − (x − e)/s). normalize=true divides a group by its range first. Bits: b + 32/G.",
+    good="2 and 3 bits with groups of ordinary size: 6 % less error than min–max at groups of 32.",
+    fails="numbers of size 10 and more, where beta = 10 shrinks nothing (normalize=true helps); 4 bits, where it gives what "
+    "min–max gives. Costs the time of 20 quantizations.",
     short={f"hqq{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
 )

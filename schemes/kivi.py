@@ -30,6 +30,9 @@ FAMILY = Family(
     kivi,
     "keys per channel, values per token, asymmetric, the newest residual_length tokens exact",
     "Liu et al. 2024, arXiv 2402.02750",
+    formula="asymmetric, float zero: K per channel over G tokens, V per token over G channels; K is quantized when R tokens wait, V when it is R tokens old. Bits: b + 32/G, and R exact tokens.",
+    good="long contexts at 2 to 4 bits: the loud channels of keys are the same in every token.",
+    fails="short contexts, where the exact window is most of the bytes; loud tokens (sinks) among keys.",
     short={f"kivi{bits}": {"bits": bits} for bits in (2, 4)},
     own_residual=True,
 )

@@ -1,16 +1,51 @@
-"""SCHEMES: name → family; specs such as "kivi:bits=2,group_size=32"."""
+"""SCHEMES: name → family; specs such as "kivi:bits=2,group_size=32" or "hadamard(asym2:group_size=32)"."""
 
 import inspect
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from schemes import asymmetric, exact, hqq, kivi, layers, symmetric
+from schemes import (
+    asymmetric,
+    centred,
+    clip,
+    exact,
+    fp8,
+    gear,
+    ggml,
+    hadamard,
+    hqq,
+    kitty,
+    kivi,
+    kivi_hqq,
+    kvarn,
+    kvquant,
+    layers,
+    mxfp4,
+    nf4,
+    nvfp4,
+    oscar,
+    sparse,
+    symmetric,
+    turboquant,
+)  # fmt: skip
 from schemes.base import Scheme, TensorScheme
+from schemes.exact import exact as exactly
 from schemes.family import Family
+from schemes.spec import split_spec
 
-SCHEMES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (exact, symmetric, asymmetric, hqq, kivi)}
+_MODULES = (
+    exact, symmetric, asymmetric, hqq, kivi, kivi_hqq, hadamard, clip, centred, sparse, nf4, turboquant, fp8, nvfp4, mxfp4,
+    ggml, kvquant, kitty, kvarn, oscar, gear,
+)  # fmt: skip
+
+
+def _families(module: ModuleType) -> tuple[Family, ...]:
+    return getattr(module, "FAMILIES", None) or (module.FAMILY,)
+
+
+SCHEMES: dict[str, Family] = {family.name: family for module in _MODULES for family in _families(module)}
 SHORT_NAMES: dict[str, tuple[Family, dict[str, object]]] = {
     short: (family, dict(values)) for family in SCHEMES.values() for short, values in family.short.items()
 }
@@ -18,7 +53,7 @@ SHORT_NAMES: dict[str, tuple[Family, dict[str, object]]] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a spec: its type (int, float, or a Literal of allowed values) and its default."""
+    """One field of a spec: its type (int, float, str, bool, or a Literal of allowed values) and its default."""
 
     name: str
     type: Any
@@ -28,18 +63,24 @@ class Field:
     def parse(self, text: str, where: str) -> object:
         choices, kinds = _alternatives(self.type)
         for choice in choices:
-            if text == str(choice):
+            if text == shown(choice):
                 return choice
         for kind in kinds:
             try:
                 return kind(text)
-            except ValueError:
-                continue
-        allowed = [str(choice) for choice in choices]
+            except ValueError as error:
+                if issubclass(kind, str):  # a file: the error says what is wrong with it
+                    raise ValueError(f"{self.name}: {error}") from None
+        allowed = [shown(choice) for choice in choices]
         allowed += ["a number" if kind is float else "a whole number" for kind in kinds]
-        guess = get_close_matches(text, [str(choice) for choice in choices], n=1)
+        guess = get_close_matches(text, [shown(choice) for choice in choices], n=1)
         hint = f"; did you mean {guess[0]}?" if guess else ""
         raise ValueError(f"{where}: {self.name}={text!r} is not one of {', '.join(allowed)}{hint}")
+
+
+def shown(value: object) -> str:
+    """A field's value as a spec says it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _alternatives(annotation: Any) -> tuple[list[object], list[type]]:
@@ -49,24 +90,34 @@ def _alternatives(annotation: Any) -> tuple[list[object], list[type]]:
     if get_origin(annotation) in (Union, UnionType):
         pairs = [_alternatives(option) for option in get_args(annotation)]
         return [value for values, _ in pairs for value in values], [kind for _, kinds in pairs for kind in kinds]
-    return [], [annotation]
+    return ([False, True], []) if annotation is bool else ([], [annotation])
 
 
-_RULES = [
+_TOKEN_RULES = [
     Field("keep_recent", int, 0, "newest tokens that stay exact"),
     Field("flush_every", int, 0, "block length in tokens; 0: one token group"),
     Field("sink_tokens", int, 0, "first tokens that stay exact"),
 ]
+_SCHEME_RULES = [
+    Field("only", Literal["both", "key", "value"], "both", "the side that is quantized; the other stays exact"),
+    Field("exact_first_layers", int, 0, "first layers that stay exact"),
+    Field("exact_last_layers", int, 0, "last layers that stay exact"),
+]
+RULES = [*_TOKEN_RULES, *_SCHEME_RULES]
+"""What every scheme takes besides its own fields."""
+
+
+def own_fields(family: Family) -> dict[str, Field]:
+    """The fields that a family alone has, in their canonical order."""
+    parameters = inspect.signature(family.build).parameters.values()
+    return {p.name: Field(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def fields_of(family: Family) -> dict[str, Field]:
-    """The fields of a family's spec, in their canonical order; every family also takes the rules for exact tokens."""
-    own = [
-        Field(parameter.name, parameter.annotation, parameter.default)
-        for parameter in inspect.signature(family.build).parameters.values()
-    ]
-    rules = [rule for rule in _RULES if rule.name == "sink_tokens" or not family.own_residual]
-    return {field.name: field for field in own + rules}
+    """The fields of a family's spec, in their canonical order: its own, then those that every scheme takes."""
+    own = own_fields(family)
+    taken = {"keep_recent", "flush_every"} if family.own_residual else set()
+    return own | {rule.name: rule for rule in RULES if rule.name not in taken and rule.name not in own}
 
 
 def shorthands(family: Family) -> dict[str, tuple[str, str]]:
@@ -77,55 +128,100 @@ def shorthands(family: Family) -> dict[str, tuple[str, str]]:
 
 
 def parse_scheme(spec: str) -> Scheme:
-    """A scheme from "name" or "name:field=value,field=value", from a short name such as "int4" or "kivi2", or from a
-    file that maps layers to schemes, as "@FILE" (schemes.layers).
+    """A scheme from "name" or "name:field=value,field=value", from a short name such as "int4" or "kivi2", from a
+    wrapper around another as "hadamard(asym2):sides=key", or from a file that maps layers to schemes, as "@FILE"
+    (schemes.layers).
 
     Raises ValueError for an unknown name, field or value (with the nearest match and what is allowed) and for values
     that do not go together.
     """
-    if spec.strip().startswith("@"):
-        return layers.read(spec.strip(), parse_scheme)
-    name, colon, rest = spec.strip().partition(":")
-    family, values = _lookup(name, spec)
-    values = dict(values)
-    known, both = fields_of(family), shorthands(family)
-    given: dict[str, object] = {}
-    for item in rest.split(",") if colon else []:
-        field, equals, text = (part.strip() for part in item.partition("="))
-        if not equals or not text:
-            raise ValueError(f"scheme {spec!r}: {item!r} is not field=value; an example: {name}:{_example(family)}")
-        targets = both.get(field, (field,))
-        if targets[0] not in known:
-            raise ValueError(f"scheme {spec!r}: {_unknown('field', field, [*both, *known])}")
-        for target in targets:
-            if target in given:
-                raise ValueError(f"scheme {spec!r}: {target} is set twice")
-            given[target] = known[target].parse(text, f"scheme {spec!r}")
-    for short in list(values):  # a short name's own fields give way to what is spelled out
-        for target in both.get(short, (short,)):
-            given.setdefault(target, values[short])
-    return build_scheme(family, given, spec)
-
-
-def build_scheme(family: Family, given: dict[str, object], spec: str) -> Scheme:
-    known = fields_of(family)
-    full = {name: given.get(name, field.default) for name, field in known.items()}
-    rules = {rule.name: full.pop(rule.name) for rule in _RULES if rule.name in full}
-    for rule in [rule for rule in rules if rule not in given]:
-        del rules[rule]
+    spec = spec.strip()
+    if spec.startswith("@"):
+        return layers.read(spec, parse_scheme)
     try:
-        key, value = family.build(**full)
-        key, value = _with_rules(key, rules), _with_rules(value, rules)
+        parts = split_spec(spec)
+        family, values = _lookup(parts.name)
+        inner = _inner(family, parts.name, parts.inner)
+        given = _given(family, parts.items)
     except ValueError as error:
         raise ValueError(f"scheme {spec!r}: {error}") from None
-    return Scheme(canonical_name(family, {**full, **rules}), key, value)
+    both = shorthands(family)
+    for short, value in values.items():  # a short name's own fields give way to what is spelled out
+        for target in both.get(short, (short,)):
+            given.setdefault(target, value)
+    return build_scheme(family, given, spec, inner)
 
 
-def _with_rules(side: TensorScheme, rules: dict[str, Any]) -> TensorScheme:
-    return replace(side, **rules) if rules else side
+def _inner(family: Family, name: str, inside: str | None) -> Scheme | None:
+    """What a wrapper wraps."""
+    if not family.wraps:
+        if inside is not None:
+            wrappers = ", ".join(other.name for other in SCHEMES.values() if other.wraps)
+            raise ValueError(f"{name} wraps no other scheme; those that do: {wrappers}")
+        return None
+    if not inside:
+        raise ValueError(f"{name} wraps another scheme: give it in parentheses, as {family.example}")
+    scheme = parse_scheme(inside)
+    if not inside.startswith("@"):
+        outer = [item for item in split_spec(inside).items if item[0] in {rule.name for rule in RULES}]
+        if outer:
+            moved = ",".join(f"{field}={value}" for field, value in outer)
+            raise ValueError(
+                f"{outer[0][0]} says how a whole scheme is used, not the quantizer in {name}(…); give it outside, as "
+                f"{name}(…):{moved}"
+            )
+    return scheme
 
 
-def canonical_name(family: Family, values: dict[str, object]) -> str:
+def _given(family: Family, items: tuple[tuple[str, str], ...]) -> dict[str, object]:
+    known, both = fields_of(family), shorthands(family)
+    given: dict[str, object] = {}
+    for field, text in items:
+        targets = both.get(field, (field,))
+        if targets[0] not in known:
+            raise ValueError(_unknown("field", field, [*both, *known]))
+        for target in targets:
+            if target in given:
+                raise ValueError(f"{target} is set twice")
+            given[target] = known[target].parse(text, family.name)
+    return given
+
+
+def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme | None = None) -> Scheme:
+    """A scheme from values of a family's fields; `spec` is what messages quote."""
+    known, own = fields_of(family), own_fields(family)
+    full = {name: given.get(name, field.default) for name, field in known.items()}
+    mine = {name: full[name] for name in own}
+    tokens = {rule.name: given[rule.name] for rule in _TOKEN_RULES if rule.name in given and rule.name not in own}
+
+    def sides(around: Scheme | None) -> dict[str, TensorScheme]:
+        wrapped = (around.key, around.value) if around else ()
+        key, value = (replace(side, **tokens) for side in family.build(*wrapped, **mine))
+        return {"key": key, "value": value}
+
+    try:
+        others = tuple((index, replace(one, **sides(one))) for index, one in (inner.layers if inner else ()))
+        scheme = Scheme(canonical_name(family, full, inner), **sides(inner), layers=others)
+        return _with_scheme_rules(scheme, full["only"], full["exact_first_layers"], full["exact_last_layers"])
+    except ValueError as error:
+        raise ValueError(f"scheme {spec!r}: {error}") from None
+
+
+def _with_scheme_rules(scheme: Scheme, only: Any, first: Any, last: Any) -> Scheme:
+    for name, count in (("exact_first_layers", first), ("exact_last_layers", last)):
+        if count < 0:
+            raise ValueError(f"{name}={count}: a number of layers is not negative")
+    named = replace(layers.one_side(scheme, only), name=scheme.name)
+    exempt = [*range(first), *range(-last, 0)]
+    if not exempt:
+        return named
+    one = Scheme("exact", *exactly())
+    return replace(
+        named, layers=(*(pair for pair in named.layers if pair[0] not in exempt), *((i, one) for i in exempt))
+    )
+
+
+def canonical_name(family: Family, values: dict[str, object], inner: Scheme | None = None) -> str:
     """The spec that names bits always and other fields where they differ from their default, in a fixed order."""
     known, both = fields_of(family), shorthands(family)
     sides = {side: name for name, pair in both.items() for side in pair}
@@ -139,25 +235,21 @@ def canonical_name(family: Family, values: dict[str, object]) -> str:
             value = values[both[short][0]]
         else:
             value = values.get(field.name, field.default)
-        if value != field.default or field.name.endswith("_bits"):
-            parts.append(f"{name}={value}")
-    return family.name + (":" + ",".join(parts) if parts else "")
+        if value != field.default or field.name in ("bits", "key_bits", "value_bits"):
+            parts.append(f"{name}={shown(value)}")
+    head = f"{family.name}({inner.name})" if inner else family.name
+    return head + (":" + ",".join(parts) if parts else "")
 
 
-def _lookup(name: str, spec: str) -> tuple[Family, dict[str, object]]:
+def _lookup(name: str) -> tuple[Family, dict[str, object]]:
     if name in SCHEMES:
         return SCHEMES[name], {}
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
-    raise ValueError(f"scheme {spec!r}: {_unknown('scheme', name, [*SCHEMES, *SHORT_NAMES])}")
+    raise ValueError(_unknown("scheme", name, [*SCHEMES, *SHORT_NAMES]))
 
 
 def _unknown(what: str, got: str, known: list[str]) -> str:
     guess = get_close_matches(got, known, n=1, cutoff=0.5)
     hint = f"did you mean {guess[0]!r}? " if guess else ""
     return f"no {what} {got!r}; {hint}known: {', '.join(known) or 'none'}"
-
-
-def _example(family: Family) -> str:
-    name, field = next(iter(fields_of(family).items()))
-    return f"{name}={field.default}"

@@ -32,17 +32,7 @@ class _Run:
         return self.tokens % self.held.tokens_per_group == 0
 
     def extend(self, new: QuantizedTensor) -> None:
-        used, needed = self.held.groups, self.held.groups + new.groups
-        parts = self.held.parts()
-        for name, added in new.parts().items():
-            buffer = parts[name]
-            if buffer.shape[2] < needed:
-                room = max(needed, int(needed * _GROWTH) + 1)
-                grown = buffer.new_empty((*buffer.shape[:2], room, *buffer.shape[3:]))
-                grown[:, :, :used] = buffer[:, :, :used]
-                parts[name] = buffer = grown
-            buffer[:, :, used:needed] = added
-        self.held = self.held.with_parts(parts, self.tokens + new.tokens)
+        self.held = self.held.extended(new, lambda needed: max(needed, int(needed * _GROWTH) + 1))
 
     def crop(self, tokens: int) -> None:
         self.held = self.held.with_parts(self.held.parts(), tokens)
@@ -65,6 +55,7 @@ class TokenStore:
         self.sinks: Tensor | None = None
         self.tail: Tensor | None = None
         self.runs: list[_Run] = []
+        self.saturated = 0  # numbers beyond the largest of the format, among all that were ever packed
 
     @property
     def packed_tokens(self) -> int:
@@ -103,7 +94,8 @@ class TokenStore:
         self.tail = rest.clone() if rest.shape[2] else None  # cloned: a view would keep the whole prefix alive
 
     def _pack(self, x: KV) -> None:
-        packed = self.scheme.quantizer.quantize(x)
+        packed = self.scheme.quantizer.quantize_at(x, self.sink_tokens + self.packed_tokens)
+        self.saturated += packed.saturated
         if self.runs and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:

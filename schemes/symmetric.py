@@ -59,5 +59,8 @@ FAMILY = Family(
     symmetric,
     "symmetric uniform, scale = absmax/(2^(b−1)−1), no zero; bits=4 is naive INT4",
     "Jacob et al. 2018, arXiv 1712.05877",
+    formula="s = absmax/(2^(b−1) − 1), code = clamp(round(x/s), ±(2^(b−1) − 1)), x̂ = code·s. Bits: b + 16/G.",
+    good="8 bits; values; hardware that multiplies integers.",
+    fails='keys with an offset, and 2 bits, where one of four codes is unused and another is 0: bits=4 is "naive INT4".',
     short={f"int{bits}": {"bits": bits} for bits in (2, 3, 4, 8)},
 )

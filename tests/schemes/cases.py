@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from schemes import KV, SCHEMES, Quantizer, TensorScheme, TokenStore, parse_scheme
-from schemes.registry import _alternatives, fields_of
+from schemes.registry import _alternatives, own_fields, shown
+
+FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]  # those need a file: test_kvquant
 
 
 def choices(family):
-    return {name: _alternatives(field.type)[0] for name, field in fields_of(family).items()}
+    return {name: _alternatives(field.type)[0] for name, field in own_fields(family).items()}
 
 
 def _plain(family):
@@ -26,21 +28,27 @@ def _plain(family):
 
 def _others(family):
     """What can be chosen besides, such as zero=integer."""
-    shared = {name: field for name, field in fields_of(family).items() if not name.startswith(("key_", "value_"))}
-    return [f"{n}={value}" for n, field in shared.items() for value in choices(family)[n] if value != field.default]
+    shared = {name: field for name, field in own_fields(family).items() if not name.startswith(("key_", "value_"))}
+    return [
+        f"{n}={shown(value)}" for n, field in shared.items() for value in choices(family)[n] if value != field.default
+    ]
 
 
 def _spec(family, items):
-    return family.name + (":" + ",".join(items) if items else "")
+    return family.example + (":" + ",".join(items) if items else "")
 
 
-PLAIN = [_spec(family, items) for family in SCHEMES.values() for items in _plain(family)]
-PLAIN += [short for family in SCHEMES.values() for short in family.short]
-_ALL_OTHER = [
-    _spec(family, [*items, other])
-    for family in SCHEMES.values()
-    for other in _others(family)
-    for items in _plain(family)
+PLAIN = [_spec(family, items) for family in FAMILIES for items in _plain(family)]
+PLAIN += [short for family in FAMILIES for short in family.short]
+_INNER = ("asym2:axis=channel,group_size=32", "hqq3", "nf4:asymmetric=true", "q5_1", "fp8:scale=head", "kivi2")
+_NESTED = [f"{family.name}({inner})" for family in FAMILIES if family.wraps for inner in _INNER]
+_NESTED += [
+    "centred(hadamard(clip(asym2)))",
+    "hadamard(sparse(asym3:axis=channel,group_size=32):block=64)",
+    "sparse(sparse(int2))",
+]
+_ALL_OTHER = _NESTED + [
+    _spec(family, [*items, other]) for family in FAMILIES for other in _others(family) for items in _plain(family)
 ]
 REFUSED = [spec for spec in _ALL_OTHER if "axis=channel" in spec and "group_size=all" in spec]  # no fixed length
 OTHER = [spec for spec in _ALL_OTHER if spec not in REFUSED]
@@ -63,7 +71,7 @@ OTHER_CASES = list(_different(OTHER, _SEEN))
 def sample(scheme: TensorScheme, dtype: torch.dtype, tokens: int = 0, channels: int = 0) -> KV:
     """[2, 2, tokens, channels] with an outlier channel and loud tokens; by default small, and two groups long."""
     tokens = tokens or max(6, 2 * scheme.quantizer.tokens_per_group)
-    channels = channels or (64 if scheme.quantizer.tokens_per_group == 1 else 16)
+    channels = channels or (64 if scheme.quantizer.tokens_per_group == 1 else 32)
     rng = torch.Generator().manual_seed(7)
     x = torch.randn(2, 2, tokens, channels, generator=rng) * torch.randn(2, 2, tokens, 1, generator=rng).exp()
     x[..., 3] = 8 * x[..., 3] + 20

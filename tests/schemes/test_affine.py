@@ -29,13 +29,13 @@ def test_every_code_is_the_nearest(scheme):
 
 
 @pytest.mark.parametrize("scheme", AFFINE)
-def test_parameters_are_stored_in_16_bits_and_one_a_group(scheme):
+def test_parameters_are_stored_in_at_most_16_bits_and_one_a_group(scheme):
     quantizer = scheme.quantizer
     x = sample(scheme, torch.float32, channels=80)
     parts = quantizer.quantize(x).parts()
     groups = sum(piece[..., 0].numel() for piece in quantizer.grouping.split(x))
     for name in parts.keys() - {"codes"}:
-        assert parts[name].element_size() == 2
+        assert parts[name].element_size() <= 2
         assert parts[name].numel() == groups
     assert parts["codes"].numel() * 8 == x.numel() * quantizer.bits
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from schemes import SCHEMES, parse_scheme
-from schemes.registry import fields_of
+from schemes.registry import own_fields
 
-from .cases import OTHER, OTHER_CASES, PLAIN, PLAIN_CASES, REFUSED, choices, rebuild
+from .cases import FAMILIES, OTHER, OTHER_CASES, PLAIN, PLAIN_CASES, REFUSED, choices, rebuild
 from .conformance import CHECKS
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -29,10 +29,10 @@ def test_every_family_and_width_is_a_case():
     covered = {
         (type(case.values[0].quantizer), getattr(case.values[0].quantizer, "bits", None)) for case in PLAIN_CASES
     }
-    for family in SCHEMES.values():
-        for side, scheme in parse_scheme(family.name).sides.items():
-            for bits in choices(family).get(f"{side}_bits", [None]):
-                assert (type(scheme.quantizer), bits) in covered
+    for family in FAMILIES:
+        for side, scheme in parse_scheme(family.example).sides.items():
+            for bits in choices(family).get(f"{side}_bits", [getattr(scheme.quantizer, "bits", None)]):
+                assert (type(scheme.quantizer), getattr(scheme.quantizer, "bits", None) and bits) in covered
 
 
 @pytest.mark.parametrize("spec", PLAIN + OTHER)
@@ -49,7 +49,7 @@ def test_refused(spec):
 
 
 @pytest.mark.parametrize("side", ["key", "value"])
-@pytest.mark.parametrize("name", [family.name for family in SCHEMES.values() if "key_bits" in fields_of(family)])
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES if "key_bits" in own_fields(family)])
 def test_error_falls_with_bits(name, side):
     errors, x = [], torch.randn(1, 2, 256, 64)
     for bits in choices(SCHEMES[name])[f"{side}_bits"]:

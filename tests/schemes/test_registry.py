@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from schemes import SCHEMES, Scheme, TensorScheme, parse_scheme
 from schemes.affine import MinMaxQuantizer
-from schemes.registry import SHORT_NAMES, build_scheme, fields_of, shorthands
+from schemes.calibration import CalibrationFile
+from schemes.registry import SHORT_NAMES, build_scheme, fields_of, shorthands, shown
 from schemes.symmetric import SymmetricQuantizer
 
 
@@ -19,14 +20,25 @@ def values_of(annotation):
         return st.floats(-0.5, 2)
     if annotation is int:
         return st.sampled_from([-1, 0, 1, 3, 8, 16, 20, 32, 64, 128])
+    if annotation is bool:
+        return st.booleans()
+    if annotation is CalibrationFile:
+        return st.nothing()
     return st.one_of([values_of(option) for option in get_args(annotation)])  # a union
 
 
 @st.composite
 def settings_of_a_family(draw):
     family = draw(st.sampled_from(sorted(SCHEMES.values(), key=lambda family: family.name)))
-    fields = {name: values_of(field.type) for name, field in fields_of(family).items()}
+    fields = {name: values_of(field.type) for name, field in fields_of(family).items() if field.default != ""}
     return family, draw(st.fixed_dictionaries({}, optional=fields)), draw(st.randoms(use_true_random=False))
+
+
+def draw_inner(order):
+    inner = order.choice(
+        ["asym2", "int4:group_size=32", "asym3:axis=channel,group_size=16", "kivi2", "hqq4", "nf4", "q4_0"]
+    )
+    return f"{order.choice(['clip', 'hadamard', 'sparse'])}({inner})" if order.random() < 0.5 else inner
 
 
 @given(settings_of_a_family())
@@ -34,16 +46,18 @@ def test_canonical_round_trip(case):
     """Any settings that go together: the name says them all, in any order of the spec."""
     family, settings, order = case
     try:
-        scheme = build_scheme(family, settings, "settings")
+        inner = parse_scheme(draw_inner(order)) if family.wraps else None
+        scheme = build_scheme(family, settings, "settings", inner)
     except ValueError:
         reject()
     again = parse_scheme(scheme.name)
     assert again == scheme
     assert hash(again) == hash(scheme)
     assert again.name == scheme.name
-    items = [f"{name}={value}" for name, value in settings.items()]
+    items = [f"{name}={shown(value)}" for name, value in settings.items()]
     order.shuffle(items)
-    shuffled = parse_scheme(family.name + ":" * bool(items) + " , ".join(items))
+    head = f"{family.name}( {inner.name} )" if inner else family.name
+    shuffled = parse_scheme(head + ":" * bool(items) + " , ".join(items))
     assert shuffled == scheme
     assert len({scheme, again, shuffled}) == 1
 
@@ -52,8 +66,8 @@ def test_canonical_round_trip(case):
 def test_refusals_are_one_kind_of_error(case):
     """ValueError that quotes the spec: never an error from the inside."""
     family, settings, _ = case
-    items = ",".join(f"{name}={value}" for name, value in settings.items())
-    spec = f"{family.name}:{items}" if items else family.name
+    items = ",".join(f"{name}={shown(value)}" for name, value in settings.items())
+    spec = f"{family.example}:{items}" if items else family.example
     try:
         parse_scheme(spec)
         answer = ""
@@ -113,7 +127,7 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("hqq4:beta=big", ["beta='big' is not one of a number"]),
         ("hqq4:iters=0", ["iters=0", "at least 1"]),
         ("hqq4:solver=library,iters=5", ["takes no iters", "20, 0.7, 10", "solver=batched"]),
-        ("hqq4:solver=library,stop=reference", ["takes no iters, p, beta or stop"]),
+        ("hqq4:solver=library,stop=reference", ["takes no iters, p, beta, normalize or stop"]),
         ("int4:sink_tokens=-1", ["sink_tokens=-1", "not negative"]),
         ("int4:keep_recent=-1", ["keep_recent=-1", "not negative"]),
         ("int4:flush_every=-8", ["flush_every=-8", "not negative"]),
@@ -132,7 +146,7 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("asym3:group_size=20", ["group of 20 codes of 3 bits is 60 bits", "a group that 8 divides"]),
         ("kivi:value_bits=3,group_size=4", ["group of 4 codes of 3 bits"]),
         ("int4:bits=4,key_bits=8", ["key_bits is set twice"]),
-        ("int4:bits", ["'bits' is not field=value", "an example: int4:key_bits=4"]),
+        ("int4:bits", ["'bits' is not field=value", "a spec is int4:field=value,field=value"]),
         ("int4:bits=", ["'bits=' is not field=value"]),
         ("int4:", ["'' is not field=value"]),
         ("int4:bits=4,", ["'' is not field=value"]),

@@ -1,0 +1,49 @@
+"""Clip each group before the inner scheme: a smaller step for most numbers, a larger error for the ends."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from schemes.base import KV, QuantizedTensor, TensorScheme
+from schemes.family import Family
+from schemes.wrapping import Wrapper, in_range, wrap
+
+
+@dataclass(frozen=True)
+class ClippedQuantizer(Wrapper):
+    """The inner quantizer on numbers clamped to [c·min, c·max] of each of its groups; nothing is stored for it."""
+
+    c: float = 0.92
+
+    bounded: ClassVar[bool | str] = "the ends of a group are clipped"
+    constants: ClassVar[bool | str] = "min and max of a constant are scaled too"  # type: ignore[override]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.c <= 1:
+            raise ValueError(f"c={self.c}: the range of a group is multiplied by 0 < c ≤ 1")
+
+    def quantize(self, x: KV) -> QuantizedTensor:
+        clipped = []
+        for groups in self.grouping.split(x.float()):
+            low, high = torch.aminmax(groups, dim=-1, keepdim=True)
+            clipped.append(torch.maximum(torch.minimum(groups, high * self.c), low * self.c))
+        return self.inner.quantize(in_range(self.grouping.merge(clipped), x.dtype))
+
+
+def clip(
+    key: TensorScheme, value: TensorScheme, *, sides: Literal["both", "key", "value"] = "both", c: float = 0.92
+) -> tuple[TensorScheme, TensorScheme]:
+    return wrap(key, value, sides, lambda inner: ClippedQuantizer(inner, c))
+
+
+FAMILY = Family(
+    clip,
+    "wrapper: min and max of each group times c before the inner scheme",
+    "Ashkboos et al. 2024 (QuaRot), arXiv 2404.00456",
+    formula="x ← clamp(x, c·min, c·max) in each group of the inner scheme; then as the inner scheme. Costs no bits.",
+    good="bell-shaped groups at 2 and 3 bits, as after a rotation: c = 0.8 to 0.92 lowers the error by 5 to 15 %.",
+    fails="groups far from 0, such as per-channel keys with an offset: c·max may cut the whole group. At 4 bits and more "
+    "the clipped ends cost more than the finer step gives.",
+)

@@ -1,0 +1,126 @@
+"""8-bit floats, e4m3 and e5m2, with a scale a tensor, head or token, or none."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from schemes.affine import stored_scale
+from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from schemes.family import Family
+from schemes.grouping import Grouping
+from schemes.wrapping import in_range
+
+Format = Literal["e4m3", "e5m2"]
+Scale = Literal["none", "tensor", "head", "token"]
+
+DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+HALF_STEP = {"e4m3": 16.0, "e5m2": 4096.0}  # of the largest numbers, 448 and 57344
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fp8Tensor(QuantizedTensor):
+    """codes: the bits of the floats; top: the absmax that became the largest float, float16
+    [batch, heads or 1, token groups, 1], or none (its quotient by the largest float would be subnormal)."""
+
+    codes: UInt8[Tensor, "batch heads token_groups numbers"]
+    top: Float[Tensor, "batch heads_or_1 token_groups 1"] | None
+    channels: int
+    format: Format
+    beyond: int
+
+    def dequantize(self) -> KV:
+        x = self.codes.view(DTYPES[self.format]).float()
+        x = x if self.top is None else x * _scale(self.top, self.format)
+        return in_range(x.unflatten(-1, (-1, self.channels)).flatten(2, 3)[:, :, : self.tokens], self.dtype)
+
+    @property
+    def saturated(self) -> int:
+        return self.beyond
+
+
+def _scale(top: Tensor, format: Format) -> Tensor:
+    return top.float() * (1.0 / torch.finfo(DTYPES[format]).max)
+
+
+@dataclass(frozen=True)
+class Fp8Quantizer(Quantizer):
+    """code = the nearest 8-bit float of x / scale, scale = absmax / the largest float, over one token of a head
+    ("token"), a head of a block ("head"), or a block ("tensor"). Numbers beyond the largest float become it, and are
+    counted: those that would have rounded to something larger."""
+
+    format: Format = "e4m3"
+    scale: Scale = "token"
+    block: int = 1
+
+    constants: ClassVar[bool | str] = True
+
+    @property
+    def tokens_per_group(self) -> int:  # type: ignore[override]
+        return self.block
+
+    @property
+    def independent(self) -> bool | str:  # type: ignore[override]
+        return "one scale for all heads of a block" if self.scale == "tensor" else True
+
+    def quantize(self, x: KV) -> Fp8Tensor:
+        if x.shape[2] % self.block:
+            Grouping("channel", self.block).split(x)  # says what is wrong
+        flat = x.float().unflatten(2, (-1, self.block)).flatten(3, 4)
+        largest = torch.finfo(DTYPES[self.format]).max
+        top = None
+        if self.scale != "none":
+            dims = (1, 3) if self.scale == "tensor" else (3,)
+            top = flat.abs().amax(dims, keepdim=True)
+            top = stored_scale(torch.where(top == 0, 1.0, top))
+            flat = flat / _scale(top, self.format)
+        beyond = int((flat.abs() >= largest + HALF_STEP[self.format]).sum())
+        codes = flat.clamp(-largest, largest).to(DTYPES[self.format]).view(torch.uint8)
+        return Fp8Tensor(
+            tokens=x.shape[2],
+            tokens_per_group=self.block,
+            dtype=x.dtype,
+            codes=codes,
+            top=top,
+            channels=x.shape[3],
+            format=self.format,
+            beyond=beyond,
+        )
+
+
+@dataclass(frozen=True)
+class UnscaledFp8Quantizer(Fp8Quantizer):
+    """The cast alone."""
+
+    constants: ClassVar[bool | str] = (
+        "a float of 8 bits has 3 or 2 bits of mantissa, and no scale moves the constant onto one"
+    )
+
+
+def fp8(*, format: Format = "e4m3", scale: Scale = "tensor", block: int = 0) -> tuple[TensorScheme, TensorScheme]:
+    """block: tokens that share a scale where it is of a tensor or head; 0: 128."""
+    if block and scale in ("none", "token"):
+        raise ValueError(
+            f"block={block}: scale={scale} takes tokens one by one; a block belongs to scale=head or tensor"
+        )
+    if block < 0:
+        raise ValueError(f"block={block}: a block has at least 1 token")
+    tokens = 1 if scale in ("none", "token") else block or 128
+    kind = UnscaledFp8Quantizer if scale == "none" else Fp8Quantizer
+    quantizer = kind(format, scale, tokens)
+    return TensorScheme(quantizer), TensorScheme(quantizer)
+
+
+FAMILY = Family(
+    fp8,
+    "8-bit floats: e4m3 or e5m2, scaled by absmax of a token, head or tensor, or not at all",
+    "Micikevicius et al. 2022, arXiv 2209.05433; scale=none is what servers do without calibrated scales",
+    formula="code = fp8(x/s), saturating at 448 (e4m3) or 57344 (e5m2), s = absmax/448 or /57344 as float16; x̂ = code·s. "
+    "Bits: 8 + 16/D per token, 8 with none. Numbers that saturate are counted in the record.",
+    good="hardware that has it; heavy tails, since the relative error is the same at every size (.026 e4m3, .053 e5m2).",
+    fails="int8 is five times closer at the same bits for keys and values of ordinary models; e5m2 doubles the error of "
+    "e4m3 for a range that a scale gives for free.",
+    short={"fp8-e5m2": {"format": "e5m2"}},
+)

@@ -1,0 +1,35 @@
+"""Rotate the channels by a Hadamard matrix before the inner scheme: outliers are spread over all channels."""
+
+from typing import Literal
+
+from schemes.base import TensorScheme
+from schemes.family import Family
+from schemes.rotation import RotatedQuantizer
+from schemes.wrapping import wrap
+
+
+def hadamard(
+    key: TensorScheme,
+    value: TensorScheme,
+    *,
+    sides: Literal["both", "key", "value"] = "both",
+    signs: Literal["none", "random"] = "none",
+    seed: int = 0,
+) -> tuple[TensorScheme, TensorScheme]:
+    """signs: random signs, drawn with `seed`, before the matrix."""
+    kind = "hadamard" if signs == "none" else "signed-hadamard"
+    if signs == "none" and seed:
+        raise ValueError(f"seed={seed} draws random signs; add signs=random or leave it out")
+    return wrap(key, value, sides, lambda inner: RotatedQuantizer(inner, kind, seed))
+
+
+FAMILY = Family(
+    hadamard,
+    "wrapper: the inner scheme on channels rotated by a Hadamard matrix",
+    "Ashkboos et al. 2024 (QuaRot), arXiv 2404.00456",
+    formula="y = x·H, H normalised Sylvester (block-diagonal where the width is no power of two); x̂ = ŷ·Hᵀ. On read, so "
+    "the model is not touched. signs=random puts random signs before H.",
+    good="few loud channels and per-token groups: their energy is spread over the whole width, so the range falls.",
+    fails="around per-channel groups, which hold a loud channel apart already: the rotation mixes it into all others. Of "
+    "smooth data it changes nothing.",
+)

@@ -1,0 +1,58 @@
+"""Numbers kept apart from a tensor [batch, heads, tokens, channels], as many a token as there are: value and place."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from schemes.affine import stored_offset
+
+WORD = 65536
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """value float16 and index int16 (read as unsigned; heads × channels places), ordered by token, then batch row."""
+
+    value: Float[Tensor, "kept"]
+    index: Int[Tensor, "kept"]
+
+    @classmethod
+    def of(
+        cls, x: Float[Tensor, "batch heads tokens channels"], mask: Bool[Tensor, "batch heads tokens channels"]
+    ) -> tuple["Ragged", Int[Tensor, "batch 1 tokens 1"]]:
+        """What `mask` marks, and how many that are a token."""
+        rows = mask.permute(2, 0, 1, 3).flatten(2)  # tokens, batch, heads × channels
+        counts = rows.sum(-1, dtype=torch.int32).T[:, None, :, None].contiguous()
+        index = rows.nonzero()[:, 2].to(torch.int16)
+        return cls(stored_offset(x.permute(2, 0, 1, 3).flatten(2)[rows]), index), counts
+
+    def put(self, x: Float[Tensor, "batch heads tokens channels"], counts: Int[Tensor, "batch 1 tokens 1"]) -> None:
+        """Into x, in place."""
+        batch, _, _, channels = x.shape
+        per_row = counts[:, 0, :, 0].T.flatten().long()  # by token, then batch row
+        rows = torch.repeat_interleave(torch.arange(len(per_row), device=x.device), per_row)
+        place = self.index.long() & (WORD - 1)
+        kept = slice(0, len(rows))
+        x[rows % batch, place[kept] // channels, rows // batch, place[kept] % channels] = self.value[kept].to(x.dtype)
+
+    def first(self, count: int) -> "Ragged":
+        return Ragged(self.value[:count], self.index[:count])
+
+    def followed_by(self, other: "Ragged") -> "Ragged":
+        return Ragged(torch.cat([self.value, other.value]), torch.cat([self.index, other.index]))
+
+    def rows(self, rows: Int[Tensor, "rows"], counts: Int[Tensor, "batch 1 tokens 1"]) -> "Ragged":
+        """Those of these batch rows, in this order."""
+        lengths = counts[:, 0, :, 0].T.long()  # tokens, batch
+        starts = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths)
+        lengths, starts = lengths[:, rows].flatten(), starts[:, rows].flatten()
+        before = lengths.cumsum(0) - lengths
+        source = torch.repeat_interleave(starts - before, lengths) + torch.arange(
+            int(lengths.sum()), device=rows.device
+        )
+        return Ragged(self.value[source], self.index[source])
+
+    def to(self, device: torch.device | str) -> "Ragged":
+        return Ragged(self.value.to(device), self.index.to(device))

@@ -1,0 +1,50 @@
+"""The grammar of specs: name, name:field=value,field=value, wrapper(spec), wrapper(spec):field=value; @FILE."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A spec taken apart; nothing is looked up yet. inner: what stands in the parentheses of a wrapper."""
+
+    name: str
+    inner: str | None
+    items: tuple[tuple[str, str], ...]
+
+
+def split_spec(text: str) -> Spec:
+    """Take a spec apart. ValueError where parentheses do not match, text follows them, or an item is not
+    field=value."""
+    depth, opened, closed = 0, -1, -1
+    for i, letter in enumerate(text):
+        if letter == "(":
+            depth += 1
+            opened = i if opened < 0 else opened
+        elif letter == ")":
+            depth -= 1
+            if depth < 0:
+                raise ValueError(f"the ) at character {i + 1} closes nothing")
+            closed = i if depth == 0 and closed < 0 else closed
+        elif letter == ":" and opened < 0:
+            break  # parentheses behind a colon belong to a value
+    if depth:
+        raise ValueError(f"the ( at character {opened + 1} is not closed")
+    if opened < 0:
+        name, colon, rest = text.partition(":")
+        return Spec(name.strip(), None, _items(rest, name) if colon else ())
+    name, inner, rest = text[:opened].strip(), text[opened + 1 : closed].strip(), text[closed + 1 :].strip()
+    if not rest:
+        return Spec(name, inner, ())
+    if not rest.startswith(":"):
+        raise ValueError(f"{rest!r} follows the ); fields of {name} come as {name}({inner}):field=value")
+    return Spec(name, inner, _items(rest[1:], f"{name}({inner})"))
+
+
+def _items(text: str, head: str) -> tuple[tuple[str, str], ...]:
+    items: list[tuple[str, str]] = []
+    for item in text.split(","):
+        field, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not value:
+            raise ValueError(f"{item.strip()!r} is not field=value; a spec is {head}:field=value,field=value")
+        items.append((field, value))
+    return tuple(items)
