@@ -1,7 +1,7 @@
 """GEAR: what the inner scheme gets wrong, as a low-rank matrix; the largest numbers exact."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -33,8 +33,6 @@ class LowRankQuantizer(BlockWrapper):
     power iterations from a fixed random start."""
 
     rank: int = 4
-
-    constants: ClassVar[bool | str] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

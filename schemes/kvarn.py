@@ -35,7 +35,8 @@ def even_out(tiles: Blocks) -> tuple[Tensor, Tensor]:
             _std(by_channel, tiles @ by_token.mT, squares @ by_token.mT.square(), tokens),
             _std(by_token, by_channel.mT @ tiles, by_channel.mT.square() @ squares, channels),
         ]
-        spread = sum(std.amax((-1, -2), keepdim=True) / std.amin((-1, -2), keepdim=True) for std in stds)
+        ratios = [std.amax((-1, -2), keepdim=True) / std.amin((-1, -2), keepdim=True) for std in stds]
+        spread = ratios[0] + ratios[1]
         if least is None:
             least = spread
         else:

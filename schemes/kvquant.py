@@ -57,7 +57,7 @@ class KeyTensor(QuantizedTensor):
         cropped = super().crop(tokens)
         return replace(cropped, outliers=self.outliers.first(cropped._kept))
 
-    def extended(self, new: Self, room: Callable[[int], int]) -> Self:
+    def extended(self, new: Self, room: Callable[[int], int]) -> Self:  # type: ignore[override]
         outliers = self.outliers.first(self._kept).followed_by(new.outliers)
         return replace(super().extended(new, room), outliers=outliers)
 

@@ -152,6 +152,15 @@ def parse_scheme(spec: str) -> Scheme:
     return build_scheme(family, given, spec, inner)
 
 
+def family_and_fields(spec: str) -> tuple[Family, dict[str, object]]:
+    """The family that a spec names and the values of the family's own fields; ValueError as `parse_scheme`."""
+    parse_scheme(spec)
+    parts = split_spec(spec)
+    family, values = _lookup(parts.name)
+    given = dict(values) | _given(family, parts.items)
+    return family, {name: given.get(name, field.default) for name, field in own_fields(family).items()}
+
+
 def _inner(family: Family, name: str, inside: str | None) -> Scheme | None:
     """What a wrapper wraps."""
     if not family.wraps:
