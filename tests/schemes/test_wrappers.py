@@ -1,0 +1,150 @@
+"""Wrappers: exact inverses around an exact inner, and each does what it is for."""
+
+import pytest
+import torch
+
+from schemes import SCHEMES, TokenStore, parse_scheme
+from schemes.rotation import rotate
+
+from .cases import rebuild
+
+WRAPPERS = [family.name for family in SCHEMES.values() if family.wraps]
+CHANGES_NUMBERS = "clip"  # clamps before the inner quantizer: no inverse
+
+
+@pytest.mark.parametrize("channels", [64, 80, 96])
+@pytest.mark.parametrize("name", [name for name in WRAPPERS if name != CHANGES_NUMBERS])
+def test_exact_around_exact(name, channels):
+    """To float32's rounding, or, where a mean or an outlier is stored, that of float16."""
+    x = torch.randn(1, 2, 256, channels) * torch.randn(1, 2, 256, 1).exp()
+    x[..., 3] += 20
+    x = x.half().float()
+    scheme = parse_scheme(f"{name}(exact)")
+    for side in scheme.sides.values():
+        assert torch.allclose(rebuild(side.quantizer, x), x, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 64, 80, 128])
+@pytest.mark.parametrize("kind", ["hadamard", "signed-hadamard", "orthogonal"])
+def test_rotations_keep_lengths_and_come_back(kind, channels):
+    x = torch.randn(1, 1, 50, channels)
+    rotated = rotate(x, kind, 3)
+    assert torch.allclose(rotated.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
+    assert torch.allclose(rotate(rotated, kind, 3, back=True), x, atol=1e-5)
+    eye = torch.eye(channels)[None, None]
+    assert torch.allclose(rotate(eye, kind, 3)[0, 0] @ rotate(eye, kind, 3)[0, 0].T, eye[0, 0], atol=1e-5)
+
+
+def test_sylvester():
+    expected = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    assert torch.equal(rotate(torch.eye(4)[None, None], "hadamard", 0)[0, 0], expected)
+
+
+def test_a_rotation_spreads_a_loud_channel():
+    x = torch.randn(1, 1, 64, 64)
+    x[..., 5] += 30
+    errors = [(rebuild(parse_scheme(spec).key.quantizer, x) - x).norm() for spec in ("asym2", "hadamard(asym2)")]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_the_largest_numbers_are_exact():
+    x = torch.randn(1, 2, 64, 64).half().float()
+    x[0, 1, 7, 9] = -300.0
+    held = parse_scheme("sparse(asym2:axis=channel,group_size=32):fraction=0.02").key.quantizer.quantize(x)
+    count = round(0.02 * 32 * 64)
+    for block in range(2):
+        part, rebuilt = (y[0, 1, 32 * block : 32 * block + 32].flatten() for y in (x, held.dequantize()))
+        largest = part.abs().topk(count).indices
+        assert torch.equal(rebuilt[largest], part[largest])
+    assert held.outlier_index.shape == (1, 2, 2, count)
+    assert held.nbytes()["outlier_value"] == held.nbytes()["outlier_index"] == 2 * 2 * 2 * count
+
+
+def test_a_mean_is_subtracted_from_keys_alone():
+    scheme = parse_scheme("centred(asym2)")
+    assert scheme.key.flush_every == 128
+    assert scheme.value == parse_scheme("asym2").value
+    x = torch.randn(1, 1, 256, 64)
+    x[..., ::2] += 9
+    errors = [(rebuild(parse_scheme(spec).key.quantizer, x) - x).norm() for spec in ("asym2", "centred(asym2)")]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_clipping_is_clamping():
+    x = torch.randn(1, 1, 4, 64)
+    inner = parse_scheme("asym3").key.quantizer
+    low, high = 0.9 * x.amin(-1, keepdim=True), 0.9 * x.amax(-1, keepdim=True)
+    expected = rebuild(inner, x.clamp(low, high))
+    assert torch.equal(rebuild(parse_scheme("clip(asym3):c=0.9").key.quantizer, x), expected)
+
+
+def test_gear_takes_a_coherent_error_away():
+    """An error of rank 1 beyond what the inner quantizer holds: values that it clips."""
+    x = 0.01 * torch.randn(1, 1, 128, 64)
+    x += torch.randn(1, 1, 128, 1) @ torch.randn(1, 1, 1, 64)
+    plain, geared = (
+        rebuild(parse_scheme(s).key.quantizer, x) - x for s in ("int2", "gear(int2):rank=4,outliers=0.001")
+    )
+    assert geared.norm() < 0.7 * plain.norm()
+
+
+def test_kitty_boosts_the_loud_channels():
+    x = torch.randn(1, 1, 128, 64)
+    x[..., [4, 9, 30]] *= 20
+    held = parse_scheme("kitty").key.quantizer.quantize(x)
+    assert {4, 9, 30} <= set(held.boosted.flatten().tolist())
+    assert held.boosted.shape[-1] == 8
+    error = (held.dequantize() - x).norm(dim=2)[0, 0] / x.norm(dim=2)[0, 0]
+    assert error[[4, 9, 30]].max() < 0.15 < error[[0, 1, 2]].min()
+
+
+def test_fp8_counts_what_saturates():
+    x = torch.ones(1, 1, 4, 64)
+    x[0, 0, 0, :3] = torch.tensor([460.0, 470.0, -1e4])  # 460 still rounds to 448
+    store = TokenStore(parse_scheme("fp8:scale=none").key)
+    store.append(x)
+    assert store.saturated == 2
+    assert store.read()[0, 0, 0, :3].tolist() == [448.0, 448.0, -448.0]
+    scaled = TokenStore(parse_scheme("fp8:scale=token").key)
+    scaled.append(x)
+    assert scaled.saturated == 0
+
+
+BITS = {  # of the packed part, D = 64 unless said: what the measurement must give for keys and values
+    "asym2:group_size=32": (3.0, 3.0),
+    "asym4": (4.5, 4.5),
+    "hqq4": (4.5, 4.5),
+    "int4": (4.25, 4.25),
+    "q8_0": (8.5, 8.5),
+    "q5_1": (6.0, 6.0),
+    "q5_0": (5.5, 5.5),
+    "q4_1": (5.0, 5.0),
+    "q4_0": (4.5, 4.5),
+    "iq4_nl": (4.5, 4.5),
+    "nvfp4": (4.5, 4.5),
+    "mxfp4": (4.25, 4.25),
+    "turboquant:bits=3": (3.25, 3.25),
+    "kvarn": (4.5, 2.625),
+    "hadamard(asym4)": (4.5, 4.5),
+    "clip(asym4)": (4.5, 4.5),
+    "centred(asym4)": (4.5 + 16 / 128, 4.5),
+    "oscar": (3.0 + 16 / 128, 3.0),  # two heads share a token's norm
+    "fp8:scale=none": (8.0, 8.0),
+    "kivi2": (3.0, (3.0 * 1920 + 16 * 128) / 2048),
+}
+
+
+@pytest.mark.parametrize("spec", BITS)
+def test_effective_bits_are_the_measured_bytes(spec):
+    measured = []
+    for side in parse_scheme(spec).sides.values():
+        store = TokenStore(side)
+        store.append(torch.randn(1, 2, 2048, 64))
+        measured.append(8 * store.counted_bytes() / store.elements)
+    assert measured == pytest.approx(BITS[spec], abs=1e-9)
+
+
+def test_kvarn_at_128_channels():
+    store = TokenStore(parse_scheme("kvarn:bits=4").value)
+    store.append(torch.randn(1, 2, 2048, 128))
+    assert 8 * store.counted_bytes() / store.elements == 4.375
