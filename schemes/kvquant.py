@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from schemes.affine import QParams, level_table, nearest, stored_offset, stored_scale
+from schemes.affine import FLOAT16_TINY, QParams, level_table, nearest, stored_offset, stored_scale
 from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
 from schemes.calibration import CalibrationFile, read
 from schemes.family import Family
@@ -188,7 +188,8 @@ class ValueTensor(QuantizedTensor):
     levels: Levels
 
     def dequantize(self) -> KV:
-        x = QParams(self.scale, self.offset, levels=self.levels).decode(unpack(self.codes, self.bits))
+        qparams = QParams(self.scale[..., 0], self.offset[..., 0], levels=self.levels)
+        x = qparams.decode(unpack(self.codes, self.bits))
         heads = x.shape[1]
         rows = x.transpose(1, 2).flatten(2)  # batch, tokens, heads × channels
         rows = rows.scatter(-1, self.outlier_index[:, 0].long() & 65535, self.outlier_value[:, 0].float())
@@ -215,20 +216,18 @@ class ValueQuantizer(CalibratedQuantizer):
         inliers, values, places = without_outliers(rows, self.outliers)
         low, high = torch.aminmax(inliers, dim=-1)
         spread = high - low
-        qparams = QParams(
-            stored_scale(torch.where(spread == 0, 1.0, spread / 2))[:, None, :, None],
-            stored_offset((high + low) / 2)[:, None, :, None],
-            levels=self.levels,
+        scale = (stored_scale(spread / 2) * (spread > 0))[:, None, :, None]  # 0: a constant is its offset
+        offset = stored_offset((high + low) / 2)[:, None, :, None]
+        even = (inliers.unflatten(-1, (x.shape[1], -1)).transpose(1, 2) - offset.float()) / scale.float().clamp(
+            min=FLOAT16_TINY
         )
-        even = inliers.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
-        codes = nearest((even - qparams.offset.float()) / qparams.scale.float(), self.levels)  # type: ignore[union-attr]
         return ValueTensor(
             tokens=x.shape[2],
             tokens_per_group=1,
             dtype=x.dtype,
-            codes=pack(codes, self.bits),
-            scale=qparams.scale,
-            offset=qparams.offset,  # type: ignore[arg-type]
+            codes=pack(nearest(even, self.levels), self.bits),
+            scale=scale,
+            offset=offset,
             outlier_value=stored_offset(values)[:, None],
             outlier_index=places.to(torch.int16)[:, None],
             bits=self.bits,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemes import QuantizedTensor
+from schemes import QuantizedTensor, Quantizer
 
 from .cases import filled, rebuild, sample
 
@@ -132,6 +132,8 @@ def check_bound(scheme, dtype):
 def _tensors(value) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, Quantizer):
+        return []  # its tables belong to all that it made
     if isinstance(value, dict):
         return [tensor for item in value.values() for tensor in _tensors(item)]
     if isinstance(value, list | tuple):

@@ -1,0 +1,202 @@
+"""kvquant: the conformance suite on calibrated quantizers, and what is its own: thresholds, levels, ragged outliers."""
+
+import json
+from dataclasses import replace
+from math import pi
+
+import pytest
+import torch
+
+from schemes import Place, TokenStore, parse_scheme
+from schemes.calibration import Calibration, CalibrationFile, as_bytes, facts_path
+from schemes.kvquant import calibrate, weighted_levels, without_outliers
+
+from .cases import rebuild, sample
+from .conformance import CHECKS
+
+TEXT = {"name": "train", "sha256": "0" * 64, "token_sha256": "1" * 64}
+
+
+class Turning:
+    """Rotates pairs of channels (i, i + half) by position · frequency, as RoPE does."""
+
+    def rotate(self, keys, start, sign=1):
+        half = keys.shape[-1] // 2
+        angles = torch.arange(start, start + keys.shape[2])[:, None] * pi / 2 ** torch.arange(1, half + 1).float()
+        cos, sin = angles.cos(), sign * angles.sin()
+        first, second = keys.float().split(half, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def unrotate(self, keys, start):
+        return self.rotate(keys, start, sign=-1)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def written(path, bits=3, outliers=0.01, heads=2, channels=64):
+    """A calibration on numbers with a loud channel, for one layer."""
+    rng = torch.Generator().manual_seed(5)
+    samples = {side: torch.randn(heads, 4000, channels, generator=rng) for side in ("key", "value")}
+    samples["key"][..., 3] = 8 * samples["key"][..., 3] + 20
+    weights = {side: torch.ones_like(x) for side, x in samples.items()}
+    tensors = calibrate(0, samples, weights, {"bits": bits, "outliers": outliers})
+    facts = {"bits": bits, "outliers": outliers, "text": TEXT, "tokens": 4000}
+    content, said = as_bytes(Calibration(tensors, facts))
+    path.write_bytes(content)
+    facts_path(path).write_bytes(said)
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("calibration") / "three.safetensors")
+
+
+def bound(spec, side):
+    scheme = parse_scheme(spec)
+    rule = scheme.sides[side]
+    return replace(rule, quantizer=rule.quantizer.bind(Place(0, side, Turning())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("side", ["key", "value"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_conformance(check, side, dtype, file):
+    if check.__name__ == "check_channels_that_do_not_divide":
+        pytest.skip("a calibration is for one width")
+    if check.__name__ == "check_finite" and side == "key":
+        pytest.skip("0 is not exact: levels are those of the calibration text")
+    check(bound(f"kvquant:bits=3,calibration={file},first_exact=0", side), dtype)
+
+
+def test_keys_are_quantized_before_rotation(file):
+    """A constant key before rotation has one code in every token, and what the thresholds hold is within its step."""
+    side = bound(f"kvquant:bits=3,calibration={file},first_exact=0", "key")
+    before = 0.4 * torch.ones(1, 2, 64, 64)
+    held = side.quantizer.quantize_at(Turning().rotate(before, 100), 100)
+    assert (held.codes == held.codes[:, :, :1]).all()
+    rebuilt = Turning().unrotate(held.dequantize(), 100)
+    assert (rebuilt - before)[..., 4:].abs().max() < 0.7
+
+
+def test_outliers_are_exact_in_both_sides(file):
+    x = sample(bound(f"kvquant:bits=3,calibration={file}", "key"), torch.float32, tokens=200).half().float()
+    x[0, 1, 17, 40] = 300.0
+    key = bound(f"kvquant:bits=3,calibration={file},first_exact=0", "key").quantizer
+    rotated = Turning().rotate(x, 0)
+    assert Turning().unrotate(rebuild(key, rotated), 0)[0, 1, 17, 40] == pytest.approx(300, rel=1e-3)
+    value = bound(f"kvquant:bits=3,calibration={file}", "value").quantizer
+    assert rebuild(value, x)[0, 1, 17, 40] == 300
+
+
+def test_positions_go_on_behind_sinks(file):
+    """Token by token equals all at once, sinks first: each run knows where it starts."""
+    side = bound(f"kvquant:bits=3,calibration={file},first_exact=4", "key")
+    x = sample(side, torch.float32, tokens=60)
+    stores = [TokenStore(side), TokenStore(side)]
+    stores[0].append(x)
+    for token in x.split(1, dim=2):
+        stores[1].append(token)
+    assert torch.equal(stores[0].read(), stores[1].read())
+    assert torch.equal(stores[0].read()[:, :, :4], x[:, :, :4])
+    assert stores[0].counted_bytes() == stores[1].counted_bytes()
+
+
+def test_a_store_after_crops_and_beams(file):
+    side = bound(f"kvquant:bits=3,calibration={file}", "key")
+    x = 3 * sample(side, torch.float32, tokens=80)  # many outliers
+    store, plain = TokenStore(side), TokenStore(side)
+    store.append(x[:, :, :50])
+    store.crop(33)
+    store.append(x[:, :, 33:])
+    plain.append(x)
+    assert torch.equal(store.read(), plain.read())
+    assert store.counted_bytes() == plain.counted_bytes()
+    rows = torch.tensor([1, 0, 1])
+    store.index_select(rows)
+    assert torch.equal(store.read(), plain.read()[rows])
+    store.append(x[rows])
+    assert store.length == 160
+
+
+def test_effective_bits(tmp_path):
+    """Keys b + .32 + 32/(H·D) on data like the calibration's; values the same, their range in 32 bits more."""
+    file = written(tmp_path / "four.safetensors", bits=4, heads=4)
+    rng = torch.Generator().manual_seed(6)
+    x = torch.randn(1, 4, 2000, 64, generator=rng)
+    measured = []
+    for side in ("key", "value"):
+        rule = bound(f"kvquant:bits=4,calibration={file},first_exact=0", side)
+        data = x.clone()
+        if side == "key":
+            data[..., 3] = 8 * data[..., 3] + 20
+            data = Turning().rotate(data, 0)
+        held = rule.quantizer.quantize_at(data, 0)
+        measured.append(8 * held.counted_bytes() / data.numel())
+    assert measured[0] == pytest.approx(4 + 0.32 + 32 / 256, rel=0.01)
+    assert measured[1] == pytest.approx(4 + 32 * 4 / 256 + 32 / 256)  # 2 outliers on each side of 256
+
+
+def test_levels_are_where_the_weight_is():
+    x = torch.cat([torch.full((100,), -0.5), torch.full((100,), 0.25)])
+    assert weighted_levels(x, torch.ones(200), 2).tolist() == pytest.approx([-0.5, 0.25], abs=5e-4)
+    normal = (torch.randn(200_000) / 3).clamp(-1, 1)
+    levels = weighted_levels(normal, torch.ones(200_000), 4)
+    lloyd_max = torch.tensor([-1.5104, -0.4528, 0.4528, 1.5104]) / 3
+    assert torch.allclose(levels, lloyd_max, atol=0.01)
+    weights = torch.where(normal > 0, 100.0, 1.0)
+    assert (weighted_levels(normal, weights, 4) > 0).sum() >= 3
+
+
+def test_outliers_of_a_token_are_its_ends():
+    rows = torch.arange(256.0).flip(0)[None, None]
+    inliers, values, places = without_outliers(rows, 0.01)
+    assert sorted(values[0, 0].tolist()) == [0, 1, 254, 255]
+    assert rows[0, 0, places[0, 0]].tolist() == values[0, 0].tolist()
+    assert (inliers.amin(), inliers.amax()) == (2, 253)
+
+
+def test_calibrated_schemes_are_named_by_their_file(file, tmp_path):
+    scheme = parse_scheme(f"kvquant:bits=3,calibration={file}")
+    assert scheme.name == f"kvquant:bits=3,calibration={CalibrationFile(str(file))}"
+    assert parse_scheme(scheme.name) == scheme
+    assert scheme.calibrated_on == [TEXT, TEXT]
+    assert scheme.bind(1, [0], lambda layer: Turning()).calibrated_on == [TEXT] * 4
+
+
+BAD = {
+    "no file": ("kvquant:bits=3,calibration=/nowhere/x.safetensors", "cannot be read.*No such file.*kvdelta calibrate"),
+    "changed": ("kvquant:bits=3,calibration={file}#00000000", "has changed since, its hash is now"),
+    "first": ("kvquant:first_exact=-1", "first_exact=-1"),
+    "outliers": ("kvquant:outliers=0.7", "outliers=0.7"),
+    "wrapped": ("hadamard(kvquant:bits=3)", "cannot be wrapped"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_specs(case, file):
+    spec, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as error:
+        parse_scheme(spec.replace("{file}", str(file)))
+    assert "\n" not in str(error.value)
+
+
+def test_what_binding_refuses(file, tmp_path):
+    with pytest.raises(ValueError, match="needs a calibration: make one with kvdelta calibrate"):
+        parse_scheme("kvquant:bits=3").bind(1, [0], lambda layer: Turning())
+    with pytest.raises(ValueError, match="needs the model's rotary module"):
+        parse_scheme(f"kvquant:bits=3,calibration={file}").bind(1, [0])
+    with pytest.raises(ValueError, match="made with bits=3, not 2"):
+        parse_scheme(f"kvquant:bits=2,calibration={file}").bind(1, [0], lambda layer: Turning())
+    with pytest.raises(ValueError, match=r"has no 1\.key\.lower: it was made for another model"):
+        parse_scheme(f"kvquant:bits=3,calibration={file}").bind(2, [0, 1], lambda layer: Turning())
+    with pytest.raises(ValueError, match=r"is for \(2, 64\) heads and channels, not \(2, 32\)"):
+        bound(f"kvquant:bits=3,calibration={file}", "key").quantizer.quantize(torch.randn(1, 2, 4, 32))
+    with pytest.raises(ValueError, match="use it through a SchemeCache"):
+        parse_scheme(f"kvquant:bits=3,calibration={file}").value.quantizer.quantize(torch.randn(1, 2, 4, 64))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no")
+    facts_path(broken).write_text(json.dumps({"text": TEXT}))
+    with pytest.raises(ValueError, match=r"is no calibration"):
+        parse_scheme(f"kvquant:bits=3,calibration={broken}").bind(1, [0], lambda layer: Turning())
