@@ -117,7 +117,7 @@ FAMILY = Family(
     "2 bits, the loudest channels of the keys at 4; sinks and a window exact",
     "Xia et al. 2025 (Kitty), arXiv 2511.18643",
     formula="per block of 128 tokens and head: channels ranked by mean |K|, the first 12.5 % asymmetric at 4 bits per channel, "
-    "the others at 2; V 2 bits per token. Bits: K 2.25 + 32/128 + 1/8·boost-index, V 2 + 32/G.",
+    "the others at 2; V 2 bits per token. Bits: K 2.25 + 32/128 + 1/128 for the indices, V 2 + 32/G.",
     good="keys at about 2.5 bits: the error of a 2-bit key is mostly that of its few loud channels.",
     fails="values: nothing is done for them. Channels are ranked by size, not by what the queries look at.",
     own_residual=True,

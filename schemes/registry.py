@@ -61,7 +61,7 @@ class Field:
     note: str = ""
 
     def parse(self, text: str, where: str) -> object:
-        choices, kinds = _alternatives(self.type)
+        choices, kinds = alternatives(self.type)
         for choice in choices:
             if text == shown(choice):
                 return choice
@@ -83,12 +83,12 @@ def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _alternatives(annotation: Any) -> tuple[list[object], list[type]]:
+def alternatives(annotation: Any) -> tuple[list[object], list[type]]:
     """The literal values, and the types, that an annotation allows."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation)), []
     if get_origin(annotation) in (Union, UnionType):
-        pairs = [_alternatives(option) for option in get_args(annotation)]
+        pairs = [alternatives(option) for option in get_args(annotation)]
         return [value for values, _ in pairs for value in values], [kind for _, kinds in pairs for kind in kinds]
     return ([False, True], []) if annotation is bool else ([], [annotation])
 
@@ -248,6 +248,11 @@ def canonical_name(family: Family, values: dict[str, object], inner: Scheme | No
             parts.append(f"{name}={shown(value)}")
     head = f"{family.name}({inner.name})" if inner else family.name
     return head + (":" + ",".join(parts) if parts else "")
+
+
+def lookup(name: str) -> Family:
+    """The family of a name or short name; ValueError for one that there is not."""
+    return _lookup(name)[0]
 
 
 def _lookup(name: str) -> tuple[Family, dict[str, object]]:

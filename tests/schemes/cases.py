@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from schemes import KV, SCHEMES, Quantizer, TensorScheme, TokenStore, parse_scheme
-from schemes.registry import _alternatives, own_fields, shown
+from schemes.registry import alternatives, own_fields, shown
 
 FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]  # those need a file: test_kvquant
 
 
 def choices(family):
-    return {name: _alternatives(field.type)[0] for name, field in own_fields(family).items()}
+    return {name: alternatives(field.type)[0] for name, field in own_fields(family).items()}
 
 
 def _plain(family):
