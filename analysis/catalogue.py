@@ -82,7 +82,9 @@ def detail(name: str) -> str:
     }
     lines = [f"{head}: {family.summary}", ""]
     for what, text in facts.items():
-        lines += textwrap.wrap(text, 108, initial_indent=f"{what:12}", subsequent_indent=" " * 12)
+        lines += textwrap.wrap(
+            text, 108, initial_indent=f"{what:12}", subsequent_indent=" " * 12, break_on_hyphens=False
+        )
     lines += ["", "fields      (name=default: values)"]
     lines += [f"  {_field(field)}" for field in fields_of(family).values()]
     if both := shorthands(family):
