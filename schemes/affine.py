@@ -38,7 +38,7 @@ def level_table(levels: tuple[float, ...], device: torch.device) -> Float[Tensor
 def nearest(x: Float[Tensor, "*lead"], levels: tuple[float, ...]) -> UInt8[Tensor, "*lead"]:
     """The index of the nearest of ascending levels; of two equally near ones the lower."""
     table = level_table(levels, x.device)
-    return torch.bucketize(x, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+    return torch.bucketize(x.contiguous(), (table[1:] + table[:-1]) / 2).to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
