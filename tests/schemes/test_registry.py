@@ -76,6 +76,42 @@ def test_refusals_are_one_kind_of_error(case):
     assert not answer or answer.startswith(f"scheme {spec!r}: ")
 
 
+def test_nesting_reads_from_outside_in():
+    scheme = parse_scheme("centred( hadamard(clip(asym2:group_size=128):c=0.9) ):sink_tokens=4,only=key")
+    quantizers = [scheme.key.quantizer]
+    while hasattr(quantizers[-1], "inner"):
+        quantizers.append(quantizers[-1].inner)
+    kinds = ["CentredQuantizer", "RotatedQuantizer", "ClippedQuantizer", "MinMaxQuantizer"]
+    assert [type(quantizer).__name__ for quantizer in quantizers] == kinds
+    assert scheme.key.sink_tokens == 4
+    assert scheme.value == parse_scheme("exact").value
+    inside = "asymmetric:bits=2,group_size=128"
+    assert scheme.name == f"centred(hadamard(clip({inside}):c=0.9)):sink_tokens=4,only=key"
+    assert parse_scheme(scheme.name) == scheme
+
+
+def test_a_wrapper_of_one_side_leaves_the_other():
+    scheme = parse_scheme("hadamard(asym2):sides=value")
+    assert scheme.key == parse_scheme("asym2").key
+    assert scheme.value.quantizer.inner == parse_scheme("asym2").value.quantizer
+
+
+def test_a_wrapper_keeps_the_residual_rule():
+    kivi, wrapped = parse_scheme("kivi2"), parse_scheme("hadamard(kivi2)")
+    for side in ("key", "value"):
+        rules = [(s.sides[side].keep_recent, s.sides[side].flush_every) for s in (kivi, wrapped)]
+        assert rules[0] == rules[1]
+    blocks = parse_scheme("centred(kivi2:residual_length=96):block=64")
+    assert blocks.key.flush_every == 192  # both the window and the block divide it
+
+
+def test_a_wrapper_around_a_map_of_layers(tmp_path):
+    (tmp_path / "map.json").write_text('{"default": "asym2", "layers": {"1": {"key": "asym4", "value": "asym2"}}}')
+    scheme = parse_scheme(f"hadamard(@{tmp_path / 'map.json'})")
+    assert [scheme.for_layer(i).key.quantizer.inner.bits for i in (0, 1, 2)] == [2, 4, 2]
+    assert parse_scheme(scheme.name) == scheme
+
+
 @pytest.mark.parametrize("short", sorted(SHORT_NAMES))
 def test_short_names(short):
     family, values = SHORT_NAMES[short]
@@ -150,6 +186,26 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("int4:bits=", ["'bits=' is not field=value"]),
         ("int4:", ["'' is not field=value"]),
         ("int4:bits=4,", ["'' is not field=value"]),
+        ("hadamard", ["hadamard wraps another scheme: give it in parentheses, as hadamard(asym4)"]),
+        ("hadamard()", ["wraps another scheme"]),
+        ("hadamard(asym4", ["the ( at character 9 is not closed"]),
+        ("hadamard(asym4))", ["the ) at character 16 closes nothing"]),
+        ("hadamard(asym4)x", ["'x' follows the )", "hadamard(asym4):field=value"]),
+        ("int4(asym4)", ["int4 wraps no other scheme; those that do: hadamard, clip"]),
+        ("hadamard(asim4)", ["scheme 'asim4'", "did you mean 'asym4'?"]),
+        ("clip(hadamard(asym4:bit=2))", ["scheme 'asym4:bit=2'", "no field 'bit'; did you mean 'bits'?"]),
+        ("hadamard(asym4:sink_tokens=4)", ["give it outside, as hadamard(…):sink_tokens=4"]),
+        ("hadamard(asym4):seed=3", ["seed=3 draws random signs; add signs=random"]),
+        ("hadamard(asym4):sides=keys", ["sides='keys' is not one of both, key, value"]),
+        ("clip(asym4):c=2", ["c=2.0", "0 < c ≤ 1"]),
+        ("sparse(asym4):fraction=0", ["fraction=0.0", "between 0 and 1"]),
+        ("centred(asym2:axis=channel,group_size=64):block=96", ["block=96", "takes 64"]),
+        ("gear(asym4):rank=0", ["rank=0"]),
+        ("kitty:boost=1", ["boost=1.0", "between 0 and 1"]),
+        ("fp8:block=64,scale=token", ["block=64", "belongs to scale=head or tensor"]),
+        ("nf4:asymmetric=yes", ["asymmetric='yes' is not one of false, true"]),
+        ("int4:only=k", ["only='k' is not one of both, key, value"]),
+        ("int4:exact_first_layers=-1", ["exact_first_layers=-1", "not negative"]),
     ],
 )
 def test_bad_specs(spec, parts):
