@@ -88,7 +88,7 @@ class _Loop:
             for j, side in enumerate(self.sides):
                 started = time.perf_counter()
                 half = one_side(scheme, side)
-                whole = suffix_logits(model, SchemeCache(half, model.config).fill(prefilled), window.suffix)
+                whole = suffix_logits(model, SchemeCache.for_model(half, model).fill(prefilled), window.suffix)
                 scores = score(log_probabilities(whole), log_p, window.targets)
                 arrays["all_nll"][i, j], arrays["all_kl"][i, j] = _sum(scores.nll), _sum(scores.kl)
                 for at, layer in enumerate(self.layers):

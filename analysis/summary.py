@@ -7,7 +7,7 @@ import numpy as np
 
 from harness import statistics
 from harness.records import ContenderRecord, Run
-from schemes import parse_scheme
+from harness.specs import canonical
 
 Row = dict[str, Any]
 
@@ -15,13 +15,22 @@ Row = dict[str, Any]
 def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = None) -> list[Row]:
     """One row a contender, from sums per window; deltas against `baseline` (a label or name; without it, exact).
 
+    A contender that failed has a row of NaN, and no part in Holm's correction.
+
     KL and top-1 are against exact whatever the baseline. nll: NLL of every token [contenders, tokens]; with it the
-    rows also have llama.cpp's figures, whose errors take tokens for independent. ValueError: an unknown baseline.
+    rows also have llama.cpp's figures, whose errors take tokens for independent. ValueError: a baseline that is unknown or failed.
     """
     base = find(run, baseline) if baseline else 0
+    if run.contenders[base].error:
+        raise ValueError(
+            f"{run.contenders[base].label} failed, so there are no deltas against it; choose another baseline"
+        )
     counts = [w.count for w in run.windows]
     rows: list[Row] = []
     for i, contender in enumerate(run.contenders):
+        if contender.error:
+            rows.append(_failed_row(run, i))
+            continue
         losses, base_losses = [w.nll[i] for w in run.windows], [w.nll[base] for w in run.windows]
         paired = statistics.paired_delta(losses, base_losses, counts, seed=run.settings.seed)
         ratio, ratio_low, ratio_high = statistics.ratio_interval(paired)
@@ -31,8 +40,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
         bits = measured_bits(contender)
         floor = run.noise_floor
         row = {
-            "scheme": contender.label,
-            "name": contender.name,
+            **_names(contender),
             "ppl": statistics.perplexity(losses, counts),
             "delta_ppl": statistics.delta_ppl(losses, base_losses, counts),
             "delta_pct": 100 * math.expm1(paired.delta),
@@ -69,6 +77,34 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
     return rows
 
 
+def _names(contender: ContenderRecord) -> Row:
+    return {
+        "scheme": contender.label,
+        "name": contender.name,
+        "note": contender.note,
+        "evicts": contender.evicts,
+        "error": contender.error,
+    }
+
+
+_FIGURES = (
+    "ppl", "delta_ppl", "delta_pct", "ratio", "ratio_low", "ratio_high", "delta_nll", "delta_nll_se", "delta_nll_low",
+    "delta_nll_high", "bootstrap_low", "bootstrap_high", "p", "kl", "kl_se", "top1", "delta_p", "delta_p_se",
+)  # fmt: skip
+
+
+def _failed_row(run: Run, i: int) -> Row:
+    return {
+        **_names(run.contenders[i]),
+        **dict.fromkeys(_FIGURES, math.nan),
+        "bits": None,
+        "compression": None,
+        **dict.fromkeys(("key_coverage", "value_coverage", "coverage"), math.nan),
+        "within_noise": False,
+        "audit": "; ".join(run.audit.failures.get(run.contenders[i].label, ["it failed"])),
+    }
+
+
 def measured_bits(contender: ContenderRecord) -> float | None:
     """8 · bytes / elements at the prefix length, exact tokens at 16 bits; None where bytes were not measurable."""
     if not contender.bytes:
@@ -92,20 +128,23 @@ def _coverage(run: Run, i: int) -> dict[str, float]:
 def find(run: Run, name: str) -> int:
     """The position of a contender by its label, or by a spec of the same scheme however spelled."""
     try:
-        canonical = parse_scheme(name).name
+        wanted = canonical(name)
     except ValueError:
-        canonical = name  # a foreign cache, or nothing that there is
+        wanted = name  # a foreign cache, or nothing that there is
     for i, contender in enumerate(run.contenders):
-        if name == contender.label or canonical == contender.name:
+        if name == contender.label or wanted == contender.name:
             return i
     known = ", ".join(contender.label for contender in run.contenders)
     raise ValueError(f"no scheme {name!r} in this run; it has {known}")
 
 
 def perplexities(run: Run) -> list[float]:
-    """One a contender."""
+    """One a contender; NaN of one that failed."""
     counts = [w.count for w in run.windows]
-    return [statistics.perplexity([w.nll[i] for w in run.windows], counts) for i in range(len(run.contenders))]
+    return [
+        math.nan if contender.error else statistics.perplexity([w.nll[i] for w in run.windows], counts)
+        for i, contender in enumerate(run.contenders)
+    ]
 
 
 def equal_bits_headline(run: Run, first: str, second: str) -> str:

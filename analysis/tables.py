@@ -12,8 +12,11 @@ from harness.records import Run
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
     "p_holm", "kl", "kl_se", "top1", "delta_p", "bits", "compression", "key_coverage", "value_coverage", "coverage",
-    "within_noise", "audit", "name",
+    "within_noise", "audit", "name", "note",
 ]  # fmt: skip
+
+EVICTS = "†"  # marks a row that changes what is attended
+NOT_MEASURABLE = "not measurable"
 
 
 def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
@@ -22,7 +25,8 @@ def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
         return as_csv(rows)
     if format == "json":
         return as_json(run, rows, baseline)
-    return "\n\n".join(heading(run)) + "\n\n" + as_markdown(*cells(rows, baseline))
+    text = "\n\n".join(heading(run)) + "\n\n" + as_markdown(*cells(rows, baseline))
+    return text + "".join(f"\n{line}\n" for line in notes(rows))
 
 
 def as_csv(rows: list[Row]) -> str:
@@ -70,11 +74,14 @@ def cells(rows: list[Row], baseline: int = 0) -> tuple[list[str], list[list[str]
 
 
 def _cells(row: Row, is_baseline: bool) -> list[str]:
-    size = ["–", "–"] if row["bits"] is None else [f"{row['bits']:.2f}", f"{row['compression']:.2f}"]
+    scheme = f"{row['scheme']} {EVICTS}" if row["evicts"] else row["scheme"]
+    if row["error"]:
+        return [scheme, "–", "–", "failed", *["–"] * 7]
+    size = [NOT_MEASURABLE, "–"] if row["bits"] is None else [f"{row['bits']:.2f}", f"{row['compression']:.2f}"]
     read = [f"{row['key_coverage']:.3f}", f"{row['value_coverage']:.3f}"]
     if row["audit"] != "ok":
         why = "cache not read" if "cache not read" in row["audit"] else "audit failed"
-        return [row["scheme"], "–", "–", why, "–", "–", "–", *size, *read]
+        return [scheme, "–", "–", why, "–", "–", "–", *size, *read]
     if is_baseline:
         delta = ["–", "baseline", "–"]
     elif row["within_noise"]:
@@ -84,7 +91,17 @@ def _cells(row: Row, is_baseline: bool) -> list[str]:
     else:
         interval = f"[{signed(row['delta_nll_low'], 4)}, {signed(row['delta_nll_high'], 4)}]"
         delta = [signed(row["delta_pct"], 2), f"{signed(row['delta_nll'], 4)} {interval}", chance(row["p_holm"])]
-    return [row["scheme"], f"{row['ppl']:.4f}", *delta, f"{row['kl']:.2g}", f"{row['top1']:.1f}", *size, *read]
+    return [scheme, f"{row['ppl']:.4f}", *delta, f"{row['kl']:.2g}", f"{row['top1']:.1f}", *size, *read]
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """A line for each row that is not a scheme of ours: what it really does; and why it failed, where it did."""
+    lines = []
+    for row in rows:
+        said = [*([f"failed: {row['error']}"] if row["error"] else []), *([row["note"]] if row["note"] else [])]
+        mark = f" {EVICTS} (changes what is attended)" if row["evicts"] else ""
+        lines += [f"{row['scheme']}{mark}: {'; '.join(said)}"] if said else []
+    return lines
 
 
 def cost_matrix(lines: dict[str, dict[str, Row]]) -> tuple[list[str], list[list[str]]]:

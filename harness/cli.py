@@ -9,12 +9,14 @@ import typer
 
 from analysis.commands import Style, analyzer, check_style
 from harness.flags import Format, takes_options
-from harness.loading import import_quickly, load_factory
+from harness.loading import import_quickly
 from harness.options import Options
 from harness.starting import load_subject, note
 
 if TYPE_CHECKING:
     from harness.records import Run
+
+FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a published comparison.")
@@ -32,19 +34,24 @@ def compare(
     scheme: Annotated[
         list[str] | None, typer.Option("--scheme", help="a scheme to score; repeatable; see `kvdelta schemes`")
     ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option("--cache", metavar="FACTORY", help=f"a cache beside them, {FACTORY}; repeatable")
+    ] = None,
     format: Format = "table",
     baseline: Baseline = None,
 ) -> int:
     """Score schemes on the same windows, with a cache that is read."""
-    from schemes import parse_scheme
+    from harness.specs import canonical
 
     for spec in scheme or []:
-        parse_scheme(spec)  # a typing error shows before anything is loaded
+        canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
     from harness.comparison import DEFAULT_SCHEMES, contenders_of
+    from harness.foreign import user_cache
 
-    contenders = contenders_of(scheme or DEFAULT_SCHEMES, note)
-    if baseline is not None and parse_scheme(baseline).name not in [contender.name for contender in contenders]:
+    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    known = [name for contender in contenders for name in (contender.name, contender.label)]
+    if baseline is not None and baseline not in known and canonical(baseline) not in known:
         raise ValueError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
     from analysis import scoring
 
@@ -89,7 +96,7 @@ def list_schemes(format: Format = "table") -> int:
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
     subject = load_subject(options)
-    from analysis import reproduced, scoring, tables
+    from analysis import reproduced, scoring, summary, tables
     from harness import terminal
     from harness.reproduce import trap_contenders, trap_verdict
 
@@ -100,6 +107,7 @@ def reproduce_trap(options: Options) -> int:
         runs.append(scoring.score(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
     print(*tables.heading(runs[1])[:2], sep="\n")
     terminal.print_table(*reproduced.trap_table(*runs))
+    print(*tables.notes(summary.summarize(runs[1])), sep="\n")
     shown, sentences = trap_verdict(*runs)
     print(*sentences, sep="\n")
     return 0 if shown else scoring.AUDIT_FAILED
@@ -120,17 +128,16 @@ def reproduce_kivi(options: Options, style: Style = None) -> int:
 @takes_options(windows=1)
 def audit(
     options: Options,
-    cache: Annotated[str, typer.Option("--cache", help="module:factory; factory(model.config) returns a cache")],
+    cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],
     format: Format = "table",
 ) -> int:
     """Does a scored forward read this cache? Any `past_key_values` factory, beside exact."""
-    factory = load_factory(cache)
-    subject = load_subject(options)
+    import_quickly()
     from analysis import scoring
     from harness.comparison import contenders_of
-    from harness.contenders import ForeignContender
+    from harness.foreign import user_cache
 
-    run, folder = scoring.score(contenders_of([ForeignContender(cache, factory)]), options, subject)
+    run, folder = scoring.score(contenders_of([user_cache(cache)]), options, load_subject(options))
     _show(run, folder, format, None)
     if not run.audit.failures:
         note(f"audit passed: the scored forward read what {cache} had stored")
@@ -153,6 +160,7 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None) -> None:
         print(*tables.heading(run), sep="\n")
         terminal.print_table(*tables.cells(rows, position))
         print(tables.LEGEND)
+        print(*[f"\n{line}" for line in tables.notes(rows)], sep="", end="\n" if tables.notes(rows) else "")
     else:
         print(tables.as_text(run, rows, position, format), end="")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from harness import records
-from harness.contenders import Contender, SchemeContender
+from harness.contenders import Contender, SchemeContender, contender_of
 from harness.model import LoadedModel, load_model, pick_device, pick_dtype
 from harness.options import Options
 from harness.provenance import header_of, host, open_folder, settings_of
@@ -61,7 +61,7 @@ def prepare(options: Options) -> Subject:
 
 def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: None) -> list[Contender]:
     """Contenders of specs, or as they are, exact first; equal canonical specs are merged with a notice."""
-    given: list[Contender] = [SchemeContender.of(one) if isinstance(one, str) else one for one in schemes]
+    given: list[Contender] = [contender_of(one) if isinstance(one, str) else one for one in schemes]
     found = merged(given, note)
     baseline: list[Contender] = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
     return [*baseline, *(c for c in found if c.name != "exact")]
@@ -89,7 +89,7 @@ def compare(
     """Score schemes on the same windows; the record and its folder.
 
     schemes: specs such as "kivi:bits=2", contenders, or both; exact is added where it is not among them. subject: what is already loaded.
-    A folder with the finished windows of the same settings is continued, a complete one is read. ValueError: bad
+    A foreign cache that raises, or gives NaN or infinite logits, fails its own row: the record says why. A folder with the finished windows of the same settings is continued, a complete one is read. ValueError: bad
     input, an output folder that holds another run, NaN or infinite logits.
     """
     options = options or Options()
@@ -98,7 +98,7 @@ def compare(
     subject = subject or prepare(options)
     model = subject.loaded.model
     for contender in contenders:
-        contender.check(model.config, options.window_length - options.score_length)
+        contender.check(model, options.window_length - options.score_length)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, records.RUN_FILE, settings, records.load)
     run = run or Run(**header_of(options, subject, settings), contenders=[])

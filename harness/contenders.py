@@ -1,14 +1,15 @@
-"""What competes in a run: a scheme in our cache, or any other cache by its factory."""
+"""What competes in a run: a scheme in our cache, one that evicts (harness.eviction), or any other (harness.foreign)."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from transformers import DynamicCache
 
 from harness.cache import SchemeCache
-from harness.protocols import fill_live
+from harness.eviction import EvictingContender
+from harness.foreign import stock_cache
 from harness.records import Bytes, ContenderRecord
+from harness.specs import outside
 from harness.windows import Window
 from schemes import Scheme, parse_scheme
 
@@ -22,8 +23,12 @@ class Contender(Protocol):
     def name(self) -> str: ...
     @property
     def lossless(self) -> bool: ...
+    @property
+    def foreign(self) -> bool:
+        """Code that is not ours: whatever it raises fails its own row, and the run goes on."""
+        ...
 
-    def empty(self, config: Any) -> Any:
+    def empty(self, model: Any) -> Any:
         """A fresh cache."""
         ...
 
@@ -31,7 +36,7 @@ class Contender(Protocol):
         """Pass 1 into `cache`."""
         ...
 
-    def check(self, config: Any, prefix_length: int) -> None:
+    def check(self, model: Any, prefix_length: int) -> None:
         """ValueError, before any forward, where this model or window cannot be used."""
         ...
 
@@ -39,7 +44,13 @@ class Contender(Protocol):
         """The destructive control: set every stored code to 0; False where there is none that we know of."""
         ...
 
-    def record(self, config: Any, cache: Any) -> ContenderRecord: ...
+    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
+        """What it is, and what `cache`, filled with one prefix, holds.
+
+        prefilled: the same tokens' exact keys and values, None where the cache was filled with others. cache: None of a
+        foreign one that failed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class SchemeContender:
 
     label: str
     scheme: Scheme
+    foreign: bool = False
 
     @classmethod
     def of(cls, spec: str) -> "SchemeContender":
@@ -61,14 +73,14 @@ class SchemeContender:
     def lossless(self) -> bool:
         return self.scheme.lossless
 
-    def empty(self, config: Any) -> SchemeCache:
-        return SchemeCache(self.scheme, config)
+    def empty(self, model: Any) -> SchemeCache:
+        return SchemeCache.for_model(self.scheme, model)
 
     def fill(self, cache: SchemeCache, model: Any, window: Window, prefilled: DynamicCache) -> None:
         cache.fill(prefilled)
 
-    def check(self, config: Any, prefix_length: int) -> None:
-        self.empty(config)
+    def check(self, model: Any, prefix_length: int) -> None:
+        self.empty(model)
         for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
             if not rule.packed_tokens(prefix_length):
                 kept = rule.keep_recent + rule.sink_tokens + rule.flush_every
@@ -81,8 +93,7 @@ class SchemeContender:
         cache.zero_codes()
         return not self.lossless
 
-    def record(self, config: Any, cache: SchemeCache) -> ContenderRecord:
-        """With the bytes held by `cache`, filled with one prefix."""
+    def record(self, model: Any, cache: SchemeCache, prefilled: DynamicCache | None) -> ContenderRecord:
         sides: dict[str, Bytes] = {side: Bytes(held={}, counted=0.0, elements=0) for side in self.scheme.sides}
         for _, side, store in cache.stores():
             total = sides[side]
@@ -111,42 +122,10 @@ def _spec(rule: Any) -> dict[str, Any]:
     return {**full, "quantizer": {"kind": type(rule.quantizer).__name__, **full["quantizer"]}}
 
 
-@dataclass(frozen=True)
-class ForeignContender:
-    """Any cache; it fills itself in a live pass 1, and is audited by value. Its bytes are not measured."""
-
-    label: str
-    factory: Callable[[Any], Any]
-    note: str = ""
-    lossless: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.label
-
-    def empty(self, config: Any) -> Any:
-        return self.factory(config)
-
-    def fill(self, cache: Any, model: Any, window: Window, prefilled: DynamicCache) -> None:
-        fill_live(model, window.prefix, cache)
-
-    def check(self, config: Any, prefix_length: int) -> None:
-        try:
-            self.empty(config)
-        except Exception as error:  # a foreign cache may raise anything
-            raise ValueError(f"cache {self.label} cannot be made for this model: {error}") from error
-
-    def zero_codes(self, cache: Any) -> bool:
-        return False
-
-    def record(self, config: Any, cache: Any) -> ContenderRecord:
-        return ContenderRecord(
-            label=self.label,
-            name=self.name,
-            lossless=self.lossless,
-            quantized_sides=["key", "value"],
-            spec={"factory": self.label},
-            quantized_layers=list(range(len(cache.layers))),
-            bytes=None,
-            note=self.note,
-        )
+def contender_of(spec: str) -> Contender:
+    """A contender from a spec: of a scheme, of a cache that evicts ("sink-window:bits=4"), or of one of transformers'
+    own ("hf-hqq:bits=4"). ValueError for what is none of these."""
+    label, told = spec.strip(), outside(spec)
+    if told is None:
+        return SchemeContender.of(spec)
+    return stock_cache(label, told) if told.kind.startswith("hf-") else EvictingContender.of(label, told)

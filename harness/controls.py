@@ -37,7 +37,7 @@ def check_zeroed_codes(
     audit: Audit, contender: Contender, model: Any, window: Window, prefilled: DynamicCache, step: int | None
 ) -> None:
     """The destructive control: with every stored code 0 the logits of the same forward must move."""
-    intact = contender.empty(model.config)
+    intact = contender.empty(model)
     contender.fill(intact, model, window, prefilled)
     zeroed = copy.deepcopy(intact)
     if not contender.zero_codes(zeroed):
@@ -83,6 +83,8 @@ def failures(run: Run) -> dict[str, list[str]]:
 
 def _reasons(run: Run, i: int) -> list[str]:
     contender, reasons = run.contenders[i], []
+    if contender.error:
+        return [f"it failed: {contender.error}"]
     if contender.lossless:
         wrong = run.audit.identity_is_exact is False
         return ["identity control: not bit-equal to transformers' own cache"] if wrong else []
@@ -90,7 +92,8 @@ def _reasons(run: Run, i: int) -> list[str]:
     if unread := [side for side in contender.quantized_sides if not read[side]]:
         reasons.append(f"cache not read ({' and '.join(unread)} coverage 0)")
     losses = [[w.nll[j] for w in run.windows] for j in range(len(run.contenders))]
-    if twins := [other.label for j, other in enumerate(run.contenders) if j != i and losses[j] == losses[i]]:
+    others = [(j, other) for j, other in enumerate(run.contenders) if j != i and not other.error]
+    if twins := [other.label for j, other in others if losses[j] == losses[i]]:
         reasons.append(f"losses bit-identical to {', '.join(twins)}")
     if run.audit.zeroed_codes_move_logits.get(contender.label) is False:
         reasons.append("zeroing its stored codes does not move the logits")

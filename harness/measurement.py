@@ -61,7 +61,7 @@ def schemes_of(specs: Sequence[str], subject: Subject, on_note: Callable[[str], 
     cannot use."""
     found = merged([SchemeContender.of(spec) for spec in specs], on_note)
     for contender in found:
-        contender.check(subject.loaded.model.config, subject.windows[0].prefix_length)
+        contender.check(subject.loaded.model, subject.windows[0].prefix_length)
     return found
 
 

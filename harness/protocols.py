@@ -26,6 +26,11 @@ class Scores:
     kl: Float[Tensor, "scored"]
     top1: Bool[Tensor, "scored"]
 
+    @classmethod
+    def none(cls, scored: int) -> "Scores":
+        """Of a contender that failed: NaN."""
+        return cls(torch.full((scored,), torch.nan), torch.full((scored,), torch.nan), torch.zeros(scored).bool())
+
 
 @torch.inference_mode()
 def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"]) -> DynamicCache:

@@ -5,11 +5,12 @@ Everything that a table shows is recomputed from here.
 
 import io
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from harness.files import write_atomically
 
@@ -44,7 +45,7 @@ class Settings(_Typed):
 
 
 class Bytes(_Typed):
-    """Of one side, at the prefix length, summed over quantized layers. held: by part; counted: with exact tokens at
+    """Of one side (or of both, where they cannot be told apart), at the prefix length, summed over quantized layers. held: by part; counted: with exact tokens at
     16 bits; elements: numbers that they stand for."""
 
     held: dict[str, int]
@@ -53,7 +54,7 @@ class Bytes(_Typed):
 
 
 class ContenderRecord(_Typed):
-    """One scheme (or foreign cache) of the run."""
+    """One scheme (or foreign cache) of the run. note: what it really does, where that is not a scheme of ours."""
 
     label: str  # what the user typed
     name: str  # the canonical spec
@@ -61,20 +62,25 @@ class ContenderRecord(_Typed):
     quantized_sides: list[str]
     spec: dict[str, Any]
     quantized_layers: list[int]
-    bytes: dict[str, Bytes] | None  # by side; None: not measurable
+    bytes: dict[str, Bytes] | None  # by side, of foreign caches under "both"; None: not measurable
     note: str = ""
+    evicts: bool = False  # drops tokens, which changes what is attended
+    error: str | None = None  # why a foreign cache failed: one line; its sums are NaN from that window on
+
+
+Sum = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # NaN is null on disk
 
 
 class WindowRecord(_Typed):
-    """Sums over the scored tokens of one window, in the order of `Settings.contenders`."""
+    """Sums over the scored tokens of one window, in the order of `Settings.contenders`; NaN where one had failed."""
 
     index: int
     start: int
     count: int
-    nll: list[float]
-    kl: list[float]
+    nll: list[Sum]
+    kl: list[Sum]
     top1: list[int]
-    probability: list[float]  # of the target: its difference between contenders is Δp
+    probability: list[Sum]  # of the target: its difference between contenders is Δp
     key_pairs: list[int]  # read from packed storage
     value_pairs: list[int]
     pairs: list[int]  # attended
@@ -176,7 +182,7 @@ def load_nll(folder: Path, run: Run) -> np.ndarray:
 
 
 def load(folder: str | Path) -> Run:
-    """Read a run folder. ValueError where it is none, or of another schema version."""
+    """Read a run folder; ValueError as `read`."""
     return read(folder, RUN_FILE, Run)
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import QuantizedCache
 
-from harness.contenders import Contender, ForeignContender, SchemeContender
+from harness.contenders import Contender, SchemeContender
+from harness.foreign import ForeignContender, note_of
 from harness.records import Run
 
 
@@ -14,8 +15,7 @@ def stock_hqq(bits: int) -> ForeignContender:
     def factory(config: Any) -> Any:
         return QuantizedCache("hqq", config, nbits=bits, q_group_size=64, residual_length=64)
 
-    note = "groups run over strided tokens across heads (axis 0); re-quantizes everything at each flush"
-    return ForeignContender(f"transformers-hqq{bits}", factory, note)
+    return ForeignContender(f"transformers-hqq{bits}", factory, note_of("hqq", 0, 0))
 
 
 def trap_contenders() -> list[Contender]:
@@ -32,6 +32,8 @@ def trap_verdict(single: Run, two: Run) -> tuple[bool, list[str]]:
     It shows where one pass gives all quantized caches (all contenders but the first) losses equal to the last bit, and
     two passes give all different ones.
     """
+    if failed := [contender.label for run in (single, two) for contender in run.contenders if contender.error]:
+        return False, [f"Nothing is shown, since {failed[0]} failed; the lines above say why."]
     in_one, in_two = ([sum(w.nll[i] for w in run.windows) for i in range(len(run.contenders))] for run in (single, two))
     if len(set(in_one[1:])) > 1:
         return False, ["Not as expected: in one pass the losses of the quantized caches differ, so something was read."]

@@ -13,6 +13,7 @@ from torch import Tensor
 from harness import controls, records
 from harness.audit import Observer, Reads
 from harness.contenders import Contender
+from harness.errors import one_line
 from harness.protocols import (
     Scores,
     check_finite,
@@ -60,8 +61,6 @@ class Runner:
 
     def _window(self, window: Window) -> None:
         torch.manual_seed(self.run.settings.seed)
-        first = not self.run.windows
-        settings = self.run.settings
         started = time.perf_counter()
         prefilled = prefill(self.model, window.prefix)
         self._time("prefill", started)
@@ -69,47 +68,76 @@ class Runner:
         reads: list[Reads] = []
         log_p: Tensor | None = None
         for position, contender in enumerate(self.contenders):
-            logits, observed, record = self._pass(contender, window, prefilled)
-            check_finite(logits, f"{self.model_name} in {settings.dtype}, scheme {contender.label}", window)
-            if first and log_p is None:
-                controls.check_identity(self.run.audit, self.model, window, logits, settings)
-            if first and record:
-                self.run.contenders.append(record)
-                if not contender.lossless and settings.protocol != "single-pass":
-                    controls.check_zeroed_codes(self.run.audit, contender, self.model, window, prefilled, settings.step)
-            log_q = log_probabilities(logits)
+            outcome = None
+            if not self._failed(position):
+                try:
+                    outcome = self._score(position, contender, window, prefilled, log_p)
+                except Exception as error:
+                    if not contender.foreign:
+                        raise
+                    self._fail(position, contender, error)
+            scores, observed, log_q = outcome or (Scores.none(len(window.targets)), Reads(), None)
             log_p = log_q if log_p is None else log_p
-            scores = score(log_q, log_p, window.targets)
-            if first and position == 0:
-                self.run.noise_floor = controls.noise_floor(self.model, window, prefilled, log_p, scores, settings)
             scored.append(scores)
             reads.append(observed)
             self.progress.on_pass(len(self.run.windows), position, contender.label, scores.nll.double().mean().item())
         self._keep(window, scored, reads)
 
+    def _score(
+        self, position: int, contender: Contender, window: Window, prefilled: Any, log_p: Tensor | None
+    ) -> tuple[Scores, Reads, Tensor]:
+        """Against log p, or against itself where there is none yet; its own log-probabilities too. On the first window
+        with the contender's record and the controls."""
+        first, settings = not self.run.windows, self.run.settings
+        logits, observed, record = self._pass(contender, window, prefilled)
+        check_finite(logits, f"{self.model_name} in {settings.dtype}, scheme {contender.label}", window)
+        if first and position == 0:
+            controls.check_identity(self.run.audit, self.model, window, logits, settings)
+        if first and not (contender.lossless or contender.foreign) and settings.protocol != "single-pass":
+            controls.check_zeroed_codes(self.run.audit, contender, self.model, window, prefilled, settings.step)
+        log_q = log_probabilities(logits)
+        log_p = log_q if log_p is None else log_p
+        scores = score(log_q, log_p, window.targets)
+        if first and position == 0:
+            self.run.noise_floor = controls.noise_floor(self.model, window, prefilled, log_p, scores, settings)
+        if record:
+            self.run.contenders.append(record)
+        return scores, observed, log_q
+
+    def _failed(self, position: int) -> bool:
+        return position < len(self.run.contenders) and self.run.contenders[position].error is not None
+
+    def _fail(self, position: int, contender: Contender, error: Exception) -> None:
+        """The row's record says why; the contender is not run again."""
+        if position == len(self.run.contenders):
+            self.run.contenders.append(contender.record(self.model, None, None))
+        self.run.contenders[position].error = reason = f"{type(error).__name__}: {one_line(error)}"
+        self.progress.on_note(f"{contender.label} failed, the others go on: {reason}")
+
     def _pass(
         self, contender: Contender, window: Window, prefilled: Any
     ) -> tuple[Tensor, Reads, ContenderRecord | None]:
         settings = self.run.settings
-        cache = contender.empty(self.model.config)
+        cache = contender.empty(self.model)
         observer = Observer(cache, scored=settings.score_length - 1)
         record = None
         if settings.protocol == "single-pass":
             observer.watch()
             started = time.perf_counter()
             logits = single_pass_logits(self.model, cache, window)
-            record = contender.record(self.model.config, cache)
+            if not self.run.windows:
+                record = contender.record(self.model, cache, None)
         else:
             started = time.perf_counter()
             contender.fill(cache, self.model, window, prefilled)
             self._time(f"{contender.name} fill", started)
             if not self.run.windows:
-                record = contender.record(self.model.config, cache)
+                record = contender.record(self.model, cache, prefilled)
             observer.watch()
             started = time.perf_counter()
             logits = suffix_logits(self.model, cache, window.suffix, settings.step)
         self._time(f"{contender.name} score", started)
-        return logits, observer.stop().total, record if not self.run.windows else None
+        return logits, observer.stop().total, record
 
     def _time(self, what: str, started: float) -> None:
         if self.model.device.type == "cuda":

@@ -37,7 +37,8 @@ def progress(total_windows: int, passes: int) -> Progress:
 
 
 def _perplexity(losses: list[float]) -> str:
-    return f"{math.exp(min(700.0, sum(losses) / len(losses))):.3f}"
+    mean = sum(losses) / len(losses)
+    return "failed" if math.isnan(mean) else f"{math.exp(min(700.0, mean)):.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,140 @@
+"""Specs of what is no scheme: caches that evict, and transformers' own quantized caches. Light: imports no transformers.
+
+They are written as schemes are: "sink-window:sinks=4,bits=4", "hf-hqq:bits=4,axis=0".
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from schemes import SCHEMES, parse_scheme
+from schemes.registry import SHORT_NAMES, Field, shown
+from schemes.spec import split_spec
+
+_SIZE = {"tokens": Field("tokens", int, None), "bits": Field("bits", float, None)}
+_HF_LENGTHS = {
+    "group_size": Field("group_size", int, 64),
+    "residual_length": Field("residual_length", int, 128),
+}
+
+
+def _axes(kind: Any) -> dict[str, Field]:
+    return {name: Field(name, kind, 0) for name in ("key_axis", "value_axis")}
+
+
+KINDS: dict[str, dict[str, Field]] = {
+    "sliding-window": _SIZE,
+    "sink-window": {"sinks": Field("sinks", int, 4), **_SIZE},
+    "hf-hqq": {"bits": Field("bits", Literal[1, 2, 3, 4, 8], 4), **_axes(Literal[0, 1]), **_HF_LENGTHS},
+    "hf-quanto": {"bits": Field("bits", Literal[2, 4], 4), **_axes(Literal[0, -1]), **_HF_LENGTHS},
+    "hf-fp8": {},
+}
+"""Fields of each, with their defaults; those of hf-* are transformers' own. sinks: as Xiao et al. 2023 have them."""
+
+SHORT = {f"hf-{backend}{bits}": (f"hf-{backend}", bits) for backend in ("hqq", "quanto") for bits in (2, 4, 8)}
+del SHORT["hf-quanto8"]
+
+ALIASES = {"nbits": ("bits",), "axis": ("key_axis", "value_axis")}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A spec that names no scheme. name: the canonical spec; values: of every field of its kind."""
+
+    kind: str
+    values: Mapping[str, Any]
+    name: str
+
+
+def outside(spec: str) -> Outside | None:
+    """What a spec says, where it names no scheme; None where the schemes' own parser has to say.
+
+    Raises ValueError for a name that nothing has (with the nearest match over all), for an unknown field or value,
+    and for values that do not go together.
+    """
+    spec = spec.strip()
+    if spec.startswith("@"):
+        return None
+    try:
+        parts = split_spec(spec)
+    except ValueError:
+        return None  # the schemes' parser says what is wrong
+    kind, bits = SHORT.get(parts.name, (parts.name, None))
+    try:
+        if kind not in KINDS:
+            if parts.name not in SCHEMES and parts.name not in SHORT_NAMES:
+                raise ValueError(_unknown("scheme", parts.name, [*SCHEMES, *SHORT_NAMES, *KINDS, *SHORT]))
+            return None
+        if parts.inner is not None:
+            raise ValueError(f"{parts.name} wraps no scheme; its fields come as {parts.name}:field=value")
+        given = _given(kind, parts.items)
+        if bits is not None:
+            given.setdefault("bits", bits)
+        values = {name: given.get(name, field.default) for name, field in KINDS[kind].items()}
+        _check(kind, values)
+    except ValueError as error:
+        raise ValueError(f"scheme {spec!r}: {error}") from None
+    return Outside(kind, values, _canonical(kind, values))
+
+
+def canonical(spec: str) -> str:
+    """The canonical name of any spec, a scheme's or not; ValueError for what is none."""
+    found = outside(spec)
+    return found.name if found else parse_scheme(spec).name
+
+
+def _given(kind: str, items: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    known = KINDS[kind]
+    aliases = {name: fields for name, fields in ALIASES.items() if set(fields) <= set(known) and kind.startswith("hf-")}
+    given: dict[str, Any] = {}
+    for name, text in items:
+        fields = aliases.get(name, (name,))
+        if fields[0] not in known:
+            raise ValueError(_unknown("field", name, [*aliases, *known]))
+        for field in fields:
+            if field in given:
+                raise ValueError(f"{field} is set twice")
+            given[field] = known[field].parse(text, kind)
+    return given
+
+
+def _check(kind: str, values: dict[str, Any]) -> None:
+    for name in ("group_size", "residual_length"):
+        if values.get(name, 1) < 1:
+            raise ValueError(f"{name}={values[name]}: give 1 or more")
+    if kind not in ("sliding-window", "sink-window"):
+        return
+    sinks, tokens, bits = values.get("sinks", 0), values["tokens"], values["bits"]
+    if (tokens is None) == (bits is None):
+        raise ValueError(f"give exactly one of tokens and bits, as {kind}:tokens=384 or {kind}:bits=4")
+    if sinks < 0:
+        raise ValueError(f"sinks={sinks}: a number of tokens is not negative")
+    if tokens is not None and tokens <= sinks:
+        raise ValueError(
+            f"tokens={tokens} with {sinks} sinks keeps no newest token; tokens counts all that are kept: give {sinks + 1} "
+            "or more"
+        )
+    if bits is not None and not (math.isfinite(bits) and 0 < bits < 16):
+        raise ValueError(f"bits={bits:g}: exact tokens count 16 bits each, so give more than 0 and less than 16")
+
+
+def _canonical(kind: str, values: dict[str, Any]) -> str:
+    """bits always, other fields where they differ from their default, equal axes as one."""
+    told = dict(values)
+    if "key_axis" in told and told["key_axis"] == told["value_axis"]:
+        told = {("axis" if name == "key_axis" else name): value for name, value in told.items() if name != "value_axis"}
+    fields = {**KINDS[kind], "axis": Field("axis", int, 0)}
+    parts = [
+        f"{name}={f'{value:g}' if isinstance(value, float) else shown(value)}"
+        for name, value in told.items()
+        if value is not None and (name == "bits" or value != fields[name].default)
+    ]
+    return kind + (":" + ",".join(parts) if parts else "")
+
+
+def _unknown(what: str, got: str, known: list[str]) -> str:
+    guess = get_close_matches(got, known, n=1, cutoff=0.5)
+    hint = f"did you mean {guess[0]!r}? " if guess else ""
+    return f"no {what} {got!r}; {hint}known: {', '.join(known) or 'none'}"
