@@ -72,6 +72,8 @@ def _arguments(where: str, name: str, text: str) -> dict[str, Any]:
     arguments = {}
     for keyword in call.keywords:
         assert keyword.arg is not None
+        if keyword.arg in arguments:
+            raise ValueError(f"{where}: {keyword.arg} is given twice")
         try:
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
         except ValueError:

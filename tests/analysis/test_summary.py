@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis import summary
+from harness import statistics
 
 
 def test_deltas_against_exact(run):
@@ -70,6 +71,24 @@ def test_iid_figures_are_llama_cpps(run):
     covariance = ((a * b).sum() / n - a.mean() * b.mean()) / (n - 1)
     assert row["iid_nll_se"] == pytest.approx(se[0])
     assert row["iid_log_ratio_se"] == pytest.approx(math.sqrt(se[0] ** 2 + se[1] ** 2 - 2 * covariance))
+
+
+def test_a_row_that_failed_takes_no_part(run):
+    """Holm's correction is that of the table without it; the exact row has no p."""
+    rng = np.random.default_rng(0)
+    for window in run.windows:
+        window.nll[1:] = [20.0 + x for x in rng.random(3)]
+    ps = [row["p"] for row in summary.summarize(run)]
+    run.contenders[2].error = "RuntimeError: no more"
+    for window in run.windows:
+        window.nll[2] = window.kl[2] = window.probability[2] = math.nan
+    rows = summary.summarize(run, nll=rng.gamma(2, size=(4, 30)))
+    assert [row["p_holm"] for row in rows[1:]][::2] == statistics.holm([ps[1], ps[3]])
+    assert math.isnan(rows[2]["p_holm"])
+    assert (rows[2]["bits"], rows[2]["error"]) == (None, "RuntimeError: no more")
+    assert math.isnan(summary.perplexities(run)[2])
+    with pytest.raises(ValueError, match="int4 failed, so there are no deltas against it"):
+        summary.summarize(run, "int4")
 
 
 def test_find(run):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 
 import pytest
 
@@ -38,6 +39,29 @@ def test_a_row_that_the_audit_refused_shows_no_score(run):
     _, _, int4, kivi2 = body(run)
     assert (int4["ppl"], int4["Δ%"], int4["ΔNLL [95 %]"], int4["KL"]) == ("–", "–", "cache not read", "–")
     assert (kivi2["ppl"], kivi2["ΔNLL [95 %]"]) == ("–", "audit failed")
+
+
+def test_a_row_that_failed_says_so(run):
+    run.contenders[2].error = "RuntimeError: no more"
+    run.audit.failures = {"int4": ["it failed: RuntimeError: no more"]}
+    for window in run.windows:
+        window.nll[2] = window.kl[2] = window.probability[2] = math.nan
+    rows = summary.summarize(run)
+    assert body(run)[2]["ΔNLL [95 %]"] == "failed"
+    assert tables.notes(rows) == ["int4: failed: RuntimeError: no more"]
+    assert list(csv.DictReader(io.StringIO(tables.as_csv(rows))))[2]["audit"] == "it failed: RuntimeError: no more"
+    assert json.loads(tables.as_json(run, rows), parse_constant=pytest.fail)["rows"][2]["ppl"] is None
+
+
+def test_rows_that_are_no_schemes_of_ours_are_explained(run):
+    run.contenders[2].note, run.contenders[2].evicts = "attends to the newest 9", True
+    run.contenders[3].note, run.contenders[3].bytes = "re-quantizes everything", None
+    _, _, int4, kivi2 = body(run)
+    assert (int4["scheme"], kivi2["bits"], kivi2["×"]) == ("int4 †", "not measurable", "–")
+    lines = ["int4 † (changes what is attended): attends to the newest 9", "kivi2: re-quantizes everything"]
+    rows = summary.summarize(run)
+    assert tables.notes(rows) == lines
+    assert tables.as_text(run, rows, 0, "md").endswith("\n\n".join(lines) + "\n")
 
 
 def test_one_window(run):

@@ -7,7 +7,8 @@ from transformers import DynamicCache
 from harness.audit import Observer, lost_rows
 from harness.cache import SchemeCache
 from harness.comparison import compare
-from harness.contenders import ForeignContender, SchemeContender
+from harness.contenders import SchemeContender
+from harness.foreign import ForeignContender
 from harness.protocols import fill_live, prefill, suffix_logits
 from schemes import parse_scheme
 
@@ -112,8 +113,8 @@ class WritesOnly(SchemeCache):
 
 
 class CheatingContender(SchemeContender):
-    def empty(self, config):
-        return WritesOnly(self.scheme, config)
+    def empty(self, model):
+        return WritesOnly(self.scheme, model.config)
 
 
 def test_codes_that_nobody_reads_are_found_out(subject, options):

@@ -124,9 +124,10 @@ def test_audit_of_any_cache(kvdelta, tmp_path):
     code, _, err = kvdelta("audit", "--cache", "mine:forgetful")
     assert code == 3
     assert "value coverage 0" in err
-    code, _, err = kvdelta("audit", "--cache", "mine:broken")
-    assert code == 2
-    assert "no such thing" in err
+    code, out, err = kvdelta("audit", "--cache", "mine:broken")
+    assert code == 3
+    assert "audit failed: mine:broken: it failed: RuntimeError: no such thing" in err
+    assert "mine:broken: failed: RuntimeError: no such thing" in out
 
 
 def test_kivi_against_int4_in_miniature(kvdelta, tmp_path, files):
@@ -165,6 +166,9 @@ def test_schemes_lists_every_family(kvdelta):
 
 BAD = {
     "unknown scheme": (["compare", "--scheme", "int5"], "did you mean 'int"),
+    "misspelled cache": (["compare", "--scheme", "hf-hq:bits=4"], "did you mean 'hf-hqq'"),
+    "window without a size": (["compare", "--scheme", "sliding-window"], "exactly one of tokens and bits"),
+    "window too large": (["compare", "--scheme", "sliding-window:tokens=96"], "nothing would be evicted"),
     "unknown field": (["compare", "--scheme", "kivi:bit=2"], "did you mean 'bits'?"),
     "unknown value": (["compare", "--scheme", "kivi:bits=5"], "bits=.5. is not one of 1, 2, 3, 4, 8"),
     "cannot pack": (["compare", "--scheme", "asym3:group_size=12"], "whole bytes"),

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from analysis import summary
 from harness import records
 from harness.comparison import compare, contenders_of
-from harness.contenders import ForeignContender
+from harness.foreign import ForeignContender
 from harness.runner import Progress, window_sums
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
