@@ -27,6 +27,19 @@ class LowRankTensor(WrappedTensor):
         return x + (self.left.float() @ self.right.float().mT).flatten(2, 3)
 
 
+def orthonormal(x: Float[Tensor, "*lead rows rank"]) -> Float[Tensor, "*lead rows rank"]:
+    """The columns made orthonormal, by Gram and Schmidt, in float64; a column that the others span becomes 0. For a few
+    columns of many small matrices, where a device's own QR takes them one by one."""
+    columns: list[Tensor] = []
+    for column in x.unbind(-1):
+        for _ in range(2):  # twice is enough
+            for other in columns:
+                column = column - (other * column).sum(-1, keepdim=True) * other
+        norm = torch.linalg.vector_norm(column, dim=-1, keepdim=True)
+        columns.append(torch.where(norm > 1e-12, column / norm.clamp(min=1e-12), 0.0))
+    return torch.stack(columns, dim=-1)
+
+
 @dataclass(frozen=True)
 class LowRankQuantizer(BlockWrapper):
     """The inner quantizer, and beside it the best-effort rank-`rank` part of x − x̂ of each head and block, by two
@@ -59,10 +72,9 @@ class LowRankQuantizer(BlockWrapper):
         )
         left = rest @ right
         for _ in range(POWER_STEPS):
-            left = torch.linalg.qr(left).Q
-            right = rest.mT @ left
-            left = rest @ torch.linalg.qr(right).Q
-        left = torch.linalg.qr(left).Q
+            right = rest.mT @ orthonormal(left)
+            left = rest @ orthonormal(right)
+        left = orthonormal(left)
         return LowRankTensor(
             tokens=x.shape[2],
             tokens_per_group=self.tokens_per_group,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from schemes import SCHEMES, TokenStore, parse_scheme
+from schemes.gear import LowRankQuantizer, orthonormal
 from schemes.rotation import rotate
 
 from .cases import rebuild
@@ -86,6 +87,25 @@ def test_gear_takes_a_coherent_error_away():
         rebuild(parse_scheme(s).key.quantizer, x) - x for s in ("int2", "gear(int2):rank=4,outliers=0.001")
     )
     assert geared.norm() < 0.7 * plain.norm()
+
+
+def test_gear_is_near_the_best_of_its_rank():
+    """The rest after rank 4, against the least that any rank-4 part leaves (singular values 5 and on)."""
+    x = torch.randn(1, 1, 128, 64)
+    rest = x - rebuild(parse_scheme("int2").key.quantizer, x)
+    best = torch.linalg.svdvals(rest[0, 0])[4:].norm()
+    left = (rebuild(LowRankQuantizer(parse_scheme("int2").key.quantizer, 128, 4), x) - x).norm()
+    assert best <= left < 1.03 * best
+
+
+def test_orthonormal_columns():
+    x = torch.randn(3, 40, 4, dtype=torch.float64)
+    x[1, :, 2] = 2 * x[1, :, 0]
+    basis = orthonormal(x)
+    gram = basis.mT @ basis
+    expected = torch.eye(4, dtype=torch.float64).expand(3, 4, 4).clone()
+    expected[1, 2, 2] = 0
+    assert torch.allclose(gram, expected, atol=1e-12)
 
 
 def test_kitty_boosts_the_loud_channels():
