@@ -62,6 +62,11 @@ def calibrate(
     return path
 
 
+def spec_with(spec: str, path: Path) -> str:
+    """The spec with its calibration."""
+    return f"{spec}{',' if ':' in spec else ':'}calibration={path}"
+
+
 def _captured(
     subject: Subject, weights: Weights, on_note: Callable[[str], None]
 ) -> tuple[dict[int, dict[str, Tensor]], dict[int, dict[str, Tensor]]]:

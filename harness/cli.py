@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -83,11 +83,41 @@ def show(
 
 
 @app.command("schemes")
-def list_schemes(format: Format = "table") -> int:
+def list_schemes(
+    detail: Annotated[str | None, typer.Option("--detail", metavar="NAME", help="explain one scheme")] = None,
+    format: Format = "table",
+) -> int:
     """List every scheme with its fields, defaults, source and measured bits."""
-    from analysis.catalogue import listing
+    from analysis import catalogue
 
-    print(listing(format))
+    print(catalogue.detail(detail) if detail else catalogue.listing(format))
+    return 0
+
+
+@app.command()
+@takes_options(without=("protocol", "step", "seed", "same_text"))
+def calibrate(
+    options: Options,
+    scheme: Annotated[str, typer.Option("--scheme", help="a scheme that is calibrated, such as kvquant:bits=3")],
+    weights: Annotated[
+        Literal["gradient", "one"],
+        typer.Option("--weights", help="how much an error of a number counts: its squared gradient, or 1"),
+    ] = "gradient",
+) -> int:
+    """Calibrate a scheme on a text; --out names the file that the scheme is then given."""
+    if options.out is None:
+        raise ValueError("calibrate writes a file: name it with --out, such as --out kvquant3.safetensors")
+    from schemes.registry import family_and_fields
+
+    family, _ = family_and_fields(scheme)
+    if family.calibrate is None:
+        raise ValueError(f"scheme {scheme!r} needs no calibration: it can be scored as it is")
+    subject = load_subject(options)
+    from harness import calibration
+
+    path = calibration.calibrate(scheme, subject, options.out, weights, note)
+    note(f"calibrated on {subject.text.name}; score it with:")
+    print(f"kvdelta compare --scheme {calibration.spec_with(scheme, path)}")
     return 0
 
 

@@ -15,7 +15,7 @@ from harness.options import Options
 from harness.provenance import header_of, host, open_folder, settings_of
 from harness.records import Run
 from harness.runner import Progress, Runner
-from harness.text import Text, adds_bos, load_text, tokenize
+from harness.text import Text, adds_bos, load_text, token_sha256, tokenize
 from harness.windows import Window, check_positions, cut_windows
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
@@ -79,6 +79,17 @@ def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> lis
     return found
 
 
+def check_text(contender: Contender, subject: Subject) -> None:
+    """ValueError where a contender was calibrated on the text that it would be scored on."""
+    mine = {subject.text.source.get("sha256") or None, token_sha256(subject.tokens)}
+    for text in contender.calibrated_on:
+        if mine & {text["sha256"], text["token_sha256"]}:
+            raise ValueError(
+                f"scheme {contender.label} was calibrated on this text ({text['name']}), so its score would flatter it; "
+                "score it on another text, or say --same-text"
+            )
+
+
 def compare(
     schemes: Sequence[str | Contender] = DEFAULT_SCHEMES,
     options: Options | None = None,
@@ -99,6 +110,8 @@ def compare(
     model = subject.loaded.model
     for contender in contenders:
         contender.check(model, options.window_length - options.score_length)
+        if not options.same_text:
+            check_text(contender, subject)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, records.RUN_FILE, settings, records.load)
     run = run or Run(**header_of(options, subject, settings), contenders=[])

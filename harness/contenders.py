@@ -1,6 +1,7 @@
 """What competes in a run: a scheme in our cache, one that evicts (harness.eviction), or any other (harness.foreign)."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 from transformers import DynamicCache
@@ -11,7 +12,7 @@ from harness.foreign import stock_cache
 from harness.records import Bytes, ContenderRecord
 from harness.specs import outside
 from harness.windows import Window
-from schemes import Scheme, parse_scheme
+from schemes import Quantizer, Scheme, parse_scheme
 
 
 class Contender(Protocol):
@@ -26,6 +27,11 @@ class Contender(Protocol):
     @property
     def foreign(self) -> bool:
         """Code that is not ours: whatever it raises fails its own row, and the run goes on."""
+        ...
+
+    @property
+    def calibrated_on(self) -> Sequence[Mapping[str, str]]:
+        """The texts it has seen: name, sha256 of the text, token_sha256 of its tokens."""
         ...
 
     def empty(self, model: Any) -> Any:
@@ -73,6 +79,10 @@ class SchemeContender:
     def lossless(self) -> bool:
         return self.scheme.lossless
 
+    @property
+    def calibrated_on(self) -> list[Mapping[str, str]]:
+        return self.scheme.calibrated_on
+
     def empty(self, model: Any) -> SchemeCache:
         return SchemeCache.for_model(self.scheme, model)
 
@@ -106,20 +116,33 @@ class SchemeContender:
             name=self.name,
             lossless=self.lossless,
             quantized_sides=self.scheme.quantized_sides,
-            spec={
-                **{side: _spec(rule) for side, rule in self.scheme.sides.items()},
-                **(
-                    {"layers": {index: other.name for index, other in self.scheme.layers}} if self.scheme.layers else {}
-                ),
-            },
+            spec=self._spec(),
             quantized_layers=cache.quantized_layers,
             bytes=sides,
+            note=self._note(sum(store.saturated for _, _, store in cache.stores())),
         )
 
+    def _spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = {side: _told(rule) for side, rule in self.scheme.sides.items()}
+        if self.scheme.layers:
+            spec["layers"] = {index: other.name for index, other in self.scheme.layers}
+        if self.calibrated_on:
+            spec["calibrated_on"] = dict(self.calibrated_on[0])
+        return spec
 
-def _spec(rule: Any) -> dict[str, Any]:
-    full = asdict(rule)
-    return {**full, "quantizer": {"kind": type(rule.quantizer).__name__, **full["quantizer"]}}
+    def _note(self, saturated: int) -> str:
+        found = [f"calibrated on {name}" for name in sorted({text["name"] for text in self.calibrated_on})]
+        if saturated:
+            found.append(f"{saturated} numbers of the first prefix were beyond the format's largest and became it")
+        return "; ".join(found)
+
+
+def _told(value: Any) -> Any:
+    """A dataclass as its fields, with the kind of a quantizer."""
+    if not is_dataclass(value):
+        return value
+    told = {field.name: _told(getattr(value, field.name)) for field in fields(value)}
+    return {"kind": type(value).__name__, **told} if isinstance(value, Quantizer) else told
 
 
 def contender_of(spec: str) -> Contender:

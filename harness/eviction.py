@@ -165,6 +165,10 @@ class EvictingContender:
     def of(cls, label: str, told: Outside) -> "EvictingContender":
         return cls(label, told.name, Eviction(**told.values))
 
+    @property
+    def calibrated_on(self) -> tuple[()]:
+        return ()
+
     def empty(self, model: Any) -> EvictingCache:
         return EvictingCache(self.rule, model.config)
 

@@ -37,6 +37,10 @@ class ForeignContender:
     def name(self) -> str:
         return self.canonical or self.label
 
+    @property
+    def calibrated_on(self) -> tuple[()]:
+        return ()
+
     def empty(self, model: Any) -> Any:
         return self.factory(model.config)
 
