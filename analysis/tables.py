@@ -19,6 +19,16 @@ EVICTS = "†"  # marks a row that changes what is attended
 NOT_MEASURABLE = "not measurable"
 
 
+def in_order(rows: list[Row], baseline: int, sort: str) -> tuple[list[Row], int]:
+    """The rows as given ("run"), by measured bits with the most first, or by KL with the least first, and where the
+    baseline is among them; what has no such number comes last."""
+    if sort == "run":
+        return rows, baseline
+    keys = {"bits": lambda row: -(row["bits"] or 0.0), "kl": lambda row: row["kl"] if row["kl"] >= 0 else math.inf}
+    ordered = sorted(rows, key=lambda row: (row is not rows[0], keys[sort](row)))  # exact stays at the top
+    return ordered, next(i for i, row in enumerate(ordered) if row is rows[baseline])
+
+
 def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
     """As md, json or csv."""
     if format == "csv":
@@ -50,7 +60,7 @@ def as_json(run: Run, rows: list[Row], baseline: int = 0) -> str:
         "protocol": run.settings.protocol,
         "step": run.settings.step,
         "windows": len(run.windows),
-        "baseline": run.contenders[baseline].label,
+        "baseline": rows[baseline]["scheme"],
         "noise_floor": run.noise_floor.model_dump() if run.noise_floor else None,
         "audit": run.audit.model_dump(),
         "rows": finite(rows),

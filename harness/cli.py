@@ -26,6 +26,10 @@ Baseline = Annotated[
     str | None, typer.Option("--baseline", metavar="SCHEME", help="give the deltas against this scheme, not exact")
 ]
 
+Sort = Annotated[
+    Literal["run", "bits", "kl"], typer.Option("--sort", help="rows as given, by measured bits (most first), or by KL")
+]
+
 
 @app.command()
 @takes_options()
@@ -39,6 +43,7 @@ def compare(
     ] = None,
     format: Format = "table",
     baseline: Baseline = None,
+    sort: Sort = "run",
 ) -> int:
     """Score schemes on the same windows, with a cache that is read."""
     from harness.specs import canonical
@@ -56,7 +61,7 @@ def compare(
     from analysis import scoring
 
     run, folder = scoring.score(contenders, options, load_subject(options))
-    _show(run, folder, format, baseline)
+    _show(run, folder, format, baseline, sort)
     return scoring.verdict(run)
 
 
@@ -64,6 +69,7 @@ def compare(
 def show(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders")],
     baseline: Baseline = None,
+    sort: Sort = "run",
     format: Format = "table",
 ) -> int:
     """Print the table of saved runs, any scheme against any other."""
@@ -77,7 +83,7 @@ def show(
             raise ValueError(f"{folder} has no finished window yet; give its command again to go on: {run.command}")
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
-        _show(run, folder, format, baseline)
+        _show(run, folder, format, baseline, sort)
         codes.append(scoring.verdict(run))
     return max(codes)
 
@@ -168,7 +174,7 @@ def audit(
     from harness.foreign import user_cache
 
     run, folder = scoring.score(contenders_of([user_cache(cache)]), options, load_subject(options))
-    _show(run, folder, format, None)
+    _show(run, folder, format)
     if not run.audit.failures:
         note(f"audit passed: the scored forward read what {cache} had stored")
     return scoring.verdict(run)
@@ -177,13 +183,13 @@ def audit(
 app.registered_commands += analyzer.registered_commands
 
 
-def _show(run: "Run", folder: Path, format: str, baseline: str | None) -> None:
+def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
     from analysis import summary, tables
     from harness import records
 
     position = summary.find(run, baseline) if baseline else 0
     nll = records.load_nll(folder, run) if format == "json" and records.has_tokens(folder) else None
-    rows = summary.summarize(run, baseline, nll)
+    rows, position = tables.in_order(summary.summarize(run, baseline, nll), position, sort)
     if format == "table":
         from harness import terminal
 

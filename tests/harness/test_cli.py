@@ -54,6 +54,23 @@ def test_csv_has_its_columns(kvdelta):
     assert float(rows[1]["delta_ppl"]) == pytest.approx(float(rows[1]["ppl"]) - float(rows[0]["ppl"]))
 
 
+def test_rows_by_bits_and_by_kl(kvdelta):
+    specs = [
+        word
+        for spec in ("asym2:group_size=16", "int8:group_size=16", "asym4:group_size=16")
+        for word in ("--scheme", spec)
+    ]
+    kvdelta("compare", *specs, "--windows", "2", "--out", "run")
+    order = {}
+    for sort in ("run", "bits", "kl"):
+        out = kvdelta("show", "run", "--sort", sort, "--baseline", "asym4:group_size=16", "--format", "csv")[1]
+        order[sort] = [row["scheme"].split(":")[0] for row in csv.DictReader(io.StringIO(out))]
+    assert order["run"] == ["exact", "asym2", "int8", "asym4"]
+    assert order["bits"] == order["kl"] == ["exact", "int8", "asym4", "asym2"]
+    table = kvdelta("show", "run", "--sort", "bits", "--baseline", "asym4:group_size=16")[1]
+    assert next(line for line in table.splitlines() if "baseline" in line and "asym4" in line)
+
+
 def test_json_has_bootstrap_holm_and_iid_figures(kvdelta):
     _, out, _ = kvdelta("compare", *SCHEMES, "--windows", "3", "--format", "json", "--out", "run")
     content = json.loads(out)
@@ -260,3 +277,49 @@ def test_functions_of_hqq_are_compiled_when_called(monkeypatch):
     assert seen == []
     assert (made["plain"](1), made["plain"](1), made["with_options"](1)) == (2, 2, 3)
     assert seen == [("plain", {}), ("with_options", {"fullgraph": True})]
+
+
+def test_schemes_in_detail(kvdelta):
+    code, out, _ = kvdelta("schemes", "--detail", "kvarn")
+    assert code == 0
+    assert all(part in out for part in ("formula", "fails at", "arXiv 2606.03458"))
+    code, _, err = kvdelta("schemes", "--detail", "kvarm")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'kvarn'" in err
+
+
+def test_calibrate_then_compare(kvdelta, files, tmp_path):
+    """The user's way: calibrate on a training text, score on another; the same text is refused unless asked for."""
+    words = (files / "text.txt").read_text().split()
+    (tmp_path / "train.txt").write_text(" ".join(reversed(words)))
+    shared = ["--model", str(files / "model"), "--device", "cpu", "--window-length", "128", "--score-length", "32"]
+    train = ["--text", str(tmp_path / "train.txt"), "--windows", "3"]
+    code, out, err = kvdelta("calibrate", *shared, *train, "--scheme", "kvquant:bits=4", "--out", "four")
+    assert code == 0
+    assert out == "kvdelta compare --scheme kvquant:bits=4,calibration=four.safetensors\n"
+    assert "window 3/3 captured" in err
+    spec = "kvquant:bits=4,calibration=four.safetensors"
+    code, out, _ = kvdelta("compare", "--scheme", spec, "--windows", "2", "--out", "run")
+    assert code == 0
+    assert f"{spec}: calibrated on train.txt" in out
+    assert records.load("run").contenders[1].spec["calibrated_on"]["name"] == "train.txt"
+    code, _, err = kvdelta("compare", "--scheme", spec, *train)
+    assert code == 2
+    assert "was calibrated on this text (train.txt)" in err
+    assert "--same-text" in err
+    code, _, _ = kvdelta("compare", "--scheme", spec, *train, "--same-text", "--out", "same")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scheme", "int4", "--out", "x"], "needs no calibration"),
+        (["--scheme", "kvquant:bits=3"], "name it with --out"),
+        (["--scheme", "kvquant:bits=9", "--out", "x"], "bits='9' is not one of 2, 3, 4"),
+    ],
+)
+def test_what_calibrate_refuses(kvdelta, words, message):
+    code, _, err = kvdelta("calibrate", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
