@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from schemes.spec import Spec, split_spec
+
 T = TypeVar("T")
 
 SIDE_NAMES = {"key": "keys", "pre_rope_key": "keys before RoPE", "value": "values", "both": "keys and values"}
@@ -112,6 +114,11 @@ def scheme_label(name: str) -> str:
     """A short name for legends, such as "asym2 channel/token g32", of a canonical name; layouts are K/V."""
     if name.startswith("@"):
         return Path(name[1:]).name
+    parts = _parts(name)
+    if parts.inner is not None:
+        return " ".join(
+            [f"{parts.name}({scheme_label(parts.inner)})", *(f"{key}={value}" for key, value in parts.items)]
+        )
     family, options = _options(name)
     if not _bits(options):
         return name
@@ -122,10 +129,18 @@ def scheme_label(name: str) -> str:
     return " ".join([f"{SHORT.get(family, family)}{both}", *([] if plain else [layout]), *extra])
 
 
+def _parts(name: str) -> Spec:
+    try:
+        return split_spec(name)
+    except ValueError:  # a foreign cache, module:factory
+        return Spec(name, None, ())
+
+
 def _options(name: str) -> tuple[str, dict[str, str]]:
-    family, _, rest = name.partition(":")
-    pairs = [item.partition("=") for item in rest.split(",") if item]
-    return family, {key: value for key, _, value in pairs}
+    """Family and fields; a calibration is a file, which says nothing to people."""
+    parts = _parts(name)
+    family = parts.name if parts.inner is None else f"{parts.name}({parts.inner})"
+    return family, {key: value for key, value in parts.items if key != "calibration"}
 
 
 def _bits(options: dict[str, str]) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import special
@@ -137,12 +138,35 @@ def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> 
     return figure
 
 
+MANY = 24
+"""Schemes beyond which a legend is longer than its figure."""
+
+
 def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """ΔNLL with its 95 % interval against the measured bits per number, from the rows of `summarize`; a lossless
-    scheme, and one whose bytes were not measurable, is left out."""
-    shown = [row for row in rows if row["bits"] is not None and row["name"] != "exact"]
+    scheme, one whose bytes were not measurable, and one that failed are left out. Of many schemes, mean KL against bits,
+    and names for those that no other beats at as many bits or fewer."""
+    shown = [row for row in rows if row["bits"] is not None and row["name"] != "exact" and np.isfinite(row["kl"])]
     figure, panels = grid_figure(title, 1, 1, 3.6)
     axes = panels[0, 0]
+    axes.set_xlabel("measured bits per number of K and V")
+    axes.margins(x=0.08)
+    draw = _divergence if len(shown) > MANY else _loss
+    height, low, high, named = draw(axes, shown)
+    if draw is _loss:
+        scheme_legend(figure, panels, 1, [row["name"] for row in shown], lines=False)
+    bits, names = np.array([row["bits"] for row in shown], dtype=float), [scheme_label(row["name"]) for row in shown]
+    settle(figure)
+    places = np.flatnonzero(named)
+    label_points(axes, figure.dpi, bits[places], height[places], [names[i] for i in places], low[places], high[places])
+    return figure
+
+
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _loss(axes: Axes, shown: Sequence[dict[str, Any]]) -> Drawn:
+    """ΔNLL, its interval, and that all get a name."""
     loss, low, high = (
         np.array([row[key] for row in shown], dtype=float) for key in ("delta_nll", "delta_nll_low", "delta_nll_high")
     )
@@ -150,19 +174,28 @@ def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     for i, row in enumerate(shown):
         ends = [[loss[i] - low[i]], [high[i] - loss[i]]]
         axes.errorbar(row["bits"], loss[i], yerr=ends, elinewidth=0.8, capsize=1.5, **look(row["name"], line=False))
-    axes.set_xlabel("measured bits per number of K and V")
     if low.size and low.min() <= 0:
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.axhline(0, color=ink(), linewidth=0.6, zorder=1)
         axes.set_ylabel("ΔNLL to exact (nats per token;\nlinear between ±0.001)")
     else:
         axes.set(yscale="log", ylabel="ΔNLL to exact (nats per token)")
-    axes.margins(x=0.08)
-    scheme_legend(figure, panels, 1, [row["name"] for row in shown], lines=False)
-    bits, names = np.array([row["bits"] for row in shown], dtype=float), [scheme_label(row["name"]) for row in shown]
-    settle(figure)
-    label_points(axes, figure.dpi, bits, loss, names, low, high)
-    return figure
+    return loss, low, high, np.ones(len(shown), dtype=bool)
+
+
+def _divergence(axes: Axes, shown: Sequence[dict[str, Any]]) -> Drawn:
+    """Mean KL, its interval of two standard errors, and who is beaten by nobody."""
+    bits, kl = (np.array([row[key] for row in shown], dtype=float) for key in ("bits", "kl"))
+    errors = 2 * np.array([row["kl_se"] if np.isfinite(row["kl_se"]) else 0.0 for row in shown])
+    as_good = (bits[:, None] <= bits) & (kl[:, None] <= kl)
+    beaten = as_good & ((bits[:, None] < bits) | (kl[:, None] < kl))
+    best = np.logical_not(beaten.any(axis=0))
+    for i in map(int, np.flatnonzero(best)):
+        axes.errorbar(bits[i], kl[i], yerr=errors[i], elinewidth=0.8, capsize=1.5, **look(shown[i]["name"], line=False))
+    axes.plot(bits[~best], kl[~best], linestyle="none", marker=".", markersize=4, color="0.6", zorder=1)
+    axes.set(yscale="log", ylabel="mean KL(exact ‖ scheme) (nats per token, ± 2 SE)")
+    axes.set_title(f"named: {best.sum()} of {len(shown)} that no other beats at as many bits or fewer", fontsize=7)
+    return kl, kl - errors, kl + errors, best
 
 
 def allocation(bits_by_side: dict[str, dict[int, float]], title: str) -> Figure:

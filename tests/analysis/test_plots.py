@@ -77,7 +77,15 @@ def sensitivity(windows=3, sides=("key", "value")):
 
 def summary_row(spec, bits, delta, half=0.001):
     ends = {"delta_nll_low": delta - half, "delta_nll_high": delta + half}
-    return {"scheme": spec, "name": parse_scheme(spec).name, "bits": bits, "delta_nll": delta, **ends}
+    return {
+        "scheme": spec,
+        "name": parse_scheme(spec).name,
+        "bits": bits,
+        "delta_nll": delta,
+        "kl": 0.1,
+        "kl_se": 0.01,
+        **ends,
+    }
 
 
 ROWS = [summary_row("exact", 16.0, 0.0), summary_row("int8", 8.25, -2e-4), summary_row("kivi2", 3.5, 0.2)]
@@ -274,7 +282,7 @@ def test_the_floor_of_a_log_axis_lies_below_what_is_positive():
 
 
 def test_bits_leave_exact_out_and_labels_do_not_overlap():
-    crowd = [summary_row(f"asym4:group_size={16 * g}", 4 + 0.14 * (g % 8), 0.1 + 0.02 * (g // 8)) for g in range(1, 33)]
+    crowd = [summary_row(f"asym4:group_size={16 * g}", 4 + 0.14 * (g % 8), 0.1 + 0.02 * (g // 8)) for g in range(1, 21)]
     # the right one has room on its left alone, where the label of its neighbour is
     crowd += [summary_row("asym8:group_size=32", 6.9, 0.01), summary_row("asym8:group_size=16", 9.0, 0.01)]
     figure = plots.bits_against_loss([*ROWS, *crowd], "crowded")
@@ -286,6 +294,36 @@ def test_bits_leave_exact_out_and_labels_do_not_overlap():
     boxes = [text.get_window_extent() for text in labels]
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     assert panels(plots.bits_against_loss([ROWS[2]], "above 0"))[0].get_yscale() == "log"
+
+
+def test_of_many_schemes_the_unbeaten_are_named():
+    """KL against bits, no legend: 28 schemes with the same KL, one below them, and one that failed."""
+    rows = [
+        summary_row(f"asym4:group_size={8 * g}", 2 + 0.1 * g, 0.5) | {"kl": 0.5, "kl_se": 0.1} for g in range(1, 29)
+    ]
+    rows += [summary_row("kivi2", 3.05, 0.1) | {"kl": 0.05, "kl_se": 0.01}]
+    rows += [summary_row("int2", 2.0, 0.1) | {"kl": float("nan"), "kl_se": float("nan")}]
+    figure = plots.bits_against_loss(rows, "many")
+    assert figure.legends == []
+    (axes,) = panels(figure)
+    assert "KL" in axes.get_ylabel()
+    assert axes.get_yscale() == "log"
+    named = {text.get_text() for text in figure.findobj(Annotation) if text.get_text()}
+    assert named == {"kivi2", scheme_label(rows[0]["name"])}  # the others have as much KL at more bits
+    assert "named: 2 of 29" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        ("hadamard(clip(asym2):c=0.8)", "hadamard(clip(asym2) c=0.8)"),
+        ("hadamard(asym2:group_size=32)", "hadamard(asym2 token/token g32)"),
+        ("kvquant:bits=3,calibration=a.safetensors#12345678", "kvquant3"),
+    ],
+)
+def test_labels_of_what_is_nested_or_calibrated(spec, label):
+    name = spec if "kvquant" in spec else parse_scheme(spec).name
+    assert scheme_label(name) == label
 
 
 def test_allocation_has_a_bar_a_layer_and_side():
