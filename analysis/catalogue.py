@@ -65,7 +65,10 @@ A spec is name:field=value,field=value, such as kivi:bits=2,group_size=64. A fie
 sets both sides; a short name with fields, such as int4:group_size=32, changes its settings. Wrappers nest, fields of each
 behind its parentheses: hadamard(clip(asym2:group_size=128):c=0.9). A map of layers to schemes is a file, @map.json.
 Every scheme also takes {rules}.
-kvdelta schemes --detail NAME explains one."""
+kvdelta schemes --detail NAME explains one.
+
+Beside schemes --scheme takes caches that evict, sliding-window:bits=4 and sink-window:sinks=4,bits=4 (or tokens=384), and
+transformers' own, hf-hqq:bits=4,axis=0, hf-quanto:bits=4,axis=0 and hf-fp8; any other cache comes with --cache."""
 
 
 def detail(name: str) -> str:

@@ -1,6 +1,7 @@
 """Records of what the analyzer measures: a header in JSON, one file of arrays a window; they join with runs later."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,12 +58,13 @@ def arrays(folder: str | Path, record: Measurement) -> Arrays:
 
 
 def schemes_of(specs: Sequence[str], subject: Subject, on_note: Callable[[str], None]) -> list[SchemeContender]:
-    """The schemes to measure; equal ones are merged with a notice. ValueError for one that the model or the prefix
-    cannot use."""
+    """The schemes to measure, bound to the model's layers; equal ones are merged with a notice. ValueError for one that
+    the model or the prefix cannot use."""
     found = merged([SchemeContender.of(spec) for spec in specs], on_note)
+    model = subject.loaded.model
     for contender in found:
-        contender.check(subject.loaded.model, subject.windows[0].prefix_length)
-    return found
+        contender.check(model, subject.windows[0].prefix_length)
+    return [replace(contender, scheme=contender.empty(model).scheme) for contender in found]
 
 
 def places_of(subject: Subject) -> tuple[list[int], list[int]]:

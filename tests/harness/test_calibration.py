@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from analysis.errors import measure_errors
+from harness import measurement
 from harness.cache import SchemeCache
 from harness.calibration import calibrate
 from harness.capture import pre_rope_keys
@@ -121,6 +123,18 @@ def test_what_needs_no_calibration(spec, subject, tmp_path):
         ValueError, match=f"scheme {spec!r}".replace("(", r"\(").replace(")", r"\)") + " needs no calibration"
     ):
         calibrate(spec, subject, tmp_path / "x")
+
+
+def test_the_analyzer_measures_bound_schemes(calibrated, subject, options):
+    """kvquant has its tables, and a last layer that is exact has no error."""
+    path, _, _ = calibrated
+    specs = [f"kvquant:bits=4,calibration={path}", "int4:group_size=16,exact_last_layers=1"]
+    record, folder = measure_errors(specs, options, subject)
+    assert record.labels == specs
+    squared = measurement.arrays(folder, record)["key_error2"]  # windows, schemes, layers, heads
+    assert (squared[:, 0] > 0).all()
+    assert (squared[:, 1, 0] > 0).all()
+    assert (squared[:, 1, 1] == 0).all()
 
 
 def test_first_and_last_layers_exact(model, tokens):
