@@ -9,7 +9,8 @@ import torch
 from analysis import tables
 from schemes import SCHEMES, TokenStore, parse_scheme
 from schemes.family import Family
-from schemes.registry import RULES, Field, alternatives, fields_of, lookup, own_fields, shorthands, shown
+from schemes.fields import RULES, Field, alternatives, shown
+from schemes.registry import fields_of, lookup, own_fields, shorthands
 
 TOKENS, HEADS = 4096, 2  # what the bits are measured on; the exact tail of a residual window counts
 LISTED_CHANNELS = 64

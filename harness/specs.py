@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from schemes import SCHEMES, parse_scheme
-from schemes.registry import SHORT_NAMES, Field, shown
+from schemes.fields import Field, shown
+from schemes.registry import SHORT_NAMES
 from schemes.spec import split_spec
 
 _SIZE = {"tokens": Field("tokens", int, None), "bits": Field("bits", float, None)}

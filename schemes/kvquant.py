@@ -13,6 +13,7 @@ from schemes.affine import FLOAT16_TINY, QParams, level_table, nearest, stored_o
 from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
 from schemes.calibration import CalibrationFile, read
 from schemes.family import Family
+from schemes.levels import quantile, weighted_levels
 from schemes.packing import check_packable, pack, unpack
 from schemes.ragged import Ragged
 from schemes.wrapping import in_range
@@ -268,7 +269,7 @@ def calibrate(
     the same shape, how much an error counts there; fields: of the spec."""
     bits, outliers = fields["bits"], fields["outliers"]
     keys = samples["key"]
-    lower, upper = (_quantile(keys, q) for q in (outliers / 2, 1 - outliers / 2))
+    lower, upper = (quantile(keys, q) for q in (outliers / 2, 1 - outliers / 2))
     even = (keys - (upper + lower)[:, None] / 2) / ((upper - lower)[:, None] / 2).clamp(min=2.0**-24)
     inside = even.abs() <= 1
     rows, _, _ = without_outliers(samples["value"].transpose(0, 1).flatten(1)[None], outliers)
@@ -280,34 +281,6 @@ def calibrate(
         f"{layer}.key.levels": weighted_levels(even[inside], weights["key"][inside], 2**bits),
         f"{layer}.value.levels": weighted_levels(value.flatten(), weights["value"].transpose(0, 1).flatten(), 2**bits),
     }
-
-
-def _quantile(x: Float[Tensor, "heads tokens channels"], q: float) -> Float[Tensor, "heads channels"]:
-    """Over tokens; the nearest rank, since torch.quantile takes 16 million numbers at most."""
-    return x.kthvalue(1 + round(q * (x.shape[1] - 1)), dim=1).values
-
-
-BINS, KMEANS_STEPS = 4096, 200
-
-
-def weighted_levels(x: Float[Tensor, "n"], weights: Float[Tensor, "n"], count: int) -> Float[Tensor, "count"]:
-    """`count` ascending levels in [−1, 1] by k-means, on a histogram of 4096 bins of the weights."""
-    bins = ((x.double() + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
-    mass = torch.zeros(BINS, dtype=torch.float64).scatter_add_(0, bins, weights.double())
-    centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) / (BINS / 2) - 1
-    share = mass.cumsum(0) / mass.sum()
-    levels = centres[
-        torch.searchsorted(share, (torch.arange(count, dtype=torch.float64) + 0.5) / count).clamp(max=BINS - 1)
-    ]
-    for _ in range(KMEANS_STEPS):
-        nearest_level = torch.bucketize(centres, (levels[1:] + levels[:-1]) / 2)
-        total = torch.zeros_like(levels).scatter_add_(0, nearest_level, mass)
-        moment = torch.zeros_like(levels).scatter_add_(0, nearest_level, mass * centres)
-        moved = torch.where(total > 0, moment / total.clamp(min=1e-300), levels)
-        if torch.equal(moved, levels):
-            break
-        levels = moved
-    return levels.float()
 
 
 FAMILY = Family(

@@ -1,10 +1,10 @@
 """SCHEMES: name → family; specs such as "kivi:bits=2,group_size=32" or "hadamard(asym2:group_size=32)"."""
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
-from types import ModuleType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import ModuleType
+from typing import Any
 
 from schemes import (
     asymmetric,
@@ -29,10 +29,11 @@ from schemes import (
     sparse,
     symmetric,
     turboquant,
-)  # fmt: skip
+)
 from schemes.base import Scheme, TensorScheme
 from schemes.exact import exact as exactly
 from schemes.family import Family
+from schemes.fields import RULES, TOKEN_RULES, Field, shown
 from schemes.spec import split_spec
 
 _MODULES = (
@@ -49,62 +50,6 @@ SCHEMES: dict[str, Family] = {family.name: family for module in _MODULES for fam
 SHORT_NAMES: dict[str, tuple[Family, dict[str, object]]] = {
     short: (family, dict(values)) for family in SCHEMES.values() for short, values in family.short.items()
 }
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a spec: its type (int, float, str, bool, or a Literal of allowed values) and its default."""
-
-    name: str
-    type: Any
-    default: object
-    note: str = ""
-
-    def parse(self, text: str, where: str) -> object:
-        choices, kinds = alternatives(self.type)
-        for choice in choices:
-            if text == shown(choice):
-                return choice
-        for kind in kinds:
-            try:
-                return kind(text)
-            except ValueError as error:
-                if issubclass(kind, str):  # a file: the error says what is wrong with it
-                    raise ValueError(f"{self.name}: {error}") from None
-        allowed = [shown(choice) for choice in choices]
-        allowed += ["a number" if kind is float else "a whole number" for kind in kinds]
-        guess = get_close_matches(text, [shown(choice) for choice in choices], n=1)
-        hint = f"; did you mean {guess[0]}?" if guess else ""
-        raise ValueError(f"{where}: {self.name}={text!r} is not one of {', '.join(allowed)}{hint}")
-
-
-def shown(value: object) -> str:
-    """A field's value as a spec says it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def alternatives(annotation: Any) -> tuple[list[object], list[type]]:
-    """The literal values, and the types, that an annotation allows."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation)), []
-    if get_origin(annotation) in (Union, UnionType):
-        pairs = [alternatives(option) for option in get_args(annotation)]
-        return [value for values, _ in pairs for value in values], [kind for _, kinds in pairs for kind in kinds]
-    return ([False, True], []) if annotation is bool else ([], [annotation])
-
-
-_TOKEN_RULES = [
-    Field("keep_recent", int, 0, "newest tokens that stay exact"),
-    Field("flush_every", int, 0, "block length in tokens; 0: one token group"),
-    Field("sink_tokens", int, 0, "first tokens that stay exact"),
-]
-_SCHEME_RULES = [
-    Field("only", Literal["both", "key", "value"], "both", "the side that is quantized; the other stays exact"),
-    Field("exact_first_layers", int, 0, "first layers that stay exact"),
-    Field("exact_last_layers", int, 0, "last layers that stay exact"),
-]
-RULES = [*_TOKEN_RULES, *_SCHEME_RULES]
-"""What every scheme takes besides its own fields."""
 
 
 def own_fields(family: Family) -> dict[str, Field]:
@@ -201,7 +146,7 @@ def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme
     known, own = fields_of(family), own_fields(family)
     full = {name: given.get(name, field.default) for name, field in known.items()}
     mine = {name: full[name] for name in own}
-    tokens = {rule.name: given[rule.name] for rule in _TOKEN_RULES if rule.name in given and rule.name not in own}
+    tokens = {rule.name: given[rule.name] for rule in TOKEN_RULES if rule.name in given and rule.name not in own}
 
     def sides(around: Scheme | None) -> dict[str, TensorScheme]:
         wrapped = (around.key, around.value) if around else ()

@@ -11,6 +11,7 @@ ALLOWED = {"schemes": {"schemes"}, "harness": {"schemes", "harness"}, "analysis"
 PLUMBING = {
     "base",
     "family",
+    "fields",
     "grouping",
     "packing",
     "affine",
@@ -23,6 +24,7 @@ PLUMBING = {
     "spec",
     "wrapping",
     "layers",
+    "levels",
     "registry",
     "store",
     "__init__",

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from schemes import KV, SCHEMES, Quantizer, TensorScheme, TokenStore, parse_scheme
-from schemes.registry import alternatives, own_fields, shown
+from schemes.fields import alternatives, shown
+from schemes.registry import own_fields
 
 FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]  # those need a file: test_kvquant
 

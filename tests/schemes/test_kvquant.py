@@ -9,7 +9,8 @@ import torch
 
 from schemes import Place, TokenStore, parse_scheme
 from schemes.calibration import Calibration, CalibrationFile, as_bytes, facts_path
-from schemes.kvquant import calibrate, weighted_levels, without_outliers
+from schemes.kvquant import calibrate, without_outliers
+from schemes.levels import weighted_levels
 
 from .cases import rebuild, sample
 from .conformance import CHECKS
