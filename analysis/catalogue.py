@@ -75,7 +75,7 @@ transformers' own, hf-hqq:bits=4,axis=0, hf-quanto:bits=4,axis=0 and hf-fp8; any
 def detail(name: str) -> str:
     """One scheme for people: formula, source, fields, effective bits, when it is good, when it fails. ValueError for a
     name that there is not."""
-    family = lookup(name)
+    family, _ = lookup(name)
     head = f"{family.name}(…)" if family.wraps else family.name
     facts = {
         "formula": family.formula,

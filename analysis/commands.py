@@ -24,7 +24,7 @@ Runs = Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders"
 
 
 @analyzer.command()
-@measuring
+@takes_options(windows=2, without=("protocol", "step", "same_text"))
 def outliers(
     options: Options,
     layers: Layers = None,

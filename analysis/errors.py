@@ -36,7 +36,7 @@ def measure_errors(
 
     ValueError: a scheme or layer that does not fit the model; attention that cannot be captured.
     """
-    schemes = measurement.schemes_of(specs, subject, on_note)
+    schemes = measurement.schemes_of(specs, options, subject, on_note)
     full, heads = measurement.places_of(subject)
     measured = chosen("layer", layers, full)
     loop = _Loop([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)

@@ -38,7 +38,7 @@ def measure_sensitivity(
     sides: "key", "value" or "both" (of one layer at once). ValueError: a scheme, side or layer that does not fit.
     """
     sides = checked_sides(sides)
-    schemes = measurement.schemes_of(specs, subject, on_note)
+    schemes = measurement.schemes_of(specs, options, subject, on_note)
     full, heads = measurement.places_of(subject)
     measured = chosen("layer", layers, full)
     for one in schemes:

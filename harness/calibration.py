@@ -14,7 +14,7 @@ from harness.protocols import prefill
 from harness.rotary import rotary_of
 from harness.text import token_sha256
 from schemes.calibration import Calibration, as_bytes, facts_path
-from schemes.registry import family_and_fields
+from schemes.registry import calibrated_family
 
 Weights = Literal["gradient", "one"]
 
@@ -31,13 +31,13 @@ def calibrate(
     weights: how much an error of each number counts: its squared gradient of the suffix's loss, or 1. ValueError for a
     scheme that needs no calibration, and for a file that cannot be written.
     """
-    family, fields = family_and_fields(spec)
-    if family.calibrate is None:
-        raise ValueError(f"scheme {spec!r} needs no calibration: it can be scored as it is")
+    family, fields = calibrated_family(spec)
+    assert family.calibrate is not None
     path = Path(out)
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
     samples, counts = _captured(subject, weights, on_note)
+    on_note(f"thresholds and levels of {len(samples)} layers")
     tensors: dict[str, Tensor] = {}
     for layer in samples:
         tensors |= family.calibrate(layer, samples[layer], counts[layer], fields)

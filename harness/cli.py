@@ -113,11 +113,9 @@ def calibrate(
     """Calibrate a scheme on a text; --out names the file that the scheme is then given."""
     if options.out is None:
         raise ValueError("calibrate writes a file: name it with --out, such as --out kvquant3.safetensors")
-    from schemes.registry import family_and_fields
+    from schemes.registry import calibrated_family
 
-    family, _ = family_and_fields(scheme)
-    if family.calibrate is None:
-        raise ValueError(f"scheme {scheme!r} needs no calibration: it can be scored as it is")
+    calibrated_family(scheme)  # a typing error shows before anything is loaded
     subject = load_subject(options)
     from harness import calibration
 
@@ -128,7 +126,7 @@ def calibrate(
 
 
 @reproduce.command("trap")
-@takes_options(windows=4, without=("protocol", "step"))
+@takes_options(windows=4, without=("protocol", "step", "same_text"))
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
     subject = load_subject(options)
@@ -150,7 +148,7 @@ def reproduce_trap(options: Options) -> int:
 
 
 @reproduce.command("kivi-vs-int4")
-@takes_options(without=("protocol", "step"))
+@takes_options(without=("protocol", "step", "same_text"))
 def reproduce_kivi(options: Options, style: Style = None) -> int:
     """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
     check_style(style)
@@ -161,7 +159,7 @@ def reproduce_kivi(options: Options, style: Style = None) -> int:
 
 
 @app.command()
-@takes_options(windows=1)
+@takes_options(windows=1, without=("same_text",))
 def audit(
     options: Options,
     cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],

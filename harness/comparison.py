@@ -79,8 +79,10 @@ def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> lis
     return found
 
 
-def check_text(contender: Contender, subject: Subject) -> None:
-    """ValueError where a contender was calibrated on the text that it would be scored on."""
+def check_text(contender: Contender, options: Options, subject: Subject) -> None:
+    """ValueError where a contender was calibrated on the text that it would be scored on, unless that is asked for."""
+    if options.same_text:
+        return
     mine = {subject.text.source.get("sha256") or None, token_sha256(subject.tokens)}
     for text in contender.calibrated_on:
         if mine & {text["sha256"], text["token_sha256"]}:
@@ -110,8 +112,7 @@ def compare(
     model = subject.loaded.model
     for contender in contenders:
         contender.check(model, options.window_length - options.score_length)
-        if not options.same_text:
-            check_text(contender, subject)
+        check_text(contender, options, subject)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, records.RUN_FILE, settings, records.load)
     run = run or Run(**header_of(options, subject, settings), contenders=[])

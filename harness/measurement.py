@@ -9,7 +9,7 @@ import numpy as np
 
 from harness import records
 from harness.capture import full_layers
-from harness.comparison import Subject, merged
+from harness.comparison import Subject, check_text, merged
 from harness.contenders import SchemeContender
 from harness.options import Options
 from harness.protocols import prefill
@@ -57,13 +57,16 @@ def arrays(folder: str | Path, record: Measurement) -> Arrays:
     return {name: np.stack(pieces) for name, pieces in found.items()}
 
 
-def schemes_of(specs: Sequence[str], subject: Subject, on_note: Callable[[str], None]) -> list[SchemeContender]:
+def schemes_of(
+    specs: Sequence[str], options: Options, subject: Subject, on_note: Callable[[str], None]
+) -> list[SchemeContender]:
     """The schemes to measure, bound to the model's layers; equal ones are merged with a notice. ValueError for one that
-    the model or the prefix cannot use."""
+    the model or the prefix cannot use, or that was calibrated on the text."""
     found = merged([SchemeContender.of(spec) for spec in specs], on_note)
     model = subject.loaded.model
     for contender in found:
         contender.check(model, subject.windows[0].prefix_length)
+        check_text(contender, options, subject)
     return [replace(contender, scheme=contender.empty(model).scheme) for contender in found]
 
 

@@ -6,11 +6,10 @@ They are written as schemes are: "sink-window:sinks=4,bits=4", "hf-hqq:bits=4,ax
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from schemes import SCHEMES, parse_scheme
-from schemes.fields import Field, shown
+from schemes.fields import Field, read_items, shown, unknown
 from schemes.registry import SHORT_NAMES
 from schemes.spec import split_spec
 
@@ -66,11 +65,12 @@ def outside(spec: str) -> Outside | None:
     try:
         if kind not in KINDS:
             if parts.name not in SCHEMES and parts.name not in SHORT_NAMES:
-                raise ValueError(_unknown("scheme", parts.name, [*SCHEMES, *SHORT_NAMES, *KINDS, *SHORT]))
+                raise ValueError(unknown("scheme", parts.name, [*SCHEMES, *SHORT_NAMES, *KINDS, *SHORT]))
             return None
         if parts.inner is not None:
             raise ValueError(f"{parts.name} wraps no scheme; its fields come as {parts.name}:field=value")
-        given = _given(kind, parts.items)
+        aliases = ALIASES if kind.startswith("hf-") and KINDS[kind] else {}
+        given = read_items(parts.items, KINDS[kind], aliases, kind)
         if bits is not None:
             given.setdefault("bits", bits)
         values = {name: given.get(name, field.default) for name, field in KINDS[kind].items()}
@@ -84,21 +84,6 @@ def canonical(spec: str) -> str:
     """The canonical name of any spec, a scheme's or not; ValueError for what is none."""
     found = outside(spec)
     return found.name if found else parse_scheme(spec).name
-
-
-def _given(kind: str, items: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    known = KINDS[kind]
-    aliases = {name: fields for name, fields in ALIASES.items() if set(fields) <= set(known) and kind.startswith("hf-")}
-    given: dict[str, Any] = {}
-    for name, text in items:
-        fields = aliases.get(name, (name,))
-        if fields[0] not in known:
-            raise ValueError(_unknown("field", name, [*aliases, *known]))
-        for field in fields:
-            if field in given:
-                raise ValueError(f"{field} is set twice")
-            given[field] = known[field].parse(text, kind)
-    return given
 
 
 def _check(kind: str, values: dict[str, Any]) -> None:
@@ -133,9 +118,3 @@ def _canonical(kind: str, values: dict[str, Any]) -> str:
         if value is not None and (name == "bits" or value != fields[name].default)
     ]
     return kind + (":" + ",".join(parts) if parts else "")
-
-
-def _unknown(what: str, got: str, known: list[str]) -> str:
-    guess = get_close_matches(got, known, n=1, cutoff=0.5)
-    hint = f"did you mean {guess[0]!r}? " if guess else ""
-    return f"no {what} {got!r}; {hint}known: {', '.join(known) or 'none'}"

@@ -1,7 +1,7 @@
 """Subtract the mean of each channel before the inner scheme, and add it on read."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from schemes.affine import stored_offset
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
-from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor, unblocked, wrap
+from schemes.wrapping import BlockWrapper, Decoded, Sides, WrappedTensor, unblocked, wrap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +39,7 @@ class CentredQuantizer(BlockWrapper):
 
 
 def centred(
-    key: TensorScheme, value: TensorScheme, *, sides: Literal["both", "key", "value"] = "key", block: int = 128
+    key: TensorScheme, value: TensorScheme, *, sides: Sides = "key", block: int = 128
 ) -> tuple[TensorScheme, TensorScheme]:
     return wrap(key, value, sides, lambda inner: CentredQuantizer(inner, block))
 

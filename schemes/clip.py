@@ -1,13 +1,13 @@
 """Clip each group before the inner scheme: a smaller step for most numbers, a larger error for the ends."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from schemes.base import KV, QuantizedTensor, TensorScheme
 from schemes.family import Family
-from schemes.wrapping import Wrapper, in_range, wrap
+from schemes.wrapping import Sides, Wrapper, in_range, wrap
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ClippedQuantizer(Wrapper):
 
 
 def clip(
-    key: TensorScheme, value: TensorScheme, *, sides: Literal["both", "key", "value"] = "both", c: float = 0.92
+    key: TensorScheme, value: TensorScheme, *, sides: Sides = "both", c: float = 0.92
 ) -> tuple[TensorScheme, TensorScheme]:
     return wrap(key, value, sides, lambda inner: ClippedQuantizer(inner, c))
 

@@ -1,5 +1,6 @@
 """Fields of a spec: their types, how a text is read as a value, and those that every scheme takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import UnionType
@@ -60,3 +61,32 @@ SCHEME_RULES = [
 ]
 RULES = [*TOKEN_RULES, *SCHEME_RULES]
 """What every scheme takes besides its own fields."""
+
+
+def unknown(what: str, got: str, known: list[str]) -> str:
+    """That there is no such thing, with the nearest match and all that there is."""
+    guess = get_close_matches(got, known, n=1, cutoff=0.5)
+    hint = f"did you mean {guess[0]!r}? " if guess else ""
+    return f"no {what} {got!r}; {hint}known: {', '.join(known) or 'none'}"
+
+
+def read_items(
+    items: tuple[tuple[str, str], ...],
+    known: Mapping[str, Field],
+    several: Mapping[str, tuple[str, ...]],
+    where: str,
+) -> dict[str, Any]:
+    """The values of the fields that a spec names. several: names that set more than one field, such as bits.
+
+    ValueError for an unknown field, a value that its field does not take, and a field that is set twice.
+    """
+    given: dict[str, Any] = {}
+    for name, text in items:
+        targets = several.get(name, (name,))
+        if targets[0] not in known:
+            raise ValueError(unknown("field", name, [*several, *known]))
+        for target in targets:
+            if target in given:
+                raise ValueError(f"{target} is set twice")
+            given[target] = known[target].parse(text, where)
+    return given

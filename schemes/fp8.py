@@ -1,7 +1,7 @@
 """8-bit floats, e4m3 and e5m2, with a scale a tensor, head or token, or none."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -10,7 +10,7 @@ from torch import Tensor
 from schemes.affine import stored_scale
 from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
 from schemes.family import Family
-from schemes.grouping import Grouping
+from schemes.grouping import require_whole_groups
 from schemes.wrapping import in_range
 
 Format = Literal["e4m3", "e5m2"]
@@ -55,7 +55,9 @@ class Fp8Quantizer(Quantizer):
     scale: Scale = "token"
     block: int = 1
 
-    constants: ClassVar[bool | str] = True
+    @property
+    def constants(self) -> bool | str:  # type: ignore[override]
+        return "without a scale a constant falls between two floats" if self.scale == "none" else True
 
     @property
     def tokens_per_group(self) -> int:  # type: ignore[override]
@@ -66,8 +68,7 @@ class Fp8Quantizer(Quantizer):
         return "one scale for all heads of a block" if self.scale == "tensor" else True
 
     def quantize(self, x: KV) -> Fp8Tensor:
-        if x.shape[2] % self.block:
-            Grouping("channel", self.block).split(x)  # says what is wrong
+        require_whole_groups(x.shape[2], self.block)
         flat = x.float().unflatten(2, (-1, self.block)).flatten(3, 4)
         largest = torch.finfo(DTYPES[self.format]).max
         top = None
@@ -90,15 +91,6 @@ class Fp8Quantizer(Quantizer):
         )
 
 
-@dataclass(frozen=True)
-class UnscaledFp8Quantizer(Fp8Quantizer):
-    """The cast alone."""
-
-    constants: ClassVar[bool | str] = (
-        "a float of 8 bits has 3 or 2 bits of mantissa, and no scale moves the constant onto one"
-    )
-
-
 def fp8(*, format: Format = "e4m3", scale: Scale = "tensor", block: int = 0) -> tuple[TensorScheme, TensorScheme]:
     """block: tokens that share a scale where it is of a tensor or head; 0: 128."""
     if block and scale in ("none", "token"):
@@ -108,8 +100,7 @@ def fp8(*, format: Format = "e4m3", scale: Scale = "tensor", block: int = 0) -> 
     if block < 0:
         raise ValueError(f"block={block}: a block has at least 1 token")
     tokens = 1 if scale in ("none", "token") else block or 128
-    kind = UnscaledFp8Quantizer if scale == "none" else Fp8Quantizer
-    quantizer = kind(format, scale, tokens)
+    quantizer = Fp8Quantizer(format, scale, tokens)
     return TensorScheme(quantizer), TensorScheme(quantizer)
 
 

@@ -1,7 +1,6 @@
 """GEAR: what the inner scheme gets wrong, as a low-rank matrix; the largest numbers exact."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from schemes.affine import stored_offset
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
 from schemes.outliers import SparseQuantizer
-from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor, wrap
+from schemes.wrapping import BlockWrapper, Decoded, Sides, WrappedTensor, wrap
 
 POWER_STEPS = 2
 
@@ -89,7 +88,7 @@ def gear(
     key: TensorScheme,
     value: TensorScheme,
     *,
-    sides: Literal["both", "key", "value"] = "both",
+    sides: Sides = "both",
     rank: int = 4,
     outliers: float = 0.02,
     block: int = 128,

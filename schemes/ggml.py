@@ -1,6 +1,7 @@
 """The block formats of ggml (llama.cpp) that its KV cache offers, bit for bit: q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -158,30 +159,6 @@ def _unpacked(packed: UInt8[Tensor, "batch heads tokens blocks bytes"], bits: in
     return codes | (((packed[..., :4, None] >> places) & 1).flatten(-2) << 4)
 
 
-def q8_0() -> tuple[TensorScheme, TensorScheme]:
-    return _both("q8_0")
-
-
-def q4_0() -> tuple[TensorScheme, TensorScheme]:
-    return _both("q4_0")
-
-
-def q4_1() -> tuple[TensorScheme, TensorScheme]:
-    return _both("q4_1")
-
-
-def q5_0() -> tuple[TensorScheme, TensorScheme]:
-    return _both("q5_0")
-
-
-def q5_1() -> tuple[TensorScheme, TensorScheme]:
-    return _both("q5_1")
-
-
-def iq4_nl() -> tuple[TensorScheme, TensorScheme]:
-    return _both("iq4_nl")
-
-
 def _both(format: Format) -> tuple[TensorScheme, TensorScheme]:
     return TensorScheme(GGMLQuantizer(format)), TensorScheme(GGMLQuantizer(format))
 
@@ -193,31 +170,36 @@ _SYMMETRIC = (
 _OFFSET = "d = (max − min)/(2^b − 1), m = min, code = trunc((x − m)/d + ½), x̂ = code·d + m"
 _KEYS = "keys with loud channels: a block is 32 neighbouring channels of one token, loud ones among them."
 
+
+def _family(format: Format, summary: str, formula: str, good: str, fails: str = _KEYS) -> Family:
+    return Family(partial(_both, format), summary, _SOURCE, formula, good, fails, called=format)
+
+
 FAMILIES = (
-    Family(
-        q8_0, "llama.cpp: 8 bits, symmetric, blocks of 32 channels", _SOURCE,
+    _family(
+        "q8_0", "llama.cpp: 8 bits, symmetric, blocks of 32 channels",
         formula="d = absmax/127, code = round(x/d), x̂ = code·d. Bits: 8 + 16/32.",
-        good="everywhere: its loss is below what windows can show.", fails="it is twice as large as what 4 bits need.",
+        good="everywhere: 16 windows do not tell its loss from 0.", fails="it is twice as large as what 4 bits need.",
     ),
-    Family(
-        q4_0, "llama.cpp: 4 bits without offset, blocks of 32 channels", _SOURCE,
-        formula=f"{_SYMMETRIC}. Bits: 4 + 16/32.", good="values; all 16 codes are used, unlike narrow symmetric.", fails=_KEYS,
+    _family(
+        "q4_0", "llama.cpp: 4 bits without offset, blocks of 32 channels",
+        formula=f"{_SYMMETRIC}. Bits: 4 + 16/32.", good="values; all 16 codes are used, unlike narrow symmetric.",
     ),
-    Family(
-        q4_1, "llama.cpp: 4 bits with offset, blocks of 32 channels", _SOURCE,
-        formula=f"{_OFFSET}. Bits: 4 + 32/32.", good="what asymmetric:group_size=32 does, in llama.cpp.", fails=_KEYS,
+    _family(
+        "q4_1", "llama.cpp: 4 bits with offset, blocks of 32 channels",
+        formula=f"{_OFFSET}. Bits: 4 + 32/32.", good="what asymmetric:group_size=32 does, in llama.cpp.",
     ),
-    Family(
-        q5_0, "llama.cpp: 5 bits without offset, blocks of 32 channels", _SOURCE,
-        formula=f"{_SYMMETRIC}. Bits: 5 + 16/32.", good="between 4 and 8 bits, where 4 cost too much.", fails=_KEYS,
+    _family(
+        "q5_0", "llama.cpp: 5 bits without offset, blocks of 32 channels",
+        formula=f"{_SYMMETRIC}. Bits: 5 + 16/32.", good="between 4 and 8 bits, where 4 cost too much.",
     ),
-    Family(
-        q5_1, "llama.cpp: 5 bits with offset, blocks of 32 channels", _SOURCE,
-        formula=f"{_OFFSET}. Bits: 5 + 32/32.", good="keys with an offset, at 6 bits.", fails=_KEYS,
+    _family(
+        "q5_1", "llama.cpp: 5 bits with offset, blocks of 32 channels",
+        formula=f"{_OFFSET}. Bits: 5 + 32/32.", good="keys with an offset, at 6 bits.",
     ),
-    Family(
-        iq4_nl, "llama.cpp: 4 bits, 16 uneven levels, blocks of 32 channels", _SOURCE,
+    _family(
+        "iq4_nl", "llama.cpp: 4 bits, 16 uneven levels, blocks of 32 channels",
         formula="x̂ = level·d, the nearest of 16 levels from −127 to 113; d by least squares, weighted by x². Bits: 4 + 16/32.",
-        good="bell-shaped blocks: values, rotated keys.", fails=_KEYS,
+        good="bell-shaped blocks: values, rotated keys.",
     ),
 )  # fmt: skip

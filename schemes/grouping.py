@@ -15,6 +15,15 @@ _SPLIT = {"token": "b h t (n g) -> b h t n g", "channel": "b h (n g) d -> b h n 
 _MERGE = {"token": "b h t n g -> b h t (n g)", "channel": "b h n d g -> b h (n g) d"}
 
 
+def require_whole_groups(tokens: int, group: int) -> None:
+    """ValueError where `tokens` do not divide into groups of `group` tokens."""
+    if tokens % group:
+        raise ValueError(
+            f"{tokens} tokens do not divide into groups of {group}; groups along tokens need to be whole (the rest stays "
+            "in the exact tail)"
+        )
+
+
 @dataclass(frozen=True)
 class Grouping:
     """Groups of `group_size` elements that share one scale.
@@ -61,11 +70,7 @@ class Grouping:
         channel. A short last group comes as a second tensor with n = 1."""
         tokens, channels = x.shape[2:]
         if self.axis == "channel":
-            if tokens % self.tokens_per_group:
-                raise ValueError(
-                    f"{tokens} tokens do not divide into groups of {self.tokens_per_group}; per-channel groups need "
-                    "whole groups of tokens (the rest stays in the exact tail)"
-                )
+            require_whole_groups(tokens, self.tokens_per_group)
             return [rearrange(x, _SPLIT["channel"], g=self.tokens_per_group)]
         size = self.channels_per_group(channels)
         whole = channels // size * size

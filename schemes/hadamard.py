@@ -5,14 +5,14 @@ from typing import Literal
 from schemes.base import TensorScheme
 from schemes.family import Family
 from schemes.rotation import RotatedQuantizer
-from schemes.wrapping import wrap
+from schemes.wrapping import Sides, wrap
 
 
 def hadamard(
     key: TensorScheme,
     value: TensorScheme,
     *,
-    sides: Literal["both", "key", "value"] = "both",
+    sides: Sides = "both",
     signs: Literal["none", "random"] = "none",
     seed: int = 0,
 ) -> tuple[TensorScheme, TensorScheme]:

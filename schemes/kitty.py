@@ -12,6 +12,7 @@ from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
 from schemes.family import Family
 from schemes.grouping import Grouping
 from schemes.packing import check_packable, pack, unpack
+from schemes.window import windowed
 from schemes.wrapping import in_range, unblocked
 
 HIGH, LOW = 4, 2
@@ -104,12 +105,7 @@ def kitty(
 ) -> tuple[TensorScheme, TensorScheme]:
     """Keys: blocks of `group_size` tokens, quantized when `residual_length` tokens are exact. Values: 2 bits per token in
     groups of `group_size` channels, the newest `residual_length` exact. The first `sink_tokens` are exact."""
-    if residual_length < 1:
-        raise ValueError(f"residual_length={residual_length}: the exact window has at least one block of tokens")
-    return (
-        TensorScheme(MixedQuantizer(boost, group_size), flush_every=residual_length, sink_tokens=sink_tokens),
-        TensorScheme(MinMaxQuantizer(LOW, group_size), keep_recent=residual_length, sink_tokens=sink_tokens),
-    )
+    return windowed(MixedQuantizer(boost, group_size), MinMaxQuantizer(LOW, group_size), residual_length, sink_tokens)
 
 
 FAMILY = Family(

@@ -5,6 +5,7 @@ from typing import Literal
 from schemes.affine import MinMaxQuantizer
 from schemes.base import TensorScheme
 from schemes.family import Family
+from schemes.window import windowed
 
 Bits = Literal[1, 2, 3, 4, 8]
 
@@ -18,11 +19,10 @@ def kivi(
     The published code keeps scale and offset in the model's float16, as here, and divides 0 by 0 in a constant
     group, where this gives the constant.
     """
-    if residual_length < 1:
-        raise ValueError(f"residual_length={residual_length}: KIVI's window has at least one group of tokens")
-    return (
-        TensorScheme(MinMaxQuantizer(key_bits, group_size, "channel"), flush_every=residual_length),
-        TensorScheme(MinMaxQuantizer(value_bits, group_size, "token"), keep_recent=residual_length),
+    return windowed(
+        MinMaxQuantizer(key_bits, group_size, "channel"),
+        MinMaxQuantizer(value_bits, group_size, "token"),
+        residual_length,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from schemes.base import TensorScheme
 from schemes.family import Family
 from schemes.half_quadratic import HalfQuadraticQuantizer
+from schemes.window import windowed
 
 Bits = Literal[1, 2, 3, 4, 8]
 
@@ -18,16 +19,11 @@ def kivi_hqq(
     normalize: bool = False,
 ) -> tuple[TensorScheme, TensorScheme]:
     """Residual rule as in `kivi`; zero as in `hqq`."""
-    if residual_length < 1:
-        raise ValueError(f"residual_length={residual_length}: the exact window has at least one group of tokens")
 
     def quantizer(bits: int, axis: Literal["token", "channel"]) -> HalfQuadraticQuantizer:
         return HalfQuadraticQuantizer(bits, group_size, axis, normalize=normalize)
 
-    return (
-        TensorScheme(quantizer(key_bits, "channel"), flush_every=residual_length),
-        TensorScheme(quantizer(value_bits, "token"), keep_recent=residual_length),
-    )
+    return windowed(quantizer(key_bits, "channel"), quantizer(value_bits, "token"), residual_length)
 
 
 FAMILY = Family(

@@ -10,6 +10,7 @@ from torch import Tensor
 from schemes.affine import MinMaxQuantizer, stored_scale
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
+from schemes.grouping import require_whole_groups
 from schemes.rotation import RotatedQuantizer
 from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor
 
@@ -34,7 +35,7 @@ class TokenNormQuantizer(BlockWrapper):
     constants: ClassVar[bool | str] = "norm and quotient are rounded apart"  # type: ignore[override]
 
     def quantize(self, x: KV) -> NormedTensor:
-        self.blocks(x[:, :1, :, :1])  # says where tokens do not fill blocks
+        require_whole_groups(x.shape[2], self.tokens_per_group)
         norm = torch.linalg.vector_norm(x.float(), dim=(1, 3), keepdim=True)
         norm = stored_scale(torch.where(norm == 0, 1.0, norm))
         return NormedTensor(

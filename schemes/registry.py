@@ -2,7 +2,6 @@
 
 import inspect
 from dataclasses import replace
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +32,7 @@ from schemes import (
 from schemes.base import Scheme, TensorScheme
 from schemes.exact import exact as exactly
 from schemes.family import Family
-from schemes.fields import RULES, TOKEN_RULES, Field, shown
+from schemes.fields import RULES, TOKEN_RULES, Field, read_items, shown, unknown
 from schemes.spec import split_spec
 
 _MODULES = (
@@ -85,9 +84,9 @@ def parse_scheme(spec: str) -> Scheme:
         return layers.read(spec, parse_scheme)
     try:
         parts = split_spec(spec)
-        family, values = _lookup(parts.name)
+        family, values = lookup(parts.name)
         inner = _inner(family, parts.name, parts.inner)
-        given = _given(family, parts.items)
+        given = read_items(parts.items, fields_of(family), shorthands(family), family.name)
     except ValueError as error:
         raise ValueError(f"scheme {spec!r}: {error}") from None
     both = shorthands(family)
@@ -97,12 +96,15 @@ def parse_scheme(spec: str) -> Scheme:
     return build_scheme(family, given, spec, inner)
 
 
-def family_and_fields(spec: str) -> tuple[Family, dict[str, object]]:
-    """The family that a spec names and the values of the family's own fields; ValueError as `parse_scheme`."""
+def calibrated_family(spec: str) -> tuple[Family, dict[str, object]]:
+    """The family of a spec that is to be calibrated, and the values of its own fields; ValueError as `parse_scheme`, and
+    for a family that needs no calibration."""
     parse_scheme(spec)
     parts = split_spec(spec)
-    family, values = _lookup(parts.name)
-    given = dict(values) | _given(family, parts.items)
+    family, values = lookup(parts.name)
+    if family.calibrate is None:
+        raise ValueError(f"scheme {spec!r} needs no calibration: it can be scored as it is")
+    given = values | read_items(parts.items, fields_of(family), shorthands(family), family.name)
     return family, {name: given.get(name, field.default) for name, field in own_fields(family).items()}
 
 
@@ -125,20 +127,6 @@ def _inner(family: Family, name: str, inside: str | None) -> Scheme | None:
                 f"{name}(…):{moved}"
             )
     return scheme
-
-
-def _given(family: Family, items: tuple[tuple[str, str], ...]) -> dict[str, object]:
-    known, both = fields_of(family), shorthands(family)
-    given: dict[str, object] = {}
-    for field, text in items:
-        targets = both.get(field, (field,))
-        if targets[0] not in known:
-            raise ValueError(_unknown("field", field, [*both, *known]))
-        for target in targets:
-            if target in given:
-                raise ValueError(f"{target} is set twice")
-            given[target] = known[target].parse(text, family.name)
-    return given
 
 
 def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme | None = None) -> Scheme:
@@ -195,20 +183,10 @@ def canonical_name(family: Family, values: dict[str, object], inner: Scheme | No
     return head + (":" + ",".join(parts) if parts else "")
 
 
-def lookup(name: str) -> Family:
-    """The family of a name or short name; ValueError for one that there is not."""
-    return _lookup(name)[0]
-
-
-def _lookup(name: str) -> tuple[Family, dict[str, object]]:
+def lookup(name: str) -> tuple[Family, dict[str, object]]:
+    """The family of a name, and the fields that a short name sets; ValueError for a name that there is not."""
     if name in SCHEMES:
         return SCHEMES[name], {}
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
-    raise ValueError(_unknown("scheme", name, [*SCHEMES, *SHORT_NAMES]))
-
-
-def _unknown(what: str, got: str, known: list[str]) -> str:
-    guess = get_close_matches(got, known, n=1, cutoff=0.5)
-    hint = f"did you mean {guess[0]!r}? " if guess else ""
-    return f"no {what} {got!r}; {hint}known: {', '.join(known) or 'none'}"
+    raise ValueError(unknown("scheme", name, [*SCHEMES, *SHORT_NAMES]))

@@ -1,18 +1,16 @@
 """Keep the largest numbers exactly, as value and place; the inner scheme has the rest."""
 
-from typing import Literal
-
 from schemes.base import TensorScheme
 from schemes.family import Family
 from schemes.outliers import SparseQuantizer
-from schemes.wrapping import wrap
+from schemes.wrapping import Sides, wrap
 
 
 def sparse(
     key: TensorScheme,
     value: TensorScheme,
     *,
-    sides: Literal["both", "key", "value"] = "both",
+    sides: Sides = "both",
     fraction: float = 0.01,
     block: int = 0,
 ) -> tuple[TensorScheme, TensorScheme]:

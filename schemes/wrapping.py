@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import lcm
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor
 from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
 from schemes.grouping import Grouping
 
+Sides = Literal["both", "key", "value"]
 Decoded = Float[Tensor, "batch heads tokens channels"]  # in float32
 
 
@@ -133,11 +134,8 @@ def unblocked(blocks: Float[Tensor, "batch heads blocks channels block"]) -> Dec
     return Grouping("channel", blocks.shape[-1]).merge([blocks])
 
 
-Side = str
-
-
 def wrap(
-    key: TensorScheme, value: TensorScheme, sides: Side, make: Callable[[Quantizer], Quantizer]
+    key: TensorScheme, value: TensorScheme, sides: Sides, make: Callable[[Quantizer], Quantizer]
 ) -> tuple[TensorScheme, TensorScheme]:
     """Both sides, or one ("key", "value"), with the quantizer that `make` makes of the inner one; flushed in blocks
     that both take."""

@@ -22,6 +22,7 @@ PLUMBING = {
     "ragged",
     "rotation",
     "spec",
+    "window",
     "wrapping",
     "layers",
     "levels",

@@ -66,7 +66,7 @@ def bound(spec, side):
 def test_conformance(check, side, dtype, file):
     if check.__name__ == "check_channels_that_do_not_divide":
         pytest.skip("a calibration is for one width")
-    if check.__name__ == "check_finite" and side == "key":
+    if check.__name__ == "check_zeros" and side == "key":
         pytest.skip("0 is not exact: levels are those of the calibration text")
     check(bound(f"kvquant:bits=3,calibration={file},first_exact=0", side), dtype)
 
@@ -78,7 +78,10 @@ def test_keys_are_quantized_before_rotation(file):
     held = side.quantizer.quantize_at(Turning().rotate(before, 100), 100)
     assert (held.codes == held.codes[:, :, :1]).all()
     rebuilt = Turning().unrotate(held.dequantize(), 100)
-    assert (rebuilt - before)[..., 4:].abs().max() < 0.7
+    _, half = side.quantizer.middle_and_half(before.device)
+    levels = torch.tensor(side.quantizer.levels)
+    step = (levels[1:] - levels[:-1]).max() * half  # 0.4 lies between two levels of every channel but the loud one
+    assert ((rebuilt - before).abs() <= step / 2 + 1e-4)[..., 4:].all()
 
 
 def test_outliers_are_exact_in_both_sides(file):
