@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.cache import SchemeCache
+    from harness.caches.scheme import SchemeCache
     from harness.comparison import compare
-    from harness.model import load_model
     from harness.options import Options
+    from harness.subject.model import load_model
 
 __all__ = ["Options", "SchemeCache", "compare", "load_model"]
 
-_HOMES = {"SchemeCache": "cache", "load_model": "model", "Options": "options", "compare": "comparison"}
+_HOMES = {"SchemeCache": "caches.scheme", "load_model": "subject.model", "Options": "options", "compare": "comparison"}
 
 
 def __getattr__(name: str) -> Any:

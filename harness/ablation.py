@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.cache import SchemeLayer
+from harness.caches.scheme import SchemeLayer
 from harness.capture import exact_view
 from harness.protocols import suffix_logits
-from harness.windows import Window
+from harness.subject.windows import Window
 from schemes import Scheme
 
 Logits = Float[Tensor, "scored vocabulary"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.cache import SchemeCache, SchemeLayer
+from harness.caches.scheme import SchemeCache, SchemeLayer
 
 
 @dataclass

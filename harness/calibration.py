@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness import records
+from harness.caches.rotary import rotary_of
 from harness.capture import full_layers, pre_rope_keys, suffix_gradients
-from harness.comparison import Subject
 from harness.protocols import prefill
-from harness.rotary import rotary_of
-from harness.text import token_sha256
-from schemes.calibration import Calibration, as_bytes, facts_path
+from harness.records.writing import write_file
+from harness.subject.prepared import Subject
+from harness.subject.text import token_sha256
+from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.registry import calibrated_family
 
 Weights = Literal["gradient", "one"]
@@ -57,8 +57,8 @@ def calibrate(
     }
     content, said = as_bytes(Calibration(tensors, facts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    records.write(path, content)
-    records.write(facts_path(path), said)
+    write_file(path, content)
+    write_file(facts_path(path), said)
     return path
 
 

@@ -15,9 +15,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from harness.caches.rotary import check_rotary, rotary_of
 from harness.protocols import suffix_logits
-from harness.rotary import check_rotary, rotary_of
-from harness.windows import Window
+from harness.subject.forward import forward
+from harness.subject.windows import Window
 from schemes import KV
 
 CAPTURABLE = ("sdpa", "eager")
@@ -148,8 +149,7 @@ def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dic
                     mine.values = mine.values.clone().requires_grad_()
                     leaves[index] = [mine.keys, mine.values]
                 cache.layers[index] = mine
-            tokens = window.suffix.clone().to(model.device)
-            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[0, :-1]
+            logits = forward(model, window.suffix.clone(), cache).logits[0, :-1]
             targets = window.targets.clone().to(model.device)
             loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
             flat = [leaf for pair in leaves.values() for leaf in pair]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.contenders import Contender
+from harness.caches.contenders import Contender
 from harness.protocols import (
     Scores,
     fill_live,
@@ -16,8 +16,8 @@ from harness.protocols import (
     single_pass_logits,
     suffix_logits,
 )
-from harness.records import Audit, NoiseFloor, Run, Settings
-from harness.windows import Window
+from harness.records.run import Audit, NoiseFloor, Run, Settings
+from harness.subject.windows import Window
 
 FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
 

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.windows import Window
+from harness.subject.forward import forward
+from harness.subject.windows import Window
 
 Protocol = Literal["two-pass", "stepwise", "single-pass"]
 
@@ -43,7 +44,7 @@ def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"]) -> DynamicCache:
 @torch.inference_mode()
 def fill_live(model: Any, prefix: Int64[Tensor, "batch prefix"], cache: Any) -> None:
     """Pass 1 straight into a cache. One row of logits: the language-model head is not needed."""
-    model(input_ids=prefix.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    forward(model, prefix, cache, logits_to_keep=1)
 
 
 @torch.inference_mode()
@@ -54,9 +55,8 @@ def suffix_logits(
 
     step: tokens per forward; None is the whole suffix in one.
     """
-    suffix = suffix.to(model.device)
     chunks = suffix.split(step or suffix.shape[1], dim=1)
-    rows = [model(input_ids=chunk, past_key_values=cache, use_cache=True).logits[0] for chunk in chunks]
+    rows = [forward(model, chunk, cache).logits[0] for chunk in chunks]
     return torch.cat(rows)[:-1].float() if len(rows) > 1 else rows[0][:-1].float()
 
 
@@ -64,8 +64,7 @@ def suffix_logits(
 def single_pass_logits(model: Any, cache: Any, window: Window) -> Float[Tensor, "scored vocabulary"]:
     """The whole window in one forward, which writes the cache and does not read it."""
     keep = window.suffix.shape[1]
-    tokens = window.tokens[None].to(model.device)
-    return model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0, :-1].float()
+    return forward(model, window.tokens[None], cache, logits_to_keep=keep).logits[0, :-1].float()
 
 
 def check_finite(logits: Tensor, model_name: str, window: Window) -> None:

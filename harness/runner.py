@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import controls, records
+from harness import controls
 from harness.audit import Observer, Reads
-from harness.contenders import Contender
-from harness.errors import one_line
+from harness.caches.contenders import Contender
 from harness.protocols import (
     Scores,
     check_finite,
@@ -23,8 +22,9 @@ from harness.protocols import (
     single_pass_logits,
     suffix_logits,
 )
-from harness.records import ContenderRecord, Run, WindowRecord
-from harness.windows import Window
+from harness.records.run import ContenderRecord, Run, WindowRecord, save_run, save_tokens
+from harness.subject.errors import one_line
+from harness.subject.windows import Window
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Runner:
             if window.index not in done:
                 self._window(window)
         self.run.status = "complete"
-        records.save(self.run, self.folder)
+        save_run(self.run, self.folder)
         return self.run
 
     def _window(self, window: Window) -> None:
@@ -150,11 +150,11 @@ class Runner:
             "kl": np.stack([scores.kl.numpy() for scores in scored]),
             "top1": np.stack([scores.top1.numpy() for scores in scored]),
         }
-        records.save_tokens(self.folder, window.index, arrays)
+        save_tokens(self.folder, window.index, arrays)
         record = window_sums(arrays, window.index, window.start, reads)
         self.run.windows = [*self.run.windows, record]
         self.run.audit.failures = controls.failures(self.run)
-        records.save(self.run, self.folder)
+        save_run(self.run, self.folder)
 
 
 def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Sequence[Reads]) -> WindowRecord:

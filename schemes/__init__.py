@@ -1,8 +1,12 @@
 """Quantization schemes for the KV cache: tensors in, tensors out."""
 
-from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, Scheme, TensorScheme
-from schemes.registry import SCHEMES, parse_scheme
-from schemes.store import TokenStore
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, Scheme, TensorScheme
+    from schemes.errors import UserError
+    from schemes.registry import SCHEMES, parse_scheme
+    from schemes.store import TokenStore
 
 __all__ = [
     "KV",
@@ -14,5 +18,22 @@ __all__ = [
     "Scheme",
     "TensorScheme",
     "TokenStore",
+    "UserError",
     "parse_scheme",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("KV", "Place", "QuantizedTensor", "Quantizer", "Rotary", "Scheme", "TensorScheme"), "base"),
+    **dict.fromkeys(("SCHEMES", "parse_scheme"), "registry"),
+    "TokenStore": "store",
+    "UserError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # loaded when asked for: torch takes seconds to import, and what reads records needs none of it
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'schemes' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"schemes.{_HOMES[name]}"), name)

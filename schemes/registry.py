@@ -5,7 +5,9 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from schemes import (
+from schemes import maps as layers
+from schemes.base import Scheme, TensorScheme
+from schemes.families import (
     asymmetric,
     centred,
     clip,
@@ -20,7 +22,6 @@ from schemes import (
     kivi_hqq,
     kvarn,
     kvquant,
-    layers,
     mxfp4,
     nf4,
     nvfp4,
@@ -29,8 +30,7 @@ from schemes import (
     symmetric,
     turboquant,
 )
-from schemes.base import Scheme, TensorScheme
-from schemes.exact import exact as exactly
+from schemes.families.exact import exact as exactly
 from schemes.family import Family
 from schemes.fields import RULES, TOKEN_RULES, Field, read_items, shown, unknown
 from schemes.spec import split_spec
@@ -74,7 +74,7 @@ def shorthands(family: Family) -> dict[str, tuple[str, str]]:
 def parse_scheme(spec: str) -> Scheme:
     """A scheme from "name" or "name:field=value,field=value", from a short name such as "int4" or "kivi2", from a
     wrapper around another as "hadamard(asym2):sides=key", or from a file that maps layers to schemes, as "@FILE"
-    (schemes.layers).
+    (schemes.maps).
 
     Raises ValueError for an unknown name, field or value (with the nearest match and what is allowed) and for values
     that do not go together.

@@ -2,6 +2,7 @@
 model, with windows for it: the real path in miniature."""
 
 import random
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -73,10 +74,10 @@ def tokens():
 @pytest.fixture
 def subject(model, tokens):
     """What `prepare` would load, around the tiny model: windows of 96 + 32 tokens."""
-    from harness.comparison import Subject
-    from harness.model import LoadedModel
-    from harness.text import Text
-    from harness.windows import cut_windows
+    from harness.subject.model import LoadedModel
+    from harness.subject.prepared import Subject
+    from harness.subject.text import Text
+    from harness.subject.windows import cut_windows
 
     tokenizer = SimpleNamespace(bos_token_id=None)
     loaded = LoadedModel(model, tokenizer, "tiny", {"kind": "test"})
@@ -86,7 +87,7 @@ def subject(model, tokens):
 
 @pytest.fixture
 def options(tmp_path):
-    from harness.comparison import Options
+    from harness.options import Options
 
     return Options(window_length=128, score_length=32, windows=3, device="cpu", out=str(tmp_path / "run"))
 
@@ -102,3 +103,42 @@ def refused():
         assert "\n" not in str(error.value)
 
     return refused
+
+
+WORDS = [f"w{i}" for i in range(127)]
+SCORING = ("compare", "audit", "outliers", "errors", "sensitivity", "allocate")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory, model):
+    """A model folder and a text file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path_factory.mktemp("files")
+    model.save_pretrained(place / "model")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *WORDS])}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(place / "model")
+    (place / "text.txt").write_text(" ".join(random.Random(0).choices(WORDS, k=900)))
+    return place
+
+
+@pytest.fixture
+def kvdelta(files, tmp_path, monkeypatch, capsys):
+    """Runs a command in a folder of its own: (exit code, stdout, stderr)."""
+    from analysis.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    subject = ["--model", str(files / "model"), "--text", str(files / "text.txt"), "--device", "cpu"]
+    sizes = ["--window-length", "128", "--score-length", "32"]
+
+    def run(*words):
+        defaults = [*subject, *sizes] if words[0] in SCORING else []
+        monkeypatch.setattr(sys, "argv", ["kvdelta", words[0], *defaults, *words[1:]])  # a later flag wins
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run

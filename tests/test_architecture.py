@@ -1,65 +1,103 @@
-"""Who may import whom: schemes ◀ harness ◀ analysis; only the command line may look up."""
+"""Who may import whom, what must stay light, and that no two files import each other, however far round."""
 
 import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("schemes", "harness", "analysis") for path in (ROOT / package).rglob("*.py"))
-ALLOWED = {"schemes": {"schemes"}, "harness": {"schemes", "harness"}, "analysis": {"schemes", "harness", "analysis"}}
-PLUMBING = {
-    "base",
-    "family",
-    "fields",
-    "grouping",
-    "packing",
-    "affine",
-    "calibration",
-    "e2m1",
-    "half_quadratic",
-    "outliers",
-    "ragged",
-    "rotation",
-    "spec",
-    "window",
-    "wrapping",
-    "layers",
-    "levels",
-    "registry",
-    "store",
-    "__init__",
+
+
+def module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in FILES}
+
+# what a room may import, beside itself; the nearest entry counts
+ROOMS = {
+    "schemes": set(),
+    "schemes.families": {"schemes"},
+    "harness": {"schemes", "harness"},
+    "harness.subject": {"schemes", "harness.options", "harness.records"},
+    "harness.caches": {"schemes", "harness.protocols", "harness.subject", "harness.records"},
+    "harness.records": {"schemes.errors"},
+    "analysis.measuring": {"schemes", "harness", "analysis.reading"},
+    "analysis.reading": {"schemes", "harness"},
+    "analysis.plots": {"schemes", "harness.records", "analysis.reading"},
+    "analysis.cli": {"schemes", "harness", "analysis"},
 }
+LIGHT = ("analysis.reading", "analysis.plots", "harness.records")
+"""Rooms that read files and import neither torch nor transformers."""
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, top_level=False):
+    """Modules that a file imports; the names of a package that are modules are these modules."""
+    tree = ast.parse(path.read_text())
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {id(n) for one in typing for n in ast.walk(one)}
+    for node in tree.body if top_level else ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are absolute"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows(path):
-    package, names = path.relative_to(ROOT).parts[0], set(imports(path))
-    tops = {name.split(".")[0] for name in names}
-    allowed = ALLOWED[package] | ({"analysis"} if path.name == "cli.py" else set())
-    assert (tops & {"schemes", "harness", "analysis", "tests"}) <= allowed
-    if package != "harness":
-        assert "transformers" not in tops
-    if path.parent.name != "plots":
+def within(name, room):
+    return name == room or name.startswith(room + ".")
+
+
+def room_of(name):
+    return max((room for room in ROOMS if within(name, room)), key=len, default="")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_arrows(name):
+    room, path = room_of(name), MODULES[name]
+    ours = {other for other in imports(path) if other.split(".")[0] in ("schemes", "harness", "analysis", "tests")}
+    wrong = {other for other in ours if not any(within(other, one) for one in {room, *ROOMS.get(room, set())})}
+    assert not wrong
+    tops = {other.split(".")[0] for other in imports(path)}
+    if not within(name, "harness"):
+        assert "transformers" not in tops or within(name, "analysis.cli")
+    if not within(name, "analysis.plots"):
         assert "matplotlib" not in tops
-    if package == "schemes" and path.stem != "hqq":
+    if within(name, "schemes") and name != "schemes.families.hqq":
         assert "hqq" not in tops
 
 
-FAMILIES = [path for path in FILES if path.parent.name == "schemes" and path.stem not in PLUMBING]
+@pytest.mark.parametrize("name", [name for name in MODULES if within(name, "schemes.families")])
+def test_a_family_imports_no_other_family(name):
+    assert not {other for other in imports(MODULES[name]) if within(other, "schemes.families")}
 
 
-@pytest.mark.parametrize("path", FAMILIES, ids=lambda path: path.stem)
-def test_a_family_imports_no_other_family(path):
-    others = {f"schemes.{other.stem}" for other in FAMILIES if other != path}
-    assert not others & set(imports(path))
+def test_no_circle_between_any_two_files():
+    graph = {name: {other for other in imports(path) if other in MODULES} - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if any(within(name, room) for room in LIGHT)])
+def test_what_reads_records_loads_no_model_code(name):
+    heavy = [
+        other for other in imports(MODULES[name], top_level=True) if other.split(".")[0] in ("torch", "transformers")
+    ]
+    assert not heavy
+
+
+def test_reading_and_plots_load_no_model_code():
+    names = [name for name in MODULES if any(within(name, room) for room in LIGHT)]
+    code = f"import sys\nfor name in {names!r}: __import__(name)\nprint({{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -18,9 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from analysis.style import BASE, WIDTH, floored, look, scheme_label
-from harness import records
-from harness.measurement import Measurement
+from analysis.plots.style import BASE, WIDTH, floored, look, scheme_label
+from harness.records.measurement import Measurement
+from harness.records.writing import write_file
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         figure.set_layout_engine("none")  # the second file keeps the layout of the first
         paths.append(folder / f"{name}.{kind}")
-        records.write(paths[-1], buffer.getvalue())
+        write_file(paths[-1], buffer.getvalue())
     return paths
 
 

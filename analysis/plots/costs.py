@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import special
 
-from analysis import sensitivity
-from analysis.measures import MEASURES, by_layer
 from analysis.plots.canvas import (
     grid_figure,
     ink,
@@ -23,8 +21,10 @@ from analysis.plots.canvas import (
     settle,
     tidy_log,
 )
-from analysis.style import SIDE_LOOKS, SIDE_NAMES, floored, look, scheme_label, with_unit
-from harness.measurement import Arrays, Measurement
+from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, floored, look, scheme_label, with_unit
+from analysis.reading import ablations
+from analysis.reading.error_measures import MEASURES, by_layer
+from harness.records.measurement import Arrays, Measurement
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     """A row a side: mean KL and ΔNLL of quantizing one layer alone, with 95 % intervals over windows."""
     sides, windows = record.settings.measured["sides"], len(record.settings.windows)
     names = dict(zip(record.labels, record.settings.contenders, strict=True))
-    found = sensitivity.layer_rows(record, arrays)
+    found = ablations.layer_rows(record, arrays)
     whiskers = "; whiskers: 95 % interval over windows" if windows > 1 else ""
     figure, panels = panel_figure(record, f"What one quantized layer costs{whiskers}", len(sides), 2, 2.4)
     t = float(special.stdtrit(windows - 1, 0.975)) if windows > 1 else np.nan

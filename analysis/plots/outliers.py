@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.outliers import OUTLIER, channel_ratio, persistence
 from analysis.plots.canvas import ink, legend, panel_figure, plain_number, record_figure, tidy_log
-from analysis.style import SIDE_LOOKS, SIDE_NAMES, binned, spread
-from harness.measurement import Arrays, Measurement
+from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, binned, spread
+from analysis.reading.outlier_rows import OUTLIER, channel_ratio, persistence
+from harness.records.measurement import Arrays, Measurement
 
 SIDES = ("key", "pre_rope_key", "value")
 STRONG = 5.0  # the ratio from which outliers are called strong

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.records import Audit, Bytes, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
+from harness.records.run import Audit, Bytes, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
 
 TOKENS = 10  # scored in a window
 

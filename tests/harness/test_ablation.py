@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from harness.ablation import SharedSuffix
-from harness.cache import SchemeCache
+from harness.caches.scheme import SchemeCache
 from harness.capture import exact_view
 from harness.protocols import prefill, suffix_logits
-from harness.windows import cut_windows
+from harness.subject.windows import cut_windows
 from schemes import Scheme, parse_scheme
 
 from ..conftest import tiny_config

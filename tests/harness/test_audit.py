@@ -5,10 +5,10 @@ import torch
 from transformers import DynamicCache
 
 from harness.audit import Observer, lost_rows
-from harness.cache import SchemeCache
+from harness.caches.contenders import SchemeContender
+from harness.caches.foreign import ForeignContender
+from harness.caches.scheme import SchemeCache
 from harness.comparison import compare
-from harness.contenders import SchemeContender
-from harness.foreign import ForeignContender
 from harness.protocols import fill_live, prefill, suffix_logits
 from schemes import parse_scheme
 

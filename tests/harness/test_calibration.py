@@ -7,16 +7,17 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from analysis.errors import measure_errors
-from harness import measurement
-from harness.cache import SchemeCache
+from analysis.measuring.errors import measure_errors
+from harness.caches.rotary import rotary_of
+from harness.caches.scheme import SchemeCache
 from harness.calibration import calibrate
 from harness.capture import pre_rope_keys
 from harness.protocols import prefill, suffix_logits
-from harness.rotary import rotary_of
-from harness.text import token_sha256
+from harness.records.measurement import measured_arrays
+from harness.subject.forward import cache_keyword, forward
+from harness.subject.text import token_sha256
 from schemes import parse_scheme
-from schemes.calibration import CalibrationFile, read
+from schemes.calibration_file import CalibrationFile, read
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,10 @@ def calibrated(model, tmp_path_factory):
     """A calibration of the tiny model on windows of its own, with squared gradients as weights."""
     from types import SimpleNamespace
 
-    from harness.comparison import Subject
-    from harness.model import LoadedModel
-    from harness.text import Text
-    from harness.windows import cut_windows
+    from harness.subject.model import LoadedModel
+    from harness.subject.prepared import Subject
+    from harness.subject.text import Text
+    from harness.subject.windows import cut_windows
 
     tokens = torch.randint(1, 128, (900,), generator=torch.Generator().manual_seed(9))
     loaded = LoadedModel(model, SimpleNamespace(bos_token_id=None), "tiny", {"kind": "test"})
@@ -80,7 +81,7 @@ def test_a_cache_that_uses_it(calibrated, model, tokens):
     caches = [SchemeCache.for_model(scheme, model) for _ in range(2)]
     caches[0].fill(prefilled)
     with torch.inference_mode():
-        model(input_ids=prefix, past_key_values=caches[1], use_cache=True)
+        forward(model, prefix, caches[1])
     filled, live = (suffix_logits(model, cache, suffix) for cache in caches)
     assert torch.equal(filled, live)
     exact = suffix_logits(model, copy.deepcopy(prefilled), suffix)
@@ -88,7 +89,7 @@ def test_a_cache_that_uses_it(calibrated, model, tokens):
     errors = [(logits - exact).norm() / exact.norm() for logits in (filled, suffix_logits(model, coarse, suffix))]
     assert 0 < errors[0] < 0.4 * errors[1]
     generated = model.generate(
-        prefix, past_key_values=SchemeCache.for_model(scheme, model), max_new_tokens=4, do_sample=False
+        prefix, **{cache_keyword(model): SchemeCache.for_model(scheme, model)}, max_new_tokens=4, do_sample=False
     )
     assert generated.shape == (1, 100)
 
@@ -131,7 +132,7 @@ def test_the_analyzer_measures_bound_schemes(calibrated, subject, options):
     specs = [f"kvquant:bits=4,calibration={path}", "int4:group_size=16,exact_last_layers=1"]
     record, folder = measure_errors(specs, options, subject)
     assert record.labels == specs
-    squared = measurement.arrays(folder, record)["key_error2"]  # windows, schemes, layers, heads
+    squared = measured_arrays(folder, record)["key_error2"]  # windows, schemes, layers, heads
     assert (squared[:, 0] > 0).all()
     assert (squared[:, 1, 0] > 0).all()
     assert (squared[:, 1, 1] == 0).all()

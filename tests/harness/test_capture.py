@@ -10,7 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from harness import capture
 from harness.protocols import prefill, suffix_logits
-from harness.windows import cut_windows
+from harness.subject.forward import forward
+from harness.subject.windows import cut_windows
 
 from ..conftest import SHARP, TINY, tiny_config
 
@@ -131,7 +132,7 @@ def test_gradients_against_finite_differences(name, window):
         setattr(moved, attribute, getattr(moved, attribute) + step)
         cache.layers[layer] = moved
         with torch.inference_mode():
-            logits = model(input_ids=window.suffix, past_key_values=cache, use_cache=True).logits[0, :-1]
+            logits = forward(model, window.suffix, cache).logits[0, :-1]
         return torch.nn.functional.cross_entropy(logits, window.targets, reduction="sum").item()
 
     for layer, sides in gradients.items():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analysis import summary
+from analysis.reading import summary
 from harness.comparison import compare
 from schemes import parse_scheme
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.cache import SchemeCache
+from harness.caches.scheme import SchemeCache
 from harness.protocols import (
     fill_live,
     log_probabilities,
@@ -12,6 +12,7 @@ from harness.protocols import (
     single_pass_logits,
     suffix_logits,
 )
+from harness.subject.forward import forward
 from schemes import parse_scheme
 
 
@@ -41,7 +42,7 @@ def test_stepwise_with_step_1_equals_a_token_by_token_loop(model, subject, spec)
     rows = []
     with torch.inference_mode():
         for token in window.suffix[0]:
-            rows.append(model(input_ids=token.view(1, 1), past_key_values=cache).logits[0, 0])
+            rows.append(forward(model, token.view(1, 1), cache).logits[0, 0])
     assert torch.equal(stepped, torch.stack(rows[:-1]))
 
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from harness import cli, records
+from analysis.cli import main as cli
+from harness.records.run import load_run
 
 pytestmark = pytest.mark.real_model
 
@@ -23,7 +24,7 @@ def trap(tmp_path_factory):
             cli.main()
     finally:
         sys.argv = argv
-    return stop.value.code, records.load(out / "single-pass"), records.load(out / "two-pass")
+    return stop.value.code, load_run(out / "single-pass"), load_run(out / "two-pass")
 
 
 def losses(run):

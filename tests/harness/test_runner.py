@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from analysis import summary
-from harness import records
-from harness.comparison import compare, contenders_of
-from harness.foreign import ForeignContender
+from analysis.reading import summary
+from harness.caches.contenders import contenders_of
+from harness.caches.foreign import ForeignContender
+from harness.comparison import compare
+from harness.records import writing
+from harness.records.run import load_run, load_tokens
 from harness.runner import Progress, window_sums
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
@@ -18,13 +20,13 @@ SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,
 
 def test_every_summary_is_recomputable_from_the_raw_part(subject, options):
     run, folder = compare(SPECS, options, subject=subject)
-    saved = records.load(folder)
+    saved = load_run(folder)
     assert saved == run
     for window in saved.windows:
-        arrays = records.load_tokens(folder, window.index)
+        arrays = load_tokens(folder, window.index)
         again = window_sums(arrays, window.index, window.start, [])
         assert (again.nll, again.kl, again.top1) == (window.nll, window.kl, window.top1)
-    nll = np.stack([records.load_tokens(folder, w.index)["nll"] for w in saved.windows]).astype(np.float64)
+    nll = np.stack([load_tokens(folder, w.index)["nll"] for w in saved.windows]).astype(np.float64)
     rows = summary.summarize(saved)
     for i, row in enumerate(rows):
         d = (nll[:, i] - nll[:, 0]).mean(axis=1)
@@ -63,7 +65,7 @@ def test_resume_goes_on_with_finished_windows(subject, options):
 
     with pytest.raises(Stop):
         compare(SPECS, options, subject=subject, progress=Progress(stop))
-    first = records.load(options.out)
+    first = load_run(options.out)
     assert (first.status, len(first.windows)) == ("running", 1)
     seen = []
     run, _ = compare(SPECS, options, subject=subject, progress=Progress(lambda *call: seen.append(call)))
@@ -77,10 +79,10 @@ def test_resume_goes_on_with_finished_windows(subject, options):
 
 def test_a_folder_that_holds_another_run_is_refused(subject, options, tmp_path):
     compare(SPECS, options, subject=subject)
-    before = records.load(options.out)
+    before = load_run(options.out)
     with pytest.raises(ValueError, match=r"holds another run .*contenders.*--out"):
         compare(SPECS[:1], options, subject=subject)
-    assert records.load(options.out) == before
+    assert load_run(options.out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ValueError, match="not empty"):
@@ -123,7 +125,7 @@ def test_no_disk_space_is_one_clear_line(subject, options, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records, "write_atomically", full)
+    monkeypatch.setattr(writing, "write_atomically", full)
     with pytest.raises(ValueError, match="No space left on device; finished windows are kept"):
         compare(SPECS, options, subject=subject)
 
@@ -154,6 +156,6 @@ def test_records_of_another_schema_are_refused(subject, options, tmp_path):
     path = tmp_path / "run" / "run.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(ValueError, match="schema version 99"):
-        records.load(path.parent)
+        load_run(path.parent)
     with pytest.raises(ValueError, match=r"no run\.json"):
-        records.load(tmp_path)
+        load_run(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from schemes import parse_scheme
-from schemes.asymmetric import IntegerZeroQuantizer
+from schemes.families.asymmetric import IntegerZeroQuantizer
 from schemes.packing import unpack
 
 TABLE = {  # rel of large samples, tolerance 2 %: bits, then G = 32, 64, 128

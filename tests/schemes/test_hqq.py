@@ -5,8 +5,8 @@ import torch
 from hqq.core.quantize import Quantizer as Library
 
 from schemes import half_quadratic, parse_scheme
+from schemes.families.hqq import HQQQuantizer
 from schemes.half_quadratic import TILE, HalfQuadratic, start
-from schemes.hqq import HQQQuantizer
 
 STEPS = {"iters": 20, "p": 0.7, "beta": 10.0}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from schemes import Place, TokenStore, parse_scheme
-from schemes.calibration import Calibration, CalibrationFile, as_bytes, facts_path
-from schemes.kvquant import calibrate, without_outliers
+from schemes.calibration_file import Calibration, CalibrationFile, as_bytes, facts_path
+from schemes.families.kvquant import calibrate, without_outliers
 from schemes.levels import weighted_levels
 
 from .cases import rebuild, sample

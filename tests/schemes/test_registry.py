@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from schemes import SCHEMES, Scheme, TensorScheme, parse_scheme
 from schemes.affine import MinMaxQuantizer
-from schemes.calibration import CalibrationFile
+from schemes.calibration_file import CalibrationFile
+from schemes.families.symmetric import SymmetricQuantizer
 from schemes.fields import shown
 from schemes.registry import SHORT_NAMES, build_scheme, fields_of, shorthands
-from schemes.symmetric import SymmetricQuantizer
 
 
 def values_of(annotation):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from schemes import SCHEMES, TokenStore, parse_scheme
-from schemes.gear import LowRankQuantizer, orthonormal
+from schemes.families.gear import LowRankQuantizer, orthonormal
 from schemes.rotation import rotate
 
 from .cases import rebuild

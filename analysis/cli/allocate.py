@@ -1,0 +1,169 @@
+"""The `allocate` command: costs, choice, and a real two-pass run of the map against uniform schemes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.cli import scoring, terminal
+from analysis.cli.starting import note
+from analysis.measuring.candidates import costs_of
+from analysis.measuring.errors import measure_errors
+from analysis.measuring.loop import stored_places
+from analysis.plots import drawing
+from analysis.reading import allocation, listings, summary, tables
+from analysis.reading.allocation import SIDES, Costs
+from harness.caches.contenders import Contender, SchemeContender
+from harness.caches.scheme import head_channels
+from harness.options import Options
+from harness.records.measurement import Kind, has_measurement, load_measurement, measured_arrays
+from harness.records.writing import write_file
+from harness.settings import settings_of
+from harness.subject.prepared import Subject
+from harness.subject.windows import Window, cut_windows
+from schemes import parse_scheme
+
+MAP = "the map"
+
+
+def allocate(
+    options: Options,
+    subject: Subject,
+    budget: float,
+    specs: Sequence[str] | None,
+    source: Path | None,
+    fit_windows: int,
+    style: str | None,
+    format: str,
+) -> int:
+    """Fit, choose, verify, say who wins. ValueError for records that do not fit, and budgets that cannot be met."""
+    folder = Path(options.out) if options.out else _default_folder(options, subject, budget, specs, source)
+    costs, subject = _costs(options, subject, specs, source, fit_windows, folder)
+    choice = allocation.choose(costs, budget)
+    pairs = allocation.uniform(costs, budget)
+    contenders = _contenders(costs, choice, pairs, folder)
+    run, _ = scoring.score(contenders, replace(options, out=str(folder / "verify")), subject)
+    against = run.contenders[2].label
+    rows = summary.summarize(run, against)
+    named = {row["scheme"]: row for row in rows}
+    if format in ("json", "csv"):
+        print(listings.as_text(rows, format), end="")
+    else:
+        print(*tables.heading(run), sep="\n")
+        fitted = f"{len(costs.windows)} other windows" if len(costs.windows) > 1 else "1 other window"
+        print(f"fitted to the {costs.measure} of {fitted}: {', '.join(map(str, costs.windows))}")
+        _print("Bits by layer", _bits_table(costs, choice), format)
+        _print("Verified by two passes, ΔNLL against exact", tables.cells(summary.summarize(run)), format)
+        print(summary.equal_bits_headline(run, MAP, against))
+        print(allocation.verdict(named, MAP, against))
+        for contender in run.contenders[3:]:
+            print(summary.equal_bits_headline(run, MAP, contender.label))
+    by_side = {
+        side: {layer: float(costs.bits[s, choice[at, s]]) for at, layer in enumerate(costs.layers)}
+        for s, side in enumerate(SIDES)
+    }
+    title = f"{allocation.mean_bits(costs, choice):.2f} bits by layer, fitted to {costs.measure}\n{run.model_name}"
+    for path in drawing.draw_allocation(by_side, title, folder / "figures", style):
+        note(f"figure: {path}")
+    return scoring.verdict(run)
+
+
+def _default_folder(
+    options: Options, subject: Subject, budget: float, specs: Sequence[str] | None, source: Path | None
+) -> Path:
+    told = settings_of(options, subject, specs or [], {"budget": budget, "from": str(source)}).model_dump_json()
+    return Path("runs") / f"allocate-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+def _costs(
+    options: Options,
+    subject: Subject,
+    specs: Sequence[str] | None,
+    source: Path | None,
+    fit_windows: int,
+    folder: Path,
+) -> tuple[Costs, Subject]:
+    """Costs from the record, or measured on windows that are not scored; and the windows to score."""
+    model = subject.loaded.model
+    if source is None:
+        fit = _others(options, subject, {window.index for window in subject.windows}, fit_windows)
+        note(f"measuring the predicted loss on {fit_windows} windows that are not scored")
+        errors = replace(options, out=str(folder / "fit"))
+        candidates = list(specs or allocation.CANDIDATES)
+        record, source = measure_errors(candidates, errors, replace(subject, windows=fit), on_note=note)
+    else:
+        kinds: list[Kind] = ["sensitivity", "errors"]
+        kind: Kind | None = next((one for one in kinds if has_measurement(source, one)), None)
+        if kind is None:
+            raise ValueError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
+        record = load_measurement(source, kind)
+        mine = settings_of(options, subject, [])
+        for name in ("model", "text_sha256", "window_length", "score_length", "bos_token_id"):
+            a, b = getattr(record.settings, name), getattr(mine, name)
+            if a != b:
+                raise ValueError(f"{source} does not fit this command: {name} is {a} there and {b} here")
+        if fitted := set(record.settings.windows) & {window.index for window in subject.windows}:
+            count = len(subject.windows)
+            subject = replace(subject, windows=_others(options, subject, set(record.settings.windows), count))
+            note(f"{len(fitted)} of the windows are in {source}: other {count} are scored")
+    if record.measured_layers != stored_places(subject)[0]:
+        raise ValueError(f"{source} has only some of the model's layers; measure it again without --layers")
+    arrays = measured_arrays(source, record)
+    return costs_of(record, arrays, specs, head_channels(model.config)), subject
+
+
+def _others(options: Options, subject: Subject, taken: set[int], count: int) -> list[Window]:
+    """`count` windows of the text that are not among those taken, spread evenly."""
+    grid = cut_windows(
+        subject.tokens,
+        window_length=options.window_length,
+        score_length=options.score_length,
+        stride=options.stride,
+        windows=None,
+        bos_token_id=subject.bos_token_id,
+    )
+    free = [window for window in grid if window.index not in taken]
+    if not 1 <= count <= len(free):
+        raise ValueError(
+            f"{count} more windows are asked for, beside {len(taken)}; the text has {len(free)} others; take fewer windows"
+        )
+    return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
+
+
+def _contenders(costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], folder: Path) -> list[Contender]:
+    """exact, the map, then the uniform schemes; maps are files, so that `compare --scheme @FILE` scores them again."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def written(name: str, content: str) -> str:
+        path = folder / "maps" / name
+        write_file(path, content.encode())
+        return f"@{path}"
+
+    found: list[Contender] = [SchemeContender.of("exact")]
+    spec = written("map.json", allocation.map_file(costs, choice))
+    found.append(SchemeContender(MAP, parse_scheme(spec)))
+    for key, value in pairs:
+        label = costs.candidates[key]
+        if key != value:
+            label = f"K {costs.bits[0, key]:.2f} b, V {costs.bits[1, value]:.2f} b"
+            spec = written(f"uniform-{key}-{value}.json", allocation.uniform_file(costs, (key, value)))
+            found.append(SchemeContender(label, parse_scheme(spec)))
+        else:
+            found.append(SchemeContender.of(label))
+    return found
+
+
+def _bits_table(costs: Costs, choice: np.ndarray) -> listings.Table:
+    """Measured bits: a row a side, a column a layer."""
+    header = ["layer", *map(str, costs.layers)]
+    body = [[name, *(f"{costs.bits[s, c]:.3g}" for c in choice[:, s])] for s, name in enumerate("KV")]
+    return header, body
+
+
+def _print(title: str, table: listings.Table, format: str) -> None:
+    if format == "md":
+        print(f"\n**{title}**\n\n{tables.as_markdown(*table)}", end="")
+    else:
+        terminal.print_table(*table, title)

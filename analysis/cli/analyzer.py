@@ -1,0 +1,243 @@
+"""The analyzer's commands: measure, then show and draw what the record says. Light: imports what a command needs in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from analysis.cli.flags import Format, takes_options
+from analysis.cli.starting import load_subject, note
+from analysis.reading.selection import checked_sides, indices
+from harness.options import Options
+
+if TYPE_CHECKING:
+    from analysis.reading.listings import Row, Table
+    from harness.records.run import Header
+
+analyzer = typer.Typer()
+measuring = takes_options(windows=2, without=("protocol", "step"))
+
+Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
+Layers = Annotated[str | None, typer.Option("--layers", help="such as 0,5,10-12; default: all")]
+Style = Annotated[str | None, typer.Option("--style", help="a matplotlib style, or a .mplstyle file, for the figures")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders")]
+
+
+@analyzer.command()
+@takes_options(windows=2, without=("protocol", "step", "same_text"))
+def outliers(
+    options: Options,
+    layers: Layers = None,
+    heads: Annotated[str | None, typer.Option("--heads", help="KV heads, such as 0,2; default: all")] = None,
+    pre_rope: Annotated[bool, typer.Option("--pre-rope", help="also keys before the rotary embedding")] = False,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """Which channels of K and V stand out, by layer and head: statistics and figures."""
+    chosen = [indices(asked) if asked else None for asked in (layers, heads)]
+    check_style(style)
+    subject = load_subject(options)
+    from analysis.measuring.outliers import measure_outliers
+    from analysis.reading import listings, outlier_rows
+    from harness.records.measurement import measured_arrays
+
+    record, folder = measure_outliers(
+        options, subject, layers=chosen[0], heads=chosen[1], pre_rope=pre_rope, on_note=note
+    )
+    rows = outlier_rows.head_rows(record, measured_arrays(folder, record))
+    _show(record, rows, {"": listings.outlier_table(rows)}, format, listings.OUTLIERS)
+    if format == "table":
+        print(*outlier_rows.sentences(rows), sep="\n")
+    return _drawn(folder, style)
+
+
+@analyzer.command()
+@measuring
+def errors(
+    options: Options,
+    scheme: Schemes = None,
+    layers: Layers = None,
+    by: Annotated[Literal["scheme", "layer", "head"], typer.Option("--by", help="what a row is of")] = "scheme",
+    gradients: Annotated[bool, typer.Option(help="also the predicted loss: a backward pass a window")] = True,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """What schemes do to K, V and attention, by layer and head, on the suffix's real queries."""
+    _check_specs(scheme)
+    chosen = indices(layers) if layers else None
+    check_style(style)
+    subject = load_subject(options)
+    from analysis.measuring.errors import measure_errors
+    from analysis.reading import listings
+    from harness.comparison import DEFAULT_SCHEMES
+    from harness.records.measurement import measured_arrays
+
+    specs = scheme or [spec for spec in DEFAULT_SCHEMES if spec != "exact"]
+    record, folder = measure_errors(specs, options, subject, layers=chosen, gradients=gradients, on_note=note)
+    arrays = measured_arrays(folder, record)
+    rows = listings.error_rows(record, arrays, by)
+    _show(record, rows, {"": listings.error_table(record, arrays, by)}, format, listings.ERRORS)
+    return _drawn(folder, style)
+
+
+@analyzer.command()
+@measuring
+def sensitivity(
+    options: Options,
+    scheme: Schemes = None,
+    side: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--side",
+            metavar="key|value|both",
+            help="what is quantized in the layer; repeatable; default: key and value, apart",
+        ),
+    ] = None,
+    layers: Layers = None,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """Quantize one layer at a time, all others exact: what each layer costs, and whether the costs add up."""
+    _check_specs(scheme)
+    sides = checked_sides(side or ["key", "value"])
+    chosen = indices(layers) if layers else None
+    check_style(style)
+    subject = load_subject(options)
+    from analysis.measuring.sensitivity import measure_sensitivity
+    from analysis.reading import ablations, listings
+    from harness.records.measurement import measured_arrays
+
+    record, folder = measure_sensitivity(
+        scheme or ["kivi4"], options, subject, sides=sides, layers=chosen, on_note=note
+    )
+    arrays = measured_arrays(folder, record)
+    rows, sums = ablations.layer_rows(record, arrays), ablations.additivity_rows(record, arrays)
+    shown = {"One layer at a time": listings.sensitivity_table(rows)}
+    shown["Do the layers add up?"] = listings.additivity_table(sums)
+    _show(record, rows, shown, format, listings.SENSITIVITY)
+    if len(record.settings.windows) < 2:
+        note("1 window gives no interval; give --windows 2 or more")
+    _drawn(folder, style)
+    if unread := [row for row in rows if not row["read"]]:
+        named = ", ".join(f"{row['scheme']} {row['side']} of layer {row['layer']}" for row in unread[:5])
+        note(f"audit failed: the logits do not move with {named}: cache not read")
+        return 3
+    return 0
+
+
+@analyzer.command()
+def relate(
+    runs: Runs,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for the figures; default: beside the first run")
+    ] = None,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """Which error measure tells what a layer, or a scheme, costs? Joins errors with sensitivity and compare."""
+    check_style(style)
+    from analysis.reading import agreement, joining, listings, relating
+
+    joined = joining.gather(runs)
+    joining.check_joins(joined)
+    asked = relating.questions(joined)
+    note(f"ranking the measures for {len(asked)} questions; then the figures, some seconds each")
+    rankings = {question.title: agreement.ranking(question) for question in asked}
+    record = joined.headers[0][1]
+    rows = [{"question": title, **row} for title, ranking in rankings.items() for row in ranking]
+    _show(
+        record,
+        rows,
+        {title: listings.relate_table(ranking) for title, ranking in rankings.items()},
+        format,
+        listings.RELATE,
+    )
+    if format == "table":
+        for question in asked:
+            ceiling = agreement.agreement_of_windows(question)
+            print(f"KL agrees with itself between even and odd windows at ρ = {ceiling:.2f} ({question.title}).")
+        if example := relating.worked_example(joined):
+            print(example)
+    from analysis.plots import drawing
+
+    where = drawing.subject_line(record)
+    for path in drawing.draw_relations(asked, rankings, where, out or Path(runs[0]) / "figures", style):
+        note(f"figure: {path}")
+    return 0
+
+
+@analyzer.command()
+def plot(runs: Runs, style: Style = None) -> int:
+    """Draw the figures of saved records again, without a model."""
+    check_style(style)
+    from analysis.plots import drawing
+
+    for folder in runs:
+        for path in drawing.draw(folder, style):
+            note(f"figure: {path}")
+    return 0
+
+
+@analyzer.command()
+@takes_options(windows=8, without=("protocol", "step"))
+def allocate(
+    options: Options,
+    budget: Annotated[float, typer.Option("--budget", help="measured bits a number, over all layers, K and V")],
+    scheme: Schemes = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--from", help="a sensitivity or errors run to take the costs from; default: measured here"),
+    ] = None,
+    fit_windows: Annotated[int, typer.Option(help="windows to measure costs on; none of them is scored")] = 2,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """Choose bits by layer and side under a budget, and verify the choice against uniform schemes of the same bits."""
+    _check_specs(scheme)
+    check_style(style)
+    subject = load_subject(options)
+    from analysis.cli import allocate as allocating
+
+    return allocating.allocate(options, subject, budget, scheme, run, fit_windows, style, format)
+
+
+def _check_specs(specs: list[str] | None) -> None:
+    from schemes import parse_scheme
+
+    for spec in specs or []:
+        parse_scheme(spec)  # a typing error shows before anything is loaded
+
+
+def check_style(style: str | None) -> None:
+    if style is not None:
+        from analysis import plots
+
+        with plots.styled(style):
+            pass
+
+
+def _show(record: "Header", rows: "list[Row]", shown: "dict[str, Table]", format: str, legend: str) -> None:
+    """rows: every figure, for programs; shown: titled tables for people."""
+    from analysis.cli import terminal
+    from analysis.reading import listings, tables
+
+    if format in ("json", "csv"):
+        print(listings.as_text(rows, format), end="")
+        return
+    print(*listings.heading(record), sep="\n")
+    for title, table in shown.items():
+        if format == "md":
+            print("\n".join(["", f"**{title}**", ""] if title else [""]))
+            print(tables.as_markdown(*table), end="")
+        else:
+            terminal.print_table(*table, title)
+    if format == "table":
+        print(legend)
+
+
+def _drawn(folder: Path, style: str | None) -> int:
+    from analysis.plots import drawing
+
+    paths = drawing.draw(folder, style)
+    note(f"record: {folder}, with {len(paths)} figures in {folder / 'figures'}")
+    return 0

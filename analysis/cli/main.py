@@ -1,0 +1,225 @@
+"""`kvdelta`: the composition root, and the one module that may import analysis."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from analysis.cli.analyzer import Style, analyzer, check_style
+from analysis.cli.flags import Format, takes_options
+from analysis.cli.starting import load_subject, note
+from harness.options import Options
+from harness.subject.imports import import_quickly
+
+if TYPE_CHECKING:
+    from harness.records.run import Run
+
+FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a published comparison.")
+app.add_typer(reproduce, name="reproduce")
+
+Baseline = Annotated[
+    str | None, typer.Option("--baseline", metavar="SCHEME", help="give the deltas against this scheme, not exact")
+]
+
+Sort = Annotated[
+    Literal["run", "bits", "kl"], typer.Option("--sort", help="rows as given, by measured bits (most first), or by KL")
+]
+
+
+@app.command()
+@takes_options()
+def compare(
+    options: Options,
+    scheme: Annotated[
+        list[str] | None, typer.Option("--scheme", help="a scheme to score; repeatable; see `kvdelta schemes`")
+    ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option("--cache", metavar="FACTORY", help=f"a cache beside them, {FACTORY}; repeatable")
+    ] = None,
+    format: Format = "table",
+    baseline: Baseline = None,
+    sort: Sort = "run",
+) -> int:
+    """Score schemes on the same windows, with a cache that is read."""
+    from harness.caches.specs import canonical
+
+    for spec in scheme or []:
+        canonical(spec)  # a typing error shows before anything is loaded
+    import_quickly()
+    from harness.caches.contenders import contenders_of
+    from harness.caches.foreign import user_cache
+    from harness.comparison import DEFAULT_SCHEMES
+
+    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    known = [name for contender in contenders for name in (contender.name, contender.label)]
+    if baseline is not None and baseline not in known and canonical(baseline) not in known:
+        raise ValueError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
+    from analysis.cli import scoring
+
+    run, folder = scoring.score(contenders, options, load_subject(options))
+    _show(run, folder, format, baseline, sort)
+    return scoring.verdict(run)
+
+
+@app.command()
+def show(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders")],
+    baseline: Baseline = None,
+    sort: Sort = "run",
+    format: Format = "table",
+) -> int:
+    """Print the table of saved runs, any scheme against any other."""
+    from analysis.cli import scoring
+    from harness.records.run import load_run
+
+    codes = []
+    for folder in runs:
+        run = load_run(folder)
+        if not run.windows:
+            raise ValueError(f"{folder} has no finished window yet; give its command again to go on: {run.command}")
+        if run.status != "complete":
+            note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
+        _show(run, folder, format, baseline, sort)
+        codes.append(scoring.verdict(run))
+    return max(codes)
+
+
+@app.command("schemes")
+def list_schemes(
+    detail: Annotated[str | None, typer.Option("--detail", metavar="NAME", help="explain one scheme")] = None,
+    format: Format = "table",
+) -> int:
+    """List every scheme with its fields, defaults, source and measured bits."""
+    from analysis.cli import catalogue
+
+    print(catalogue.detail(detail) if detail else catalogue.listing(format))
+    return 0
+
+
+@app.command()
+@takes_options(without=("protocol", "step", "seed", "same_text"))
+def calibrate(
+    options: Options,
+    scheme: Annotated[str, typer.Option("--scheme", help="a scheme that is calibrated, such as kvquant:bits=3")],
+    weights: Annotated[
+        Literal["gradient", "one"],
+        typer.Option("--weights", help="how much an error of a number counts: its squared gradient, or 1"),
+    ] = "gradient",
+) -> int:
+    """Calibrate a scheme on a text; --out names the file that the scheme is then given."""
+    if options.out is None:
+        raise ValueError("calibrate writes a file: name it with --out, such as --out kvquant3.safetensors")
+    from schemes.registry import calibrated_family
+
+    calibrated_family(scheme)  # a typing error shows before anything is loaded
+    subject = load_subject(options)
+    from harness import calibration
+
+    path = calibration.calibrate(scheme, subject, options.out, weights, note)
+    note(f"calibrated on {subject.text.name}; score it with:")
+    print(f"kvdelta compare --scheme {calibration.spec_with(scheme, path)}")
+    return 0
+
+
+@reproduce.command("trap")
+@takes_options(windows=4, without=("protocol", "step", "same_text"))
+def reproduce_trap(options: Options) -> int:
+    """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
+    subject = load_subject(options)
+    from analysis.cli import scoring, terminal
+    from analysis.cli.trap import trap_contenders
+    from analysis.reading import summary, tables
+    from analysis.reading.trap import trap_table, trap_verdict
+
+    runs = []
+    for protocol in ("single-pass", "two-pass"):
+        note(f"{protocol}:")
+        out = str(Path(options.out) / protocol) if options.out else None
+        runs.append(scoring.score(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
+    print(*tables.heading(runs[1])[:2], sep="\n")
+    terminal.print_table(*trap_table(*runs))
+    print(*tables.notes(summary.summarize(runs[1])), sep="\n")
+    shown, sentences = trap_verdict(*runs)
+    print(*sentences, sep="\n")
+    return 0 if shown else scoring.AUDIT_FAILED
+
+
+@reproduce.command("kivi-vs-int4")
+@takes_options(without=("protocol", "step", "same_text"))
+def reproduce_kivi(options: Options, style: Style = None) -> int:
+    """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
+    check_style(style)
+    subject = load_subject(options)
+    from analysis.cli.report import kivi_report
+
+    return kivi_report(options, subject, style)
+
+
+@app.command()
+@takes_options(windows=1, without=("same_text",))
+def audit(
+    options: Options,
+    cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],
+    format: Format = "table",
+) -> int:
+    """Does a scored forward read this cache? Any `past_key_values` factory, beside exact."""
+    import_quickly()
+    from analysis.cli import scoring
+    from harness.caches.contenders import contenders_of
+    from harness.caches.foreign import user_cache
+
+    run, folder = scoring.score(contenders_of([user_cache(cache)]), options, load_subject(options))
+    _show(run, folder, format)
+    if not run.audit.failures:
+        note(f"audit passed: the scored forward read what {cache} had stored")
+    return scoring.verdict(run)
+
+
+app.registered_commands += analyzer.registered_commands
+
+
+def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
+    from analysis.reading import summary, tables
+    from harness.records.run import has_tokens, load_nll
+
+    position = summary.find(run, baseline) if baseline else 0
+    nll = load_nll(folder, run) if format == "json" and has_tokens(folder) else None
+    rows, position = tables.in_order(summary.summarize(run, baseline, nll), position, sort)
+    if format == "table":
+        from analysis.cli import terminal
+
+        print(*tables.heading(run), sep="\n")
+        terminal.print_table(*tables.cells(rows, position))
+        print(tables.LEGEND)
+        print(*[f"\n{line}" for line in tables.notes(rows)], sep="", end="\n" if tables.notes(rows) else "")
+    else:
+        print(tables.as_text(run, rows, position, format), end="")
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 user error (one line), 3 audit failed."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Exception as error:
+        if isinstance(error, ValueError):
+            note(f"kvdelta: {error}")
+        elif hasattr(error, "format_message"):  # click's usage errors
+            note(f"kvdelta: {error.format_message()}")  # type: ignore[attr-defined]
+        else:
+            raise
+        code = 2
+    except KeyboardInterrupt:
+        note("\nkvdelta: interrupted; finished windows are kept: the same command goes on")
+        code = 130
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

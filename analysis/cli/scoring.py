@@ -1,0 +1,33 @@
+"""Score contenders with progress for people; the record gets its summary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.cli import terminal
+from analysis.cli.starting import note
+from analysis.reading.summary import summarize
+from analysis.reading.tables import finite
+from harness import comparison
+from harness.caches.contenders import Contender
+from harness.options import Options
+from harness.records.run import Run, load_nll, save_run
+from harness.subject.prepared import Subject
+
+AUDIT_FAILED = 3
+
+
+def score(contenders: Sequence[Contender], options: Options, subject: Subject) -> tuple[Run, Path]:
+    """Run, with progress on stderr."""
+    progress = terminal.progress(len(subject.windows), len(contenders))
+    run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
+    run.summary = finite(summarize(run, nll=load_nll(folder, run)))
+    save_run(run, folder)
+    note(f"record: {folder}")
+    return run, folder
+
+
+def verdict(run: Run) -> int:
+    """Say which rows cannot be believed; the exit code."""
+    for label, reasons in run.audit.failures.items():
+        note(f"audit failed: {label}: {'; '.join(reasons)}")
+    return AUDIT_FAILED if run.audit.failures else 0

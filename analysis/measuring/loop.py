@@ -1,0 +1,81 @@
+"""The loop of every measurement: window after window, each on disk before the next begins."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harness.caches.contenders import SchemeContender, merged
+from harness.capture import full_layers
+from harness.comparison import check_text
+from harness.options import Options
+from harness.protocols import prefill
+from harness.records.measurement import (
+    Arrays,
+    Kind,
+    Measurement,
+    load_measurement,
+    save_measurement,
+    window_file,
+)
+from harness.records.provenance import open_folder
+from harness.records.writing import save_arrays
+from harness.settings import header_of, settings_of
+from harness.subject.prepared import Subject
+from harness.subject.windows import Window
+
+
+def bound_schemes(
+    specs: Sequence[str], options: Options, subject: Subject, on_note: Callable[[str], None]
+) -> list[SchemeContender]:
+    """The schemes to measure, bound to the model's layers; equal ones are merged with a notice. ValueError for one that
+    the model or the prefix cannot use, or that was calibrated on the text."""
+    found = merged([SchemeContender.of(spec) for spec in specs], on_note)
+    model = subject.loaded.model
+    for contender in found:
+        contender.check(model, subject.windows[0].prefix_length)
+        check_text(contender, options, subject)
+    return [replace(contender, scheme=contender.empty(model).scheme) for contender in found]
+
+
+def stored_places(subject: Subject) -> tuple[list[int], list[int]]:
+    """The layers that a scheme stores, and the KV heads of each."""
+    model = subject.loaded.model
+    heads = model.config.get_text_config(decoder=True).num_key_value_heads
+    return full_layers(prefill(model, subject.windows[0].prefix[:, :1])), list(range(heads))
+
+
+def measure_windows(
+    kind: Kind,
+    options: Options,
+    subject: Subject,
+    schemes: Sequence[SchemeContender],
+    measured: dict[str, object],
+    layers: Sequence[int],
+    kv_heads: Sequence[int],
+    one_window: Callable[[Window, bool], Arrays],
+    on_note: Callable[[str], None] = lambda text: None,
+) -> tuple[Measurement, Path]:
+    """Measure every window that the folder does not have yet; each is on disk before the next begins.
+
+    measured: what else the numbers depend on. one_window(window, is the first): its arrays.
+    """
+    settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
+    folder, record = open_folder(options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind))
+    record = record or Measurement(
+        **header_of(options, subject, settings),
+        kind=kind,
+        labels=[scheme.label for scheme in schemes],
+        measured_layers=list(layers),
+        kv_heads=list(kv_heads),
+    )
+    if record.status == "complete":
+        on_note(f"{folder} holds this measurement already, complete")
+        return record, folder
+    save_measurement(record, folder)
+    for window in subject.windows:
+        path = window_file(folder, kind, window.index)
+        if not path.exists():
+            save_arrays(path, one_window(window, window is subject.windows[0]))
+    record.status = "complete"
+    save_measurement(record, folder)
+    return record, folder

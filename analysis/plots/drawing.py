@@ -1,0 +1,108 @@
+"""Which figures belong to which record; every one is drawn from what is saved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis import plots
+from analysis.plots.style import scheme_label
+from analysis.reading import joining, summary
+from analysis.reading.error_measures import MEASURES
+from harness.records.measurement import Arrays, Measurement
+from harness.records.run import Header, Run
+
+if TYPE_CHECKING:
+    from analysis.reading.agreement import Question, Row
+
+Named = Iterator[tuple[str, plots.Figure]]
+
+
+def draw(folder: Path, style: str | None = None) -> list[Path]:
+    """All figures of the records in a folder, as SVG and PNG in its `figures`; ValueError where it holds no record."""
+    found = joining.gather([folder])
+    paths: list[Path] = []
+    with plots.styled(style):
+        for _, run in found.runs:
+            paths += _saved(folder, _of_run(run))
+        for kind, measured in (
+            (_of_outliers, found.outliers),
+            (_of_errors, found.errors),
+            (_of_sensitivity, found.sensitivity),
+        ):
+            for _, record, arrays in measured:
+                paths += _saved(folder, kind(record, arrays))
+    return paths
+
+
+def draw_relations(
+    questions: "Sequence[Question]",
+    rankings: "Mapping[str, list[Row]]",
+    where: str,
+    folder: Path,
+    style: str | None = None,
+) -> Iterator[Path]:
+    """Every measure against KL and against ΔNLL, one figure a question and target, each as it is drawn: they take
+    seconds. where: model, text and windows."""
+    with plots.styled(style):
+        for i, question in enumerate(questions):
+            x, kl, delta = question.draw(np.arange(question.windows))
+            labels = question.points if question.bits is None else [scheme_label(name) for name in question.names]
+            ranked = {row["measure"]: row for row in rankings[question.title]}
+            for target, y, key in (
+                ("KL (nats a token)", kl, "spearman_kl"),
+                ("ΔNLL (nats a token)", delta, "spearman_delta"),
+            ):
+                series = [
+                    plots.Series(MEASURES[name].label, x[m], y, labels, question.names, _note(ranked[name], key))
+                    for m, name in enumerate(question.measures)
+                ]
+                figure = plots.measure_scatter(series, target, f"{question.title}\n{where}")
+                yield from plots.save(figure, folder, f"relate-{i + 1}-{key.removeprefix('spearman_')}")
+
+
+def draw_allocation(
+    bits: dict[str, dict[int, float]], title: str, folder: Path, style: str | None = None
+) -> list[Path]:
+    with plots.styled(style):
+        return plots.save(plots.allocation(bits, title), folder, "allocation")
+
+
+def subject_line(record: Header) -> str:
+    """What a figure is of."""
+    count = len(record.settings.windows)
+    return f"{record.model_name}; {record.text_name}, {count} window{'s' * (count != 1)}"
+
+
+def _note(row: "Row", key: str) -> str:
+    return f"ρ {row[key]:.2f} [{row[f'{key}_low']:.2f}, {row[f'{key}_high']:.2f}]"
+
+
+def _saved(folder: Path, figures: Named) -> list[Path]:
+    return [path for name, figure in figures for path in plots.save(figure, folder / "figures", name)]
+
+
+def _of_run(run: Run) -> Named:
+    title = f"Loss against size of the cache, 95 % intervals over windows\n{subject_line(run)}"
+    yield "bits-against-loss", plots.bits_against_loss(summary.summarize(run), title)
+
+
+def _of_outliers(record: Measurement, arrays: Arrays) -> Named:
+    for picture, (layer, head) in enumerate(arrays["pictured"][0]):
+        place = f"layer-{layer}-head-{head}"
+        yield f"heat-map-{place}", plots.heat_maps(record, arrays, picture)
+        yield f"surface-{place}", plots.surfaces(record, arrays, picture)
+        yield f"channels-{place}", plots.channel_profile(record, arrays, picture)
+    yield "ratio-by-layer", plots.ratio_by_layer(record, arrays)
+    yield "token-norms", plots.token_norms(record, arrays)
+    if len(record.settings.windows) > 1:
+        yield "persistence", plots.persistence_by_layer(record, arrays)
+
+
+def _of_errors(record: Measurement, arrays: Arrays) -> Named:
+    yield "errors-by-layer", plots.errors_by_layer(record, arrays)
+
+
+def _of_sensitivity(record: Measurement, arrays: Arrays) -> Named:
+    yield "sensitivity-by-layer", plots.sensitivity_by_layer(record, arrays)

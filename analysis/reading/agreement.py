@@ -1,0 +1,104 @@
+"""How well error measures rank what was lost: rank correlations with bootstrap intervals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+
+from analysis.reading.error_measures import MEASURES
+
+RESAMPLES = 1000
+EQUAL_BITS = 0.02  # measured bits a number; schemes closer than this are compared as equals
+
+Row = dict[str, Any]
+Vector = Float64[np.ndarray, "points"]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Error measures against the damage done, point by point; the points are layers or schemes.
+
+    draw(windows) gives measures [measure, points], KL [points] and ΔNLL [points], all in nats a token where they are
+    losses, over these windows (positions, with repeats): so that a bootstrap can draw windows and points.
+    """
+
+    title: str
+    points: list[str]  # layer numbers, or labels of schemes
+    names: list[str]  # canonical scheme of each point
+    measures: list[str]
+    windows: int
+    draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    bits: list[float] | None = None  # of each point, where the points are schemes
+
+
+def ranking(question: Question, seed: int = 0) -> list[Row]:
+    """One row a measure, best first: Spearman and log–log Pearson with KL, Spearman with ΔNLL, each with a 95 %
+    percentile interval of a bootstrap over windows and points together.
+
+    wrong: the interval of the Spearman with KL lies at or below 0, so agreement is excluded. worse: its difference to
+    the best measure's excludes 0. pairs, right: pairs of schemes at equal bits, and how many of them it orders as KL.
+    """
+    everything = np.arange(question.windows)
+    x, kl, delta = question.draw(everything)
+    found = _agreement(x, kl, delta)
+    rng = np.random.default_rng(seed)
+    points = len(question.points)
+    drawn = []
+    for _ in range(RESAMPLES):
+        x_w, kl_w, delta_w = question.draw(rng.integers(question.windows, size=question.windows))
+        at = rng.integers(points, size=points)
+        drawn.append(_agreement(x_w[:, at], kl_w[at], delta_w[at]))
+    sample = np.array(drawn)  # [resamples, 3, measures]
+    low, high = np.nanpercentile(sample, [2.5, 97.5], axis=0)
+    best = int(np.nanargmax(found[0]))
+    behind = np.nanpercentile(sample[:, 0] - sample[:, 0, best : best + 1], 97.5, axis=0)
+    rows: list[Row] = []
+    for m, name in enumerate(question.measures):
+        row: Row = {"measure": name, "label": MEASURES[name].label}
+        for k, what in enumerate(("spearman_kl", "pearson_kl", "spearman_delta")):
+            row |= {what: float(found[k, m]), f"{what}_low": float(low[k, m]), f"{what}_high": float(high[k, m])}
+        row |= {"wrong": bool(high[0, m] <= 0), "worse": bool(m != best and behind[m] < 0)}
+        if question.bits is not None:
+            row["pairs"], row["right"] = _ordered_pairs(x[m], kl, question.bits)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["spearman_kl"])
+
+
+def _agreement(x: np.ndarray, kl: Vector, delta: Vector) -> np.ndarray:
+    """[3, measures]: Spearman with KL, log–log Pearson with KL, Spearman with ΔNLL; nan where nothing varies."""
+    return np.stack([_correlation(_ranks(x), _ranks(kl)), _correlation(_log(x), _log(kl)), _correlation(_ranks(x), _ranks(delta))])  # fmt: skip
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    return stats.rankdata(x, axis=-1)
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    """Of positive numbers; nan of others (an exact scheme has no logarithm to correlate)."""
+    return np.log(np.where(x > 0, x, np.nan))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of each row of x with y, over the points where both are numbers."""
+    there = np.isfinite(x) & np.isfinite(y)
+    n = there.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a = np.where(there, x - np.where(there, x, 0).sum(axis=-1, keepdims=True) / n, 0)
+        b = np.where(there, y - np.where(there, y, 0).sum(axis=-1, keepdims=True) / n, 0)
+        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+
+
+def _ordered_pairs(x: Vector, kl: Vector, bits: list[float]) -> tuple[int, int]:
+    pairs = [(i, j) for i in range(len(x)) for j in range(i) if abs(bits[i] - bits[j]) <= EQUAL_BITS]
+    return len(pairs), sum((x[i] - x[j]) * (kl[i] - kl[j]) > 0 for i, j in pairs)
+
+
+def agreement_of_windows(question: Question) -> float:
+    """The ceiling: Spearman of the points' KL between the even and the odd windows; nan for one window."""
+    if question.windows < 2:
+        return float("nan")
+    halves = [question.draw(np.arange(start, question.windows, 2))[1] for start in (0, 1)]
+    return float(_correlation(_ranks(halves[0]), _ranks(halves[1])))

@@ -1,0 +1,53 @@
+"""KIVI against naive INT4: which schemes, and the tables of their record."""
+
+from analysis.reading import summary, tables
+from harness.records.run import Run
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def grid_spec(bits: int, key_axis: str, value_axis: str) -> str:
+    return f"asymmetric:bits={bits},key_axis={key_axis},value_axis={value_axis},group_size=32"
+
+
+# K axis × V axis × bits, all else equal
+GRID = {
+    f"K {key}, V {value}": {f"{bits} bit": grid_spec(bits, key, value) for bits in (8, 4, 3, 2)}
+    for key in ("token", "channel")
+    for value in ("token", "channel")
+}
+
+PUBLISHED = ("kivi4", "kivi2", "int4", "hqq4")
+
+LADDER = {
+    "int4": "naive INT4: symmetric, groups of 64",
+    "int4:group_size=16": "groups of 16",
+    "asym4": "asymmetric, groups of 64",
+    "asym4:group_size=32": "asymmetric, groups of 32",
+    "asym4:group_size=32,key_axis=channel": "+ keys per channel",
+    "kivi4": "+ residual of 128: KIVI",
+}
+
+EQUAL_BITS = ("int4:group_size=16", "asym4:group_size=32,key_axis=channel")  # both 5.00
+
+
+def kivi_specs() -> list[str]:
+    return list(
+        dict.fromkeys(["exact", *PUBLISHED, *LADDER, *(spec for row in GRID.values() for spec in row.values())])
+    )
+
+
+def kivi_tables(run: Run) -> dict[str, Table]:
+    """By title: the published settings, the grid of axes and bits, and one change at a time from INT4 to KIVI."""
+    rows = summary.summarize(run)
+
+    def row(spec: str) -> summary.Row:
+        return rows[summary.find(run, spec)]
+
+    grid = {axes: {bits: row(spec) for bits, spec in line.items()} for axes, line in GRID.items()}
+    ladder = [{**row(spec), "scheme": step} for spec, step in LADDER.items()]
+    return {
+        "Published settings": tables.cells([row("exact"), *map(row, PUBLISHED)]),
+        "Asymmetric, groups of 32: ΔNLL ± SE": tables.cost_matrix(grid),
+        "One change at a time": tables.cells([row("exact"), *ladder]),
+    }

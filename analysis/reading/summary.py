@@ -1,0 +1,166 @@
+"""What a run says of each contender: one row of derived figures, from its record alone."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from harness import statistics
+from harness.records.run import ContenderRecord, Run
+
+Row = dict[str, Any]
+
+
+def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = None) -> list[Row]:
+    """One row a contender, from sums per window; deltas against `baseline` (a label or name; without it, exact).
+
+    A contender that failed has a row of NaN, and no part in Holm's correction.
+
+    KL and top-1 are against exact whatever the baseline. nll: NLL of every token [contenders, tokens]; with it the
+    rows also have llama.cpp's figures, whose errors take tokens for independent. ValueError: a baseline that is unknown or failed.
+    """
+    base = find(run, baseline) if baseline else 0
+    if run.contenders[base].error:
+        raise ValueError(
+            f"{run.contenders[base].label} failed, so there are no deltas against it; choose another baseline"
+        )
+    counts = [w.count for w in run.windows]
+    rows: list[Row] = []
+    for i, contender in enumerate(run.contenders):
+        if contender.error:
+            rows.append(_failed_row(run, i))
+            continue
+        losses, base_losses = [w.nll[i] for w in run.windows], [w.nll[base] for w in run.windows]
+        paired = statistics.paired_delta(losses, base_losses, counts, seed=run.settings.seed)
+        ratio, ratio_low, ratio_high = statistics.ratio_interval(paired)
+        kl, kl_se = statistics.clustered_mean([w.kl[i] for w in run.windows], counts)
+        shift = [w.probability[i] - w.probability[base] for w in run.windows]
+        delta_p, delta_p_se = statistics.clustered_mean(shift, counts)
+        bits = measured_bits(contender)
+        floor = run.noise_floor
+        row = {
+            **_names(contender),
+            "ppl": statistics.perplexity(losses, counts),
+            "delta_ppl": statistics.delta_ppl(losses, base_losses, counts),
+            "delta_pct": 100 * math.expm1(paired.delta),
+            "ratio": ratio,
+            "ratio_low": ratio_low,
+            "ratio_high": ratio_high,
+            "delta_nll": paired.delta,
+            "delta_nll_se": paired.se,
+            "delta_nll_low": paired.low,
+            "delta_nll_high": paired.high,
+            "bootstrap_low": paired.bootstrap_low,
+            "bootstrap_high": paired.bootstrap_high,
+            "p": paired.p,
+            "kl": kl,
+            "kl_se": kl_se,
+            "top1": 100 * sum(w.top1[i] for w in run.windows) / sum(counts),
+            "delta_p": delta_p,
+            "delta_p_se": delta_p_se,
+            "bits": bits,
+            "compression": 16 / bits if bits else None,
+            **_coverage(run, i),
+            "within_noise": bool(
+                i != base and floor and abs(paired.delta) <= floor.delta_nll and (base != 0 or kl <= floor.kl)
+            ),
+            "audit": "; ".join(run.audit.failures.get(contender.label, [])) or "ok",
+        }
+        if nll is not None:
+            row["iid_nll"], row["iid_nll_se"] = statistics.iid_mean(nll[i])
+            row["iid_log_ratio"], row["iid_log_ratio_se"] = statistics.iid_log_ratio(nll[i], nll[base])
+        rows.append(row)
+    others = [row for i, row in enumerate(rows) if i != base]
+    for row, adjusted in zip(others, statistics.holm([row["p"] for row in others]), strict=True):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def _names(contender: ContenderRecord) -> Row:
+    return {
+        "scheme": contender.label,
+        "name": contender.name,
+        "note": contender.note,
+        "evicts": contender.evicts,
+        "error": contender.error,
+    }
+
+
+_FIGURES = (
+    "ppl", "delta_ppl", "delta_pct", "ratio", "ratio_low", "ratio_high", "delta_nll", "delta_nll_se", "delta_nll_low",
+    "delta_nll_high", "bootstrap_low", "bootstrap_high", "p", "kl", "kl_se", "top1", "delta_p", "delta_p_se",
+)  # fmt: skip
+
+
+def _failed_row(run: Run, i: int) -> Row:
+    return {
+        **_names(run.contenders[i]),
+        **dict.fromkeys(_FIGURES, math.nan),
+        "bits": None,
+        "compression": None,
+        **dict.fromkeys(("key_coverage", "value_coverage", "coverage"), math.nan),
+        "within_noise": False,
+        "audit": "; ".join(run.audit.failures.get(run.contenders[i].label, ["it failed"])),
+    }
+
+
+def measured_bits(contender: ContenderRecord) -> float | None:
+    """8 · bytes / elements at the prefix length, exact tokens at 16 bits; None where bytes were not measurable."""
+    if not contender.bytes:
+        return None
+    sides = contender.bytes.values()
+    return 8 * sum(side.counted for side in sides) / sum(side.elements for side in sides)
+
+
+def _coverage(run: Run, i: int) -> dict[str, float]:
+    pairs = sum(w.pairs[i] for w in run.windows)
+    read = {"key": sum(w.key_pairs[i] for w in run.windows), "value": sum(w.value_pairs[i] for w in run.windows)}
+    covered = {side: count / pairs if pairs else 0.0 for side, count in read.items()}
+    counted = run.contenders[i].quantized_sides or list(covered)
+    return {
+        "key_coverage": covered["key"],
+        "value_coverage": covered["value"],
+        "coverage": sum(covered[side] for side in counted) / len(counted),
+    }
+
+
+def find(run: Run, name: str) -> int:
+    """The position of a contender by its label, or by a spec of the same scheme however spelled."""
+    if at := [i for i, contender in enumerate(run.contenders) if name in (contender.label, contender.name)]:
+        return at[0]
+    from harness.caches.specs import canonical  # loads the families, and with them torch
+
+    try:
+        wanted = canonical(name)
+    except ValueError:
+        wanted = name  # a foreign cache, or nothing that there is
+    for i, contender in enumerate(run.contenders):
+        if name == contender.label or wanted == contender.name:
+            return i
+    known = ", ".join(contender.label for contender in run.contenders)
+    raise ValueError(f"no scheme {name!r} in this run; it has {known}")
+
+
+def perplexities(run: Run) -> list[float]:
+    """One a contender; NaN of one that failed."""
+    counts = [w.count for w in run.windows]
+    return [
+        math.nan if contender.error else statistics.perplexity([w.nll[i] for w in run.windows], counts)
+        for i, contender in enumerate(run.contenders)
+    ]
+
+
+def equal_bits_headline(run: Run, first: str, second: str) -> str:
+    """One sentence that compares two schemes at their measured bits."""
+    rows = summarize(run, second)
+    a, b = rows[find(run, first)], rows[find(run, second)]
+    more = "more" if a["delta_nll"] >= 0 else "less"
+    sentence = (
+        f"At {a['bits']:.2f} against {b['bits']:.2f} measured bits, {a['scheme']} loses {abs(a['delta_nll']):.4f} nats "
+        f"a token {more} than {b['scheme']}"
+    )
+    if math.isnan(a["p"]):
+        return f"{sentence}; one window has no interval."
+    interval = f"95 % interval [{a['delta_nll_low']:+.4f}, {a['delta_nll_high']:+.4f}]"
+    unclear = ", so these windows do not tell them apart" if a["delta_nll_low"] <= 0 <= a["delta_nll_high"] else ""
+    return f"{sentence} ({interval}){unclear}."

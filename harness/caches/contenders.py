@@ -1,0 +1,177 @@
+"""What competes in a run: a scheme in our cache, one that evicts (harness.caches.eviction), or any other (harness.caches.foreign)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, TypeVar
+
+from transformers import DynamicCache
+
+from harness.caches.eviction import EvictingContender
+from harness.caches.foreign import stock_cache
+from harness.caches.scheme import SchemeCache
+from harness.caches.specs import outside
+from harness.records.run import Bytes, ContenderRecord
+from harness.subject.windows import Window
+from schemes import Quantizer, Scheme, parse_scheme
+
+
+class Contender(Protocol):
+    """One row of a comparison."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def lossless(self) -> bool: ...
+    @property
+    def foreign(self) -> bool:
+        """Code that is not ours: whatever it raises fails its own row, and the run goes on."""
+        ...
+
+    @property
+    def calibrated_on(self) -> Sequence[Mapping[str, str]]:
+        """The texts it has seen: name, sha256 of the text, token_sha256 of its tokens."""
+        ...
+
+    def empty(self, model: Any) -> Any:
+        """A fresh cache."""
+        ...
+
+    def fill(self, cache: Any, model: Any, window: Window, prefilled: DynamicCache) -> None:
+        """Pass 1 into `cache`."""
+        ...
+
+    def check(self, model: Any, prefix_length: int) -> None:
+        """ValueError, before any forward, where this model or window cannot be used."""
+        ...
+
+    def zero_codes(self, cache: Any) -> bool:
+        """The destructive control: set every stored code to 0; False where there is none that we know of."""
+        ...
+
+    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
+        """What it is, and what `cache`, filled with one prefix, holds.
+
+        prefilled: the same tokens' exact keys and values, None where the cache was filled with others. cache: None of a
+        foreign one that failed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SchemeContender:
+    """A scheme; the shared exact prefill fills its cache."""
+
+    label: str
+    scheme: Scheme
+    foreign: bool = False
+
+    @classmethod
+    def of(cls, spec: str) -> "SchemeContender":
+        return cls(spec.strip(), parse_scheme(spec))
+
+    @property
+    def name(self) -> str:
+        return self.scheme.name
+
+    @property
+    def lossless(self) -> bool:
+        return self.scheme.lossless
+
+    @property
+    def calibrated_on(self) -> list[Mapping[str, str]]:
+        return self.scheme.calibrated_on
+
+    def empty(self, model: Any) -> SchemeCache:
+        return SchemeCache.for_model(self.scheme, model)
+
+    def fill(self, cache: SchemeCache, model: Any, window: Window, prefilled: DynamicCache) -> None:
+        cache.fill(prefilled)
+
+    def check(self, model: Any, prefix_length: int) -> None:
+        self.empty(model)
+        for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
+            if not rule.packed_tokens(prefix_length):
+                kept = rule.keep_recent + rule.sink_tokens + rule.flush_every
+                raise ValueError(
+                    f"scheme {self.label}: a prefix of {prefix_length} tokens would leave every {side} exact, since its "
+                    f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual"
+                )
+
+    def zero_codes(self, cache: SchemeCache) -> bool:
+        cache.zero_codes()
+        return not self.lossless
+
+    def record(self, model: Any, cache: SchemeCache, prefilled: DynamicCache | None) -> ContenderRecord:
+        sides: dict[str, Bytes] = {side: Bytes(held={}, counted=0.0, elements=0) for side in self.scheme.sides}
+        for _, side, store in cache.stores():
+            total = sides[side]
+            for part, size in store.nbytes().items():
+                total.held[part] = total.held.get(part, 0) + size
+            total.counted += store.counted_bytes()
+            total.elements += store.elements
+        return ContenderRecord(
+            label=self.label,
+            name=self.name,
+            lossless=self.lossless,
+            quantized_sides=self.scheme.quantized_sides,
+            spec=self._spec(),
+            quantized_layers=cache.quantized_layers,
+            bytes=sides,
+            note=self._note(sum(store.saturated for _, _, store in cache.stores())),
+        )
+
+    def _spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = {side: _told(rule) for side, rule in self.scheme.sides.items()}
+        if self.scheme.layers:
+            spec["layers"] = {index: other.name for index, other in self.scheme.layers}
+        if self.calibrated_on:
+            spec["calibrated_on"] = dict(self.calibrated_on[0])
+        return spec
+
+    def _note(self, saturated: int) -> str:
+        found = [f"calibrated on {name}" for name in sorted({text["name"] for text in self.calibrated_on})]
+        if saturated:
+            found.append(f"{saturated} numbers of the first prefix were beyond the format's largest and became it")
+        return "; ".join(found)
+
+
+def _told(value: Any) -> Any:
+    """A dataclass as its fields, with the kind of a quantizer."""
+    if not is_dataclass(value):
+        return value
+    told = {field.name: _told(getattr(value, field.name)) for field in fields(value)}
+    return {"kind": type(value).__name__, **told} if isinstance(value, Quantizer) else told
+
+
+def contender_of(spec: str) -> Contender:
+    """A contender from a spec: of a scheme, of a cache that evicts ("sink-window:bits=4"), or of one of transformers'
+    own ("hf-hqq:bits=4"). ValueError for what is none of these."""
+    label, told = spec.strip(), outside(spec)
+    if told is None:
+        return SchemeContender.of(spec)
+    return stock_cache(label, told) if told.kind.startswith("hf-") else EvictingContender.of(label, told)
+
+
+ContenderT = TypeVar("ContenderT", bound=Contender)
+
+
+def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: None) -> list[Contender]:
+    """Contenders of specs, or as they are, exact first; equal canonical specs are merged with a notice."""
+    given: list[Contender] = [contender_of(one) if isinstance(one, str) else one for one in schemes]
+    found = merged(given, note)
+    baseline: list[Contender] = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
+    return [*baseline, *(c for c in found if c.name != "exact")]
+
+
+def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> list[ContenderT]:
+    """Without those whose canonical name came before; each says so."""
+    found: list[ContenderT] = []
+    for contender in contenders:
+        twin = next((other for other in found if other.name == contender.name), None)
+        if twin:
+            note(f"{contender.label} is the same scheme as {twin.label}: taken once")
+        else:
+            found.append(contender)
+    return found

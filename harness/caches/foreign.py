@@ -1,0 +1,113 @@
+"""Foreign caches as contenders: any `past_key_values` factory, and transformers' own QuantizedCache by short name.
+
+A foreign cache fills itself in a live pass 1, is audited by value, and its bytes are counted in what it really holds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import DynamicCache, QuantizedCache
+
+from harness.caches.factory import load_factory
+from harness.caches.holdings import layers_of, measured
+from harness.caches.specs import Outside
+from harness.protocols import fill_live
+from harness.records.run import ContenderRecord
+from harness.subject.windows import Window
+
+
+@dataclass(frozen=True)
+class ForeignContender:
+    """Any cache, made by factory(model.config). Whatever it raises fails its own row, not the run.
+
+    note: what it really does, for people; spec: how it was asked for, for the record. canonical: its name, where the
+    label is not.
+    """
+
+    label: str
+    factory: Callable[[Any], Any]
+    note: str = ""
+    lossless: bool = False
+    foreign: bool = True
+    canonical: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.canonical or self.label
+
+    @property
+    def calibrated_on(self) -> tuple[()]:
+        return ()
+
+    def empty(self, model: Any) -> Any:
+        return self.factory(model.config)
+
+    def fill(self, cache: Any, model: Any, window: Window, prefilled: DynamicCache) -> None:
+        fill_live(model, window.prefix, cache)
+
+    def check(self, model: Any, prefix_length: int) -> None:
+        """Nothing: what a foreign cache refuses it says when it runs, and fails its row."""
+
+    def zero_codes(self, cache: Any) -> bool:
+        return False
+
+    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
+        return ContenderRecord(
+            label=self.label,
+            name=self.name,
+            lossless=self.lossless,
+            quantized_sides=["key", "value"],
+            spec=dict(self.spec) or {"factory": self.label},
+            quantized_layers=list(range(len(layers_of(cache)))),
+            bytes=measured(cache, prefilled, model.dtype) if prefilled else None,
+            note=self.note,
+        )
+
+
+def user_cache(path: str) -> ForeignContender:
+    """A cache from "module:factory" or "module:factory(window=64)"; ValueError where there is none."""
+    factory = load_factory(path)
+    return ForeignContender(path.strip(), factory, canonical=factory.name, spec={"factory": factory.name})
+
+
+GROUPING = {
+    ("hqq", 0): "groups of strided tokens across heads (axis 0)",
+    ("hqq", 1): "groups of neighbouring channels of one token (axis 1)",
+    ("quanto", 0): "groups of neighbouring channels of one token (axis 0)",
+    ("quanto", -1): (
+        "groups per channel over flattened tokens, straddling heads unless the group size divides the tokens (axis -1)"
+    ),
+}
+REQUANTIZES = "re-quantizes everything at each flush"
+FP8_NOTE = "one per-tensor scale, frozen at the first update; new tokens come back in fp8 too"
+
+
+def note_of(backend: str, key_axis: int, value_axis: int) -> str:
+    """What a backend of transformers' QuantizedCache does, read and probed in 5.17 and 5.23."""
+    keys, values = GROUPING[backend, key_axis], GROUPING[backend, value_axis]
+    return f"{keys if keys == values else f'K: {keys}; V: {values}'}; {REQUANTIZES}"
+
+
+def stock_cache(label: str, told: Outside) -> ForeignContender:
+    """transformers' QuantizedCache from a spec such as "hf-hqq:bits=4,axis=0"."""
+    backend, values = told.kind.removeprefix("hf-"), told.values
+    if backend == "fp8":
+        return ForeignContender(
+            label, lambda config: QuantizedCache("fp8", config), FP8_NOTE, canonical=told.name, spec={"backend": "fp8"}
+        )
+    settings = {
+        "nbits": values["bits"],
+        "axis_key": values["key_axis"],
+        "axis_value": values["value_axis"],
+        "q_group_size": values["group_size"],
+        "residual_length": values["residual_length"],
+    }
+    return ForeignContender(
+        label,
+        lambda config: QuantizedCache(backend, config, **settings),
+        note_of(backend, values["key_axis"], values["value_axis"]),
+        canonical=told.name,
+        spec={"backend": backend, **settings},
+    )

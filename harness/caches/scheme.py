@@ -1,0 +1,163 @@
+"""SchemeCache: one transformers cache for every scheme, for evaluation and for `model.generate` alike."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from harness.caches.rotary import rotary_of
+from schemes import KV, Rotary, Scheme, TokenStore
+
+
+class SchemeLayer(CacheLayerMixin):
+    """One full-attention layer whose keys and values are stored as `scheme` says.
+
+    `update` returns the stored past, decoded, followed by the new tokens as they came; then the new tokens are
+    stored. So a forward attends to its own tokens exactly and only later forwards read what was quantized.
+    """
+
+    is_croppable = True
+    is_compileable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, scheme: Scheme):
+        super().__init__()
+        self.scheme = scheme
+        self.stores = {side: TokenStore(rule) for side, rule in scheme.sides.items()}
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states[:, :, :0]  # the state is in the stores; transformers asks for tensors here
+        self.values = value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: KV, value_states: KV, *args: Any, **kwargs: Any) -> tuple[KV, KV]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        full: list[Tensor] = []
+        for store, new in zip(self.stores.values(), (key_states, value_states), strict=True):
+            past = store.read()
+            full.append(new if past is None else torch.cat([past, new], dim=2))
+            store.append(new)
+        return full[0], full[1]
+
+    def get_seq_length(self) -> int:
+        return self.stores["key"].length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        for store in self.stores.values():
+            store.reset()
+        self.keys = self.values = None
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the newest −`tokens_to_remove` tokens (a negative number, as transformers passes it)."""
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 passes a tensor
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): pass a negative number, the tokens to remove; a length to keep is no longer "
+                "understood by transformers either"
+            )
+        for store in self.stores.values():
+            store.crop(max(0, store.length + tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for store in self.stores.values():
+            store.index_select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for store in self.stores.values():
+            store.repeat(repeats)
+
+    def offload(self) -> None:
+        for store in self.stores.values():
+            store.to("cpu")
+
+    def prefetch(self) -> None:
+        if self.is_initialized:
+            for store in self.stores.values():
+                store.to(self.device)
+
+
+class SchemeCache(DynamicCache):
+    """A transformers cache that stores full-attention layers as `scheme` says and leaves other layers as they are.
+
+    Pass it as `past_key_values` to `model(...)` or `model.generate(...)`. With left padding, the keys of pad tokens
+    enter per-channel groups like any other.
+
+    rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own.
+
+    Raises ValueError where the model has no full-attention layer to quantize, or heads that the scheme cannot group.
+    """
+
+    def __init__(self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None):
+        super().__init__(config=config)
+        # exactly DynamicLayer: its subclasses (sliding, indexed) keep other things than all keys and values
+        stored = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        if not stored:
+            kinds = ", ".join(sorted({type(layer).__name__ for layer in self.layers})) or "none"
+            raise ValueError(
+                f"the model ({config.model_type}) has no full-attention layer whose cache could be quantized; its cache "
+                f"layers: {kinds}"
+            )
+        self.scheme = scheme.bind(len(self.layers), stored, rotary)
+        self.scheme.check(head_channels(config))
+        for index in stored:
+            self.layers[index] = SchemeLayer(self.scheme.for_layer(index))
+
+    @classmethod
+    def for_model(cls, scheme: Scheme, model: Any) -> "SchemeCache":
+        """A cache for a model, with whatever the scheme needs of it (its rotary module, where keys are stored as they
+        were before the rotation)."""
+        return cls(scheme, model.config, lambda layer: rotary_of(model, layer))
+
+    @property
+    def quantized_layers(self) -> list[int]:
+        """Indices of the layers that are stored as the scheme says."""
+        return [index for index, layer in enumerate(self.layers) if isinstance(layer, SchemeLayer)]
+
+    def stores(self) -> Iterator[tuple[int, str, TokenStore]]:
+        """(layer, "key" or "value", store) of every quantized layer."""
+        for index in self.quantized_layers:
+            layer = self.layers[index]
+            assert isinstance(layer, SchemeLayer)
+            for side, store in layer.stores.items():
+                yield index, side, store
+
+    def fill(self, prefilled: DynamicCache) -> "SchemeCache":
+        """Store what an exact prefill captured, through `update`, as a live prefill would. Returns itself."""
+        for index, layer in enumerate(prefilled.layers):
+            if isinstance(self.layers[index], SchemeLayer):
+                assert isinstance(layer, DynamicLayer)
+                assert layer.keys is not None
+                assert layer.values is not None
+                self.update(layer.keys, layer.values, index)
+            else:
+                self.layers[index] = copy.deepcopy(layer)  # sliding, linear: state is changed in place by forwards
+        return self
+
+    def zero_codes(self) -> None:
+        """The destructive control: set every stored code to 0."""
+        for _, _, store in self.stores():
+            store.zero_codes()
+
+
+def head_channels(config: Any) -> int:
+    """Channels of one head, from a model's config."""
+    text = config.get_text_config(decoder=True)
+    channels = getattr(text, "head_dim", None)
+    return channels or text.hidden_size // text.num_attention_heads

@@ -1,0 +1,183 @@
+"""The run record: run.json (typed, versioned), timings.json, and per-token arrays, one file a window.
+
+Everything that a table shows is recomputed from here.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from harness.records.writing import load_arrays, save_arrays, write_file
+
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Settings(_Typed):
+    """What decides the numbers; its hash names the run. Names, versions and hashes, no path of this machine."""
+
+    model: dict[str, str]
+    text_sha256: str  # of the token ids
+    protocol: Literal["two-pass", "stepwise", "single-pass"]
+    step: int | None
+    window_length: int
+    score_length: int
+    stride: int
+    windows: list[int]  # positions in the grid
+    bos_token_id: int | None  # replaces the first token of each window
+    device: str
+    dtype: str
+    attention: str
+    seed: int
+    contenders: list[str]  # canonical specs, in the order of the table; the first is exact
+    versions: dict[str, str]
+    measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
+
+
+class Bytes(_Typed):
+    """Of one side (or of both, where they cannot be told apart), at the prefix length, summed over quantized layers. held: by part; counted: with exact tokens at
+    16 bits; elements: numbers that they stand for."""
+
+    held: dict[str, int]
+    counted: float
+    elements: int
+
+
+class ContenderRecord(_Typed):
+    """One scheme (or foreign cache) of the run. note: what it really does, where that is not a scheme of ours."""
+
+    label: str  # what the user typed
+    name: str  # the canonical spec
+    lossless: bool
+    quantized_sides: list[str]
+    spec: dict[str, Any]
+    quantized_layers: list[int]
+    bytes: dict[str, Bytes] | None  # by side, of foreign caches under "both"; None: not measurable
+    note: str = ""
+    evicts: bool = False  # drops tokens, which changes what is attended
+    error: str | None = None  # why a foreign cache failed: one line; its sums are NaN from that window on
+
+
+Sum = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # NaN is null on disk
+
+
+class WindowRecord(_Typed):
+    """Sums over the scored tokens of one window, in the order of `Settings.contenders`; NaN where one had failed."""
+
+    index: int
+    start: int
+    count: int
+    nll: list[Sum]
+    kl: list[Sum]
+    top1: list[int]
+    probability: list[Sum]  # of the target: its difference between contenders is Δp
+    key_pairs: list[int]  # read from packed storage
+    value_pairs: list[int]
+    pairs: list[int]  # attended
+
+
+class NoiseFloor(_Typed):
+    """How far an exact cache moves when it is evaluated by another route; the larger of them."""
+
+    delta_nll: float
+    kl: float
+    routes: dict[str, dict[str, float]]
+
+
+class Audit(_Typed):
+    """failures: by contender, why its row cannot be believed; empty when all is well."""
+
+    identity_is_exact: bool | None = None
+    zeroed_codes_move_logits: dict[str, bool] = {}
+    failures: dict[str, list[str]] = {}
+
+
+class Header(_Typed):
+    """What every record begins with."""
+
+    schema_version: int = SCHEMA_VERSION
+    kvdelta: str
+    status: Literal["running", "complete"] = "running"
+    command: str
+    commit: str | None
+    model_name: str
+    text_name: str
+    text_source: dict[str, str]
+    text_tokens: int
+    layers: int  # of the model
+    threads: int  # of the CPU
+    settings: Settings
+
+
+HeaderT = TypeVar("HeaderT", bound=Header)
+
+
+class Run(Header):
+    """A comparison: what `kvdelta compare` leaves in run.json."""
+
+    contenders: list[ContenderRecord]
+    noise_floor: NoiseFloor | None = None
+    windows: list[WindowRecord] = []
+    audit: Audit = Audit()
+    summary: list[dict[str, Any]] = []
+
+
+def save_run(run: Run, folder: Path) -> None:
+    write_file(folder / RUN_FILE, (run.model_dump_json(indent=1) + "\n").encode())
+
+
+def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
+    """nll, kl float32 and top1 bool, [contenders, scored]."""
+    save_arrays(folder / "tokens" / f"{window:06d}.npz", arrays)
+
+
+def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
+    return load_arrays(folder / "tokens" / f"{window:06d}.npz")
+
+
+def has_tokens(folder: Path) -> bool:
+    """Runs of record are kept without their per-token arrays, which are megabytes."""
+    return (folder / "tokens").is_dir()
+
+
+def load_nll(folder: Path, run: Run) -> np.ndarray:
+    """NLL of every scored token in nats, float64 [contenders, windows × scored]; ValueError where a file is gone."""
+    try:
+        losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
+    except OSError as error:
+        raise ValueError(f"{folder}: a per-token array cannot be read: {error}") from None
+    return np.concatenate(losses, axis=1).astype(np.float64)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder; ValueError as `read_record`."""
+    return read_record(folder, RUN_FILE, Run)
+
+
+def read_record(folder: str | Path, name: str, kind: type[HeaderT]) -> HeaderT:
+    """Read one kind of record; ValueError where there is none, or one of another schema version."""
+    path = Path(folder) / name
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} is no run folder: there is no {name} in it") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a run record: {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is not a run record: {where}: {first['msg']}") from None

@@ -1,0 +1,53 @@
+"""Files that are whole or not there: records, arrays, figures."""
+
+import io
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from schemes.errors import UserError
+
+UNFINISHED = ".kvdelta-part"  # of files that are being written; no user names a file so, whatever folder it lies in
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file, and its folder, so that readers see all of it or nothing; OSError where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f"*{UNFINISHED}"):  # a process killed while writing left it an hour ago or earlier
+        with suppress(FileNotFoundError):  # another process cleans, or finishes, at the same time
+            if stale.stat().st_mtime < time.time() - 3600:
+                stale.unlink()
+    # not tempfile's: that would be readable by its owner alone, and records are for others too
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """All of it or nothing; UserError where the disk is full or the folder cannot be written."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path.name} cannot be written to {path.parent}: {error.strerror}; finished windows are kept: free some "
+            "space and give the same command again, or choose another folder with --out"
+        ) from None
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_file(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

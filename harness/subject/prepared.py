@@ -1,0 +1,46 @@
+"""The subject of a run: a loaded model, its text as tokens, and the windows cut from it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.options import Options
+from harness.subject.model import LoadedModel, load_model, pick_device, pick_dtype
+from harness.subject.text import Text, adds_bos, load_text, tokenize
+from harness.subject.windows import Window, check_positions, cut_windows
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A loaded model, its text as tokens, and the windows cut from it."""
+
+    loaded: LoadedModel
+    text: Text
+    tokens: torch.Tensor
+    windows: list[Window]
+    bos_token_id: int | None
+
+
+def prepare(options: Options) -> Subject:
+    """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    text = load_text(options.text)
+    loaded = load_model(options.model, revision=options.revision, device=device, dtype=dtype)
+    positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    check_positions(options.window_length, positions)
+    tokens = tokenize(text, loaded.tokenizer)
+    bos = loaded.tokenizer.bos_token_id
+    if options.bos == "always" and bos is None:
+        raise ValueError(f"bos=always, but the tokenizer of {loaded.name} has no BOS token; use --bos never")
+    wanted = options.bos == "always" or (options.bos == "auto" and adds_bos(loaded.tokenizer))
+    bos_token_id = int(bos) if wanted else None  # type: ignore[arg-type]
+    windows = cut_windows(
+        tokens,
+        window_length=options.window_length,
+        score_length=options.score_length,
+        stride=options.stride,
+        windows=options.windows,
+        bos_token_id=bos_token_id,
+    )
+    return Subject(loaded, text, tokens, windows, bos_token_id)

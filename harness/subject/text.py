@@ -1,0 +1,152 @@
+"""Texts and their tokens: a Wikipedia excerpt, WikiText-2, or a local text file."""
+
+import difflib
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from harness.records.writing import write_atomically
+from harness.subject.errors import TextError, one_line
+from harness.subject.files import cache_folder
+from harness.subject.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WIKITEXT = "wikitext-2"
+TEXTS = (EXCERPT, WIKITEXT)
+SLOW_TEXT = 500_000  # characters from which token ids are cached: tokenizing 3 million takes 3 seconds
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, what outputs call it, and where it is from (names and hashes, no path of this machine)."""
+
+    name: str
+    content: str
+    source: dict[str, str]
+
+
+def load_text(name: str | None = None) -> Text:
+    """A known text (TEXTS; None is the Wikipedia excerpt) or a local UTF-8 file; TextError where it cannot be had."""
+    if name in (None, EXCERPT):
+        return _wikipedia_excerpt()
+    if name == WIKITEXT:
+        return _wikitext2()
+    return _local_file(name)
+
+
+def tokenize(text: Text, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
+    """Token ids of the whole text without special tokens: int64 [tokens], cached on disk for long texts."""
+    if len(text.content) < SLOW_TEXT:
+        ids = _encode(text, tokenizer)
+    else:
+        key = hashlib.sha256(text.content.encode())
+        key.update(_fingerprint(tokenizer))
+        path = cache_folder() / "tokens" / f"{key.hexdigest()[:32]}.npy"
+        try:
+            ids = np.load(path)
+        except (OSError, ValueError, EOFError):  # not there, or not readable: made again
+            ids = _encode(text, tokenizer)
+            buffer = io.BytesIO()
+            np.save(buffer, ids)
+            _cache(path, buffer.getvalue())
+    if ids.size == 0:
+        raise TextError(f'the text "{text.name}" gives 0 tokens; give one with words in it')
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def token_sha256(tokens: torch.Tensor) -> str:
+    """SHA-256 of the ids as little-endian int64 bytes, so that it is the same on every machine."""
+    return hashlib.sha256(tokens.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Does the tokenizer begin a text with its BOS token by itself? (Whether it has one says nothing about that.)"""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
+
+
+def _encode(text: Text, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+    # verbose=False: a text is longer than the model's positions on purpose, windows are cut from it.
+    ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.asarray(ids, dtype=np.int32)
+
+
+def _fingerprint(tokenizer: "PreTrainedTokenizerBase") -> bytes:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    state = fast.to_str() if fast is not None else f"{tokenizer!r}{sorted(tokenizer.get_vocab().items())}"
+    return hashlib.sha256(f"{type(tokenizer).__name__}\0{state}".encode()).digest()
+
+
+def _cache(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError:  # a full or read-only cache costs seconds, not the run
+        return
+
+
+def _local_file(name: str) -> Text:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise TextError(f'the text "{name}" is a folder; give a text file or one of: {", ".join(TEXTS)}')
+    if not path.exists():
+        near = difflib.get_close_matches(name, TEXTS, n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise TextError(f'no text "{name}": no such file, and the known texts are {", ".join(TEXTS)}{hint}')
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TextError(f'the text "{name}" cannot be read: {error.strerror}') from error
+    try:
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f'the text "{name}" is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; '
+            "convert it (iconv -t UTF-8)"
+        ) from error
+    content = content.replace("\r\n", "\n").replace("\r", "\n")  # universal newlines, as open() reads
+    if not content.strip():
+        raise TextError(f'the text "{name}" is empty ({len(data)} bytes, no word); give a file with text in it')
+    return Text(path.name, content, {"kind": "file", "id": path.name, "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _wikitext2() -> Text:
+    repository, config, split = "Salesforce/wikitext", "wikitext-2-raw-v1", "test"
+    try:
+        import datasets
+
+        content = "".join(datasets.load_dataset(repository, config, split=split)["text"])
+    except Exception as error:  # datasets, the hub client and the network each raise their own
+        raise TextError(
+            f'"{WIKITEXT}" cannot be had; tried datasets.load_dataset("{repository}", "{config}", split="{split}"): '
+            f"{one_line(error)}; check the network, or give a local file (--text wiki.test.raw)"
+        ) from error
+    source = {"kind": "dataset", "id": f"{repository} {config} {split}", "license": "CC BY-SA 3.0 and GFDL"}
+    return Text(WIKITEXT, content, source | {"sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def _wikipedia_excerpt() -> Text:
+    # The dump is gensim's test data and has not changed for years; its release says which one it was all the same.
+    path = cache_folder() / "texts" / f"{EXCERPT}-v{EXCERPT_VERSION}.txt"
+    try:
+        head, content = path.read_bytes().decode("utf-8").split("\n", 1)
+        gensim_version, sha256 = head.split(" ")
+    except (OSError, ValueError):  # not there, or not ours
+        gensim_version = content = sha256 = ""
+    if not content or hashlib.sha256(content.encode()).hexdigest() != sha256:
+        content, gensim_version = parse_excerpt()
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        _cache(path, f"{gensim_version} {sha256}\n{content}".encode())
+    source = {
+        "kind": EXCERPT,
+        "id": f"gensim {gensim_version} test data, {EXCERPT_DUMP}, parser {EXCERPT_VERSION}",
+        "license": "English Wikipedia, CC BY-SA",
+        "sha256": sha256,
+    }
+    return Text(EXCERPT, content, source)

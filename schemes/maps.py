@@ -1,0 +1,81 @@
+"""Schemes that differ by layer or side: files that map layers to schemes, and one side alone.
+
+A file is JSON: {"default": S, "layers": {"0": S, "4-7": S}}, where S is a spec or {"key": spec, "value": spec}.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from schemes.base import Scheme
+from schemes.families.exact import exact
+
+Parse = Callable[[str], Scheme]
+
+
+def read(spec: str, parse: Parse) -> Scheme:
+    """The scheme of "@FILE". Its canonical name is "@FILE#HASH"; a hash that is given must be the content's.
+
+    ValueError for a file that is not there or says something else; the messages name the place.
+    """
+    path, _, expected = spec.removeprefix("@").partition("#")
+    try:
+        data = Path(path).read_bytes()
+        content = json.loads(data)
+    except OSError as error:
+        raise ValueError(f"scheme {spec!r}: the file cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"scheme {spec!r} is not JSON: {error}") from None
+    found = hashlib.sha256(data).hexdigest()[:8]
+    if expected and expected != found:
+        raise ValueError(f"scheme {spec!r}: the file has changed since, its hash is now {found}")
+    if not isinstance(content, dict) or "default" not in content or set(content) - {"default", "layers"}:
+        raise ValueError(f'scheme {spec!r}: a map of layers has "default" and "layers", and nothing else')
+    default = _scheme(content["default"], parse, f"scheme {spec!r}, default")
+    layers: dict[int, Scheme] = {}
+    for span, entry in content.get("layers", {}).items():
+        scheme = _scheme(entry, parse, f"scheme {spec!r}, layers {span}")
+        first, dash, last = span.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"scheme {spec!r}: {span!r} is no layer; give a number such as 4, or a range such as 4-7")
+        for index in range(int(first), int(last if dash else first) + 1):
+            if index in layers:
+                raise ValueError(f"scheme {spec!r}: layer {index} is named twice")
+            layers[index] = scheme
+    return Scheme(
+        f"@{path}#{found}", default.key, default.value, tuple(sorted(layers.items(), key=lambda item: item[0]))
+    )
+
+
+def _scheme(entry: Any, parse: Parse, where: str) -> Scheme:
+    if isinstance(entry, str):
+        entry = {"key": entry, "value": entry}
+    if not isinstance(entry, dict) or set(entry) != {"key", "value"}:
+        raise ValueError(f'{where}: give a spec, or {{"key": spec, "value": spec}}')
+    try:
+        sides = {side: parse(spec) for side, spec in entry.items()}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return joined(sides["key"], sides["value"])
+
+
+def joined(key: Scheme, value: Scheme) -> Scheme:
+    """The keys of one scheme and the values of another."""
+    name = key.name if key == value else f"keys {key.name}, values {value.name}"
+    return Scheme(name, key.key, value.value)
+
+
+def one_side(scheme: Scheme, side: str) -> Scheme:
+    """The scheme with only its keys, or only its values, quantized; side "both" is the scheme itself.
+
+    Its name is for people: no spec gives it.
+    """
+    if side == "both":
+        return scheme
+    exactly = dict(zip(("key", "value"), exact(), strict=True))
+    other = "value" if side == "key" else "key"
+    layers = tuple((index, one_side(variant, side)) for index, variant in scheme.layers)
+    return replace(scheme, name=f"{scheme.name} ({side}s only)", layers=layers, **{other: exactly[other]})
