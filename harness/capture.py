@@ -20,6 +20,7 @@ from harness.protocols import suffix_logits
 from harness.subject.forward import forward
 from harness.subject.windows import Window
 from schemes import KV
+from schemes.errors import UserError
 
 CAPTURABLE = ("sdpa", "eager")
 _NAME = "kvdelta-capture"
@@ -58,7 +59,7 @@ def suffix_attention(
     with _capturing(model, seen):
         logits = suffix_logits(model, cache, window.suffix)
     if missed:
-        raise ValueError(
+        raise UserError(
             f"the attention of layers {sorted(missed)} of this {model.config.model_type} model does not go through "
             "transformers' attention interface, so its queries cannot be captured"
         )
@@ -69,7 +70,7 @@ def suffix_attention(
 def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]:
     original = model.config.get_text_config(decoder=True)._attn_implementation
     if original not in CAPTURABLE:
-        raise ValueError(
+        raise UserError(
             f"the attention implementation {original!r} cannot be captured; load the model with one of "
             f"{', '.join(CAPTURABLE)}"
         )
@@ -107,13 +108,13 @@ def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.de
     if mask is None:
         return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if mask.shape[:2] != (1, 1):
-        raise ValueError(f"an attention mask of shape {tuple(mask.shape)} differs by head; it cannot be captured")
+        raise UserError(f"an attention mask of shape {tuple(mask.shape)} differs by head; it cannot be captured")
     pairs = mask[0, 0, :, :keys]
     if pairs.dtype == torch.bool:
         return pairs
     seen = pairs == 0
     if not (seen | (pairs <= torch.finfo(pairs.dtype).min / 2)).all():
-        raise ValueError("an attention mask that adds other numbers than 0 and −∞ cannot be captured")
+        raise UserError("an attention mask that adds other numbers than 0 and −∞ cannot be captured")
     return seen
 
 
@@ -169,5 +170,5 @@ def pre_rope_keys(model: Any, layer: int, keys: KV) -> KV:
         rotary = rotary_of(model, layer)
         check_rotary(rotary, x, layer)
     except ValueError as error:
-        raise ValueError(f"{error}; leave --pre-rope out") from None
+        raise UserError(f"{error}; leave --pre-rope out") from None
     return rotary.unrotate(x, 0)

@@ -14,6 +14,7 @@ from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
 from harness.subject.text import token_sha256
+from schemes.errors import UserError
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 
@@ -27,7 +28,7 @@ def check_text(contender: Contender, options: Options, subject: Subject) -> None
     mine = {subject.text.source.get("sha256") or None, token_sha256(subject.tokens)}
     for text in contender.calibrated_on:
         if mine & {text["sha256"], text["token_sha256"]}:
-            raise ValueError(
+            raise UserError(
                 f"scheme {contender.label} was calibrated on this text ({text['name']}), so its score would flatter it; "
                 "score it on another text, or say --same-text"
             )

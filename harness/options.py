@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from schemes.errors import UserError
+
 
 def _asked(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -34,14 +36,14 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.protocol not in ("two-pass", "stepwise", "single-pass"):
-            raise ValueError(f"protocol {self.protocol!r}: choose two-pass, stepwise or single-pass")
+            raise UserError(f"protocol {self.protocol!r}: choose two-pass, stepwise or single-pass")
         if self.protocol == "stepwise" and (self.step is None or self.step < 1):
-            raise ValueError(
+            raise UserError(
                 f"step is {self.step}: stepwise feeds the suffix in chunks of 1 token or more; give --step 16"
             )
         if self.protocol != "stepwise" and self.step is not None:
-            raise ValueError(
+            raise UserError(
                 f"step={self.step} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
             )
         if self.bos not in ("auto", "always", "never"):
-            raise ValueError(f"bos {self.bos!r}: choose auto, always or never")
+            raise UserError(f"bos {self.bos!r}: choose auto, always or never")

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from harness.subject.forward import forward
 from harness.subject.windows import Window
+from schemes.errors import UserError
 
 Protocol = Literal["two-pass", "stepwise", "single-pass"]
 
@@ -70,7 +71,7 @@ def single_pass_logits(model: Any, cache: Any, window: Window) -> Float[Tensor, 
 def check_finite(logits: Tensor, model_name: str, window: Window) -> None:
     """Raise ValueError where a logit is NaN or infinite."""
     if not torch.isfinite(logits).all():
-        raise ValueError(
+        raise UserError(
             f"{model_name}: NaN or infinite logits in window {window.index} (tokens from {window.start}); try --dtype bfloat16 or float32"
         )
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from schemes.errors import UserError
 from schemes.grouping import Grouping
 
 KV = Float[Tensor, "batch heads tokens channels"]  # heads are KV heads; keys as the model caches them (after RoPE)
@@ -177,9 +178,9 @@ class TensorScheme:
             object.__setattr__(self, "flush_every", group)
         for name in ("keep_recent", "flush_every", "sink_tokens"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a number of tokens is not negative")
+                raise UserError(f"{name}={getattr(self, name)}: a number of tokens is not negative")
         if self.flush_every % group:
-            raise ValueError(
+            raise UserError(
                 f"group_size={group} tokens does not divide the block of {self.flush_every} tokens; per-channel groups "
                 f"need a block (flush_every, or residual_length in kivi) that is a multiple of {group}"
             )
@@ -217,11 +218,11 @@ class Scheme:
             i for i, scheme in named.items() if i not in stored and (scheme.quantized_sides or i >= layers or i < 0)
         ]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"scheme {self.name} names layer {unknown[0]}, which the model has not, or not with a full cache"
             )
         if self.quantized_sides and not any(named.get(i, replace(self, layers=())).quantized_sides for i in stored):
-            raise ValueError(f"scheme {self.name} leaves all {len(stored)} layers of the model exact")
+            raise UserError(f"scheme {self.name} leaves all {len(stored)} layers of the model exact")
         if any(side.quantizer.needs_place for one in self.variants for side in one.sides.values()):
             whole = replace(self, layers=())
             named = {i: _placed(named.get(i, whole), i, rotary) for i in stored}
@@ -259,9 +260,7 @@ class Scheme:
                 try:
                     side.quantizer.check(channels)
                 except ValueError as error:
-                    raise ValueError(
-                        f"scheme {scheme.name}, {name}s with {channels} channels a head: {error}"
-                    ) from None
+                    raise UserError(f"scheme {scheme.name}, {name}s with {channels} channels a head: {error}") from None
 
 
 def _placed(scheme: Scheme, layer: int, rotary: Callable[[int], Rotary] | None) -> Scheme:

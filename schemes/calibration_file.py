@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from schemes.errors import UserError
+
 
 class CalibrationFile(str):
     """A path to a calibration, "FILE#HASH"; without a hash it gets that of the content.
@@ -24,11 +26,11 @@ class CalibrationFile(str):
         try:
             found = hashlib.sha256(Path(path).read_bytes() + facts_path(path).read_bytes()).hexdigest()[:8]
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"the calibration {path!r} cannot be read: {error.filename}: {error.strerror}; kvdelta calibrate makes one"
             ) from None
         if expected and expected != found:
-            raise ValueError(f"the calibration {path!r} has changed since, its hash is now {found}")
+            raise UserError(f"the calibration {path!r} has changed since, its hash is now {found}")
         return super().__new__(cls, f"{path}#{found}")
 
 
@@ -52,9 +54,9 @@ def read(file: CalibrationFile) -> Calibration:
         tensors = load(Path(path).read_bytes())
         facts = json.loads(facts_path(path).read_text())
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no calibration: {error}") from None
+        raise UserError(f"{path} is no calibration: {error}") from None
     if not isinstance(facts, dict) or "text" not in facts:
-        raise ValueError(f"{facts_path(path)} does not say what the calibration was made of")
+        raise UserError(f"{facts_path(path)} does not say what the calibration was made of")
     return Calibration(tensors, facts)
 
 

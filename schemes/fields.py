@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from schemes.errors import UserError
+
 
 @dataclass(frozen=True)
 class Field:
@@ -26,12 +28,12 @@ class Field:
                 return kind(text)
             except ValueError as error:
                 if issubclass(kind, str):  # a file: the error says what is wrong with it
-                    raise ValueError(f"{self.name}: {error}") from None
+                    raise UserError(f"{self.name}: {error}") from None
         allowed = [shown(choice) for choice in choices]
         allowed += ["a number" if kind is float else "a whole number" for kind in kinds]
         guess = get_close_matches(text, [shown(choice) for choice in choices], n=1)
         hint = f"; did you mean {guess[0]}?" if guess else ""
-        raise ValueError(f"{where}: {self.name}={text!r} is not one of {', '.join(allowed)}{hint}")
+        raise UserError(f"{where}: {self.name}={text!r} is not one of {', '.join(allowed)}{hint}")
 
 
 def shown(value: object) -> str:
@@ -84,9 +86,9 @@ def read_items(
     for name, text in items:
         targets = several.get(name, (name,))
         if targets[0] not in known:
-            raise ValueError(unknown("field", name, [*several, *known]))
+            raise UserError(unknown("field", name, [*several, *known]))
         for target in targets:
             if target in given:
-                raise ValueError(f"{target} is set twice")
+                raise UserError(f"{target} is set twice")
             given[target] = known[target].parse(text, where)
     return given

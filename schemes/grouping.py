@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
+from schemes.errors import UserError
+
 Axis = Literal["token", "channel"]
 GroupSize = int | Literal["all"]
 
@@ -18,7 +20,7 @@ _MERGE = {"token": "b h t n g -> b h t (n g)", "channel": "b h n d g -> b h (n g
 def require_whole_groups(tokens: int, group: int) -> None:
     """ValueError where `tokens` do not divide into groups of `group` tokens."""
     if tokens % group:
-        raise ValueError(
+        raise UserError(
             f"{tokens} tokens do not divide into groups of {group}; groups along tokens need to be whole (the rest stays "
             "in the exact tail)"
         )
@@ -41,12 +43,12 @@ class Grouping:
     def __post_init__(self) -> None:
         if self.group_size == "all":
             if self.axis == "channel":
-                raise ValueError(
+                raise UserError(
                     "group_size=all with axis=channel would make one group of all tokens, which changes with every "
                     "token appended; give a number of tokens, such as group_size=32"
                 )
         elif self.group_size < 1:
-            raise ValueError(f"group_size={self.group_size}: a group has at least 1 element, or is 'all'")
+            raise UserError(f"group_size={self.group_size}: a group has at least 1 element, or is 'all'")
 
     @property
     def tokens_per_group(self) -> int:

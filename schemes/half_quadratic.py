@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
+from schemes.errors import UserError
 
 TILE = 4096  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
 WORTH_LEAVING_OUT = 0.8  # groups that settled are left out once fewer than this share still moves
@@ -121,11 +122,11 @@ class HalfQuadraticQuantizer(AffineQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.iters < 1:
-            raise ValueError(f"iters={self.iters}: the solver makes at least 1 iteration")
+            raise UserError(f"iters={self.iters}: the solver makes at least 1 iteration")
         if not 0 < self.p <= 1:
-            raise ValueError(f"p={self.p}: the norm of the error has 0 < p ≤ 1")
+            raise UserError(f"p={self.p}: the norm of the error has 0 < p ≤ 1")
         if not 0 < self.beta < float("inf"):
-            raise ValueError(f"beta={self.beta}: the shrinkage 1/beta needs a positive, finite beta")
+            raise UserError(f"beta={self.beta}: the shrinkage 1/beta needs a positive, finite beta")
 
     @property
     def solver_of_steps(self) -> HalfQuadratic:

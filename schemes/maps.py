@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schemes.base import Scheme
+from schemes.errors import UserError
 from schemes.families.exact import exact
 
 Parse = Callable[[str], Scheme]
@@ -26,24 +27,24 @@ def read(spec: str, parse: Parse) -> Scheme:
         data = Path(path).read_bytes()
         content = json.loads(data)
     except OSError as error:
-        raise ValueError(f"scheme {spec!r}: the file cannot be read: {error.strerror}") from None
+        raise UserError(f"scheme {spec!r}: the file cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"scheme {spec!r} is not JSON: {error}") from None
+        raise UserError(f"scheme {spec!r} is not JSON: {error}") from None
     found = hashlib.sha256(data).hexdigest()[:8]
     if expected and expected != found:
-        raise ValueError(f"scheme {spec!r}: the file has changed since, its hash is now {found}")
+        raise UserError(f"scheme {spec!r}: the file has changed since, its hash is now {found}")
     if not isinstance(content, dict) or "default" not in content or set(content) - {"default", "layers"}:
-        raise ValueError(f'scheme {spec!r}: a map of layers has "default" and "layers", and nothing else')
+        raise UserError(f'scheme {spec!r}: a map of layers has "default" and "layers", and nothing else')
     default = _scheme(content["default"], parse, f"scheme {spec!r}, default")
     layers: dict[int, Scheme] = {}
     for span, entry in content.get("layers", {}).items():
         scheme = _scheme(entry, parse, f"scheme {spec!r}, layers {span}")
         first, dash, last = span.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"scheme {spec!r}: {span!r} is no layer; give a number such as 4, or a range such as 4-7")
+            raise UserError(f"scheme {spec!r}: {span!r} is no layer; give a number such as 4, or a range such as 4-7")
         for index in range(int(first), int(last if dash else first) + 1):
             if index in layers:
-                raise ValueError(f"scheme {spec!r}: layer {index} is named twice")
+                raise UserError(f"scheme {spec!r}: layer {index} is named twice")
             layers[index] = scheme
     return Scheme(
         f"@{path}#{found}", default.key, default.value, tuple(sorted(layers.items(), key=lambda item: item[0]))
@@ -54,11 +55,11 @@ def _scheme(entry: Any, parse: Parse, where: str) -> Scheme:
     if isinstance(entry, str):
         entry = {"key": entry, "value": entry}
     if not isinstance(entry, dict) or set(entry) != {"key", "value"}:
-        raise ValueError(f'{where}: give a spec, or {{"key": spec, "value": spec}}')
+        raise UserError(f'{where}: give a spec, or {{"key": spec, "value": spec}}')
     try:
         sides = {side: parse(spec) for side, spec in entry.items()}
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     return joined(sides["key"], sides["value"])
 
 

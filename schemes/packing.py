@@ -10,13 +10,15 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from schemes.errors import UserError
+
 WIDTHS = (1, 2, 3, 4, 8)
 
 
 def codes_per_word(bits: int) -> int:
     """The least number of codes that fill whole bytes."""
     if bits not in WIDTHS:
-        raise ValueError(f"bits={bits}: packed codes have {', '.join(map(str, WIDTHS))} bits")
+        raise UserError(f"bits={bits}: packed codes have {', '.join(map(str, WIDTHS))} bits")
     return lcm(8, bits) // bits
 
 
@@ -24,7 +26,7 @@ def check_packable(bits: int, group: int) -> None:
     """Raise ValueError where a group of codes would end inside a byte."""
     unit = codes_per_word(bits)
     if group % unit:
-        raise ValueError(
+        raise UserError(
             f"a group of {group} codes of {bits} bits is {group * bits} bits, not whole bytes; "
             f"use a group that {unit} divides"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from schemes import maps as layers
 from schemes.base import Scheme, TensorScheme
+from schemes.errors import UserError
 from schemes.families import (
     asymmetric,
     centred,
@@ -88,7 +89,7 @@ def parse_scheme(spec: str) -> Scheme:
         inner = _inner(family, parts.name, parts.inner)
         given = read_items(parts.items, fields_of(family), shorthands(family), family.name)
     except ValueError as error:
-        raise ValueError(f"scheme {spec!r}: {error}") from None
+        raise UserError(f"scheme {spec!r}: {error}") from None
     both = shorthands(family)
     for short, value in values.items():  # a short name's own fields give way to what is spelled out
         for target in both.get(short, (short,)):
@@ -103,7 +104,7 @@ def calibrated_family(spec: str) -> tuple[Family, dict[str, object]]:
     parts = split_spec(spec)
     family, values = lookup(parts.name)
     if family.calibrate is None:
-        raise ValueError(f"scheme {spec!r} needs no calibration: it can be scored as it is")
+        raise UserError(f"scheme {spec!r} needs no calibration: it can be scored as it is")
     given = values | read_items(parts.items, fields_of(family), shorthands(family), family.name)
     return family, {name: given.get(name, field.default) for name, field in own_fields(family).items()}
 
@@ -113,16 +114,16 @@ def _inner(family: Family, name: str, inside: str | None) -> Scheme | None:
     if not family.wraps:
         if inside is not None:
             wrappers = ", ".join(other.name for other in SCHEMES.values() if other.wraps)
-            raise ValueError(f"{name} wraps no other scheme; those that do: {wrappers}")
+            raise UserError(f"{name} wraps no other scheme; those that do: {wrappers}")
         return None
     if not inside:
-        raise ValueError(f"{name} wraps another scheme: give it in parentheses, as {family.example}")
+        raise UserError(f"{name} wraps another scheme: give it in parentheses, as {family.example}")
     scheme = parse_scheme(inside)
     if not inside.startswith("@"):
         outer = [item for item in split_spec(inside).items if item[0] in {rule.name for rule in RULES}]
         if outer:
             moved = ",".join(f"{field}={value}" for field, value in outer)
-            raise ValueError(
+            raise UserError(
                 f"{outer[0][0]} says how a whole scheme is used, not the quantizer in {name}(…); give it outside, as "
                 f"{name}(…):{moved}"
             )
@@ -146,13 +147,13 @@ def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme
         scheme = Scheme(canonical_name(family, full, inner), **sides(inner), layers=others)
         return _with_scheme_rules(scheme, full["only"], full["exact_first_layers"], full["exact_last_layers"])
     except ValueError as error:
-        raise ValueError(f"scheme {spec!r}: {error}") from None
+        raise UserError(f"scheme {spec!r}: {error}") from None
 
 
 def _with_scheme_rules(scheme: Scheme, only: Any, first: Any, last: Any) -> Scheme:
     for name, count in (("exact_first_layers", first), ("exact_last_layers", last)):
         if count < 0:
-            raise ValueError(f"{name}={count}: a number of layers is not negative")
+            raise UserError(f"{name}={count}: a number of layers is not negative")
     named = replace(layers.one_side(scheme, only), name=scheme.name)
     exempt = [*range(first), *range(-last, 0)]
     if not exempt:
@@ -189,4 +190,4 @@ def lookup(name: str) -> tuple[Family, dict[str, object]]:
         return SCHEMES[name], {}
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
-    raise ValueError(unknown("scheme", name, [*SCHEMES, *SHORT_NAMES]))
+    raise UserError(unknown("scheme", name, [*SCHEMES, *SHORT_NAMES]))

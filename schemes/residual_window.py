@@ -1,6 +1,7 @@
 """KIVI's residual rule: a window of exact recent tokens."""
 
 from schemes.base import Quantizer, TensorScheme
+from schemes.errors import UserError
 
 
 def windowed(
@@ -9,7 +10,7 @@ def windowed(
     """Keys: when `residual_length` tokens are exact, all of them are quantized. Values: beyond `residual_length` exact
     tokens the oldest is quantized. The first `sink_tokens` stay exact. ValueError for a window without tokens."""
     if residual_length < 1:
-        raise ValueError(f"residual_length={residual_length}: the exact window has at least one group of tokens")
+        raise UserError(f"residual_length={residual_length}: the exact window has at least one group of tokens")
     return (
         TensorScheme(key, flush_every=residual_length, sink_tokens=sink_tokens),
         TensorScheme(value, keep_recent=residual_length, sink_tokens=sink_tokens),

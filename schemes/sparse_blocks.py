@@ -8,6 +8,7 @@ from torch import Tensor
 
 from schemes.affine import stored_offset
 from schemes.base import KV
+from schemes.errors import UserError
 from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor, unblocked
 
 BYTE, WORD = 256, 65536  # places that 8 and 16 bits can name
@@ -40,11 +41,11 @@ class SparseQuantizer(BlockWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction={self.fraction}: the share of numbers kept exactly is between 0 and 1")
+            raise UserError(f"fraction={self.fraction}: the share of numbers kept exactly is between 0 and 1")
 
     def check(self, channels: int) -> None:
         if channels * self.block > WORD:
-            raise ValueError(f"a block of {self.block} tokens and {channels} channels has more than {WORD} places")
+            raise UserError(f"a block of {self.block} tokens and {channels} channels has more than {WORD} places")
         self.inner.check(channels)
 
     def quantize(self, x: KV) -> SparseTensor:

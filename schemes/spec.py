@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from schemes.errors import UserError
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -23,12 +25,12 @@ def split_spec(text: str) -> Spec:
         elif letter == ")":
             depth -= 1
             if depth < 0:
-                raise ValueError(f"the ) at character {i + 1} closes nothing")
+                raise UserError(f"the ) at character {i + 1} closes nothing")
             closed = i if depth == 0 and closed < 0 else closed
         elif letter == ":" and opened < 0:
             break  # parentheses behind a colon belong to a value
     if depth:
-        raise ValueError(f"the ( at character {opened + 1} is not closed")
+        raise UserError(f"the ( at character {opened + 1} is not closed")
     if opened < 0:
         name, colon, rest = text.partition(":")
         return Spec(name.strip(), None, _items(rest, name) if colon else ())
@@ -36,7 +38,7 @@ def split_spec(text: str) -> Spec:
     if not rest:
         return Spec(name, inner, ())
     if not rest.startswith(":"):
-        raise ValueError(f"{rest!r} follows the ); fields of {name} come as {name}({inner}):field=value")
+        raise UserError(f"{rest!r} follows the ); fields of {name} come as {name}({inner}):field=value")
     return Spec(name, inner, _items(rest[1:], f"{name}({inner})"))
 
 
@@ -45,6 +47,6 @@ def _items(text: str, head: str) -> tuple[tuple[str, str], ...]:
     for item in text.split(","):
         field, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
-            raise ValueError(f"{item.strip()!r} is not field=value; a spec is {head}:field=value,field=value")
+            raise UserError(f"{item.strip()!r} is not field=value; a spec is {head}:field=value,field=value")
         items.append((field, value))
     return tuple(items)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from schemes.errors import UserError
 from schemes.grouping import Grouping
 
 Sides = Literal["both", "key", "value"]
@@ -82,7 +83,7 @@ class Wrapper(Quantizer):
 
     def __post_init__(self) -> None:
         if self.inner.needs_place:
-            raise ValueError("a scheme that was calibrated for a model's own keys and values cannot be wrapped")
+            raise UserError("a scheme that was calibrated for a model's own keys and values cannot be wrapped")
 
     @property
     def tokens_per_group(self) -> int:  # type: ignore[override]
@@ -115,7 +116,7 @@ class BlockWrapper(Wrapper):
         if self.block == 0:
             object.__setattr__(self, "block", self.inner.tokens_per_group)
         if self.block < 1 or self.block % self.inner.tokens_per_group:
-            raise ValueError(
+            raise UserError(
                 f"block={self.block}: a block of tokens is whole groups of the quantizer inside, which takes "
                 f"{self.inner.tokens_per_group}"
             )

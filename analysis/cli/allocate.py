@@ -24,6 +24,7 @@ from harness.settings import settings_of
 from harness.subject.prepared import Subject
 from harness.subject.windows import Window, cut_windows
 from schemes import parse_scheme
+from schemes.errors import UserError
 
 MAP = "the map"
 
@@ -97,19 +98,19 @@ def _costs(
         kinds: list[Kind] = ["sensitivity", "errors"]
         kind: Kind | None = next((one for one in kinds if has_measurement(source, one)), None)
         if kind is None:
-            raise ValueError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
+            raise UserError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
         record = load_measurement(source, kind)
         mine = settings_of(options, subject, [])
         for name in ("model", "text_sha256", "window_length", "score_length", "bos_token_id"):
             a, b = getattr(record.settings, name), getattr(mine, name)
             if a != b:
-                raise ValueError(f"{source} does not fit this command: {name} is {a} there and {b} here")
+                raise UserError(f"{source} does not fit this command: {name} is {a} there and {b} here")
         if fitted := set(record.settings.windows) & {window.index for window in subject.windows}:
             count = len(subject.windows)
             subject = replace(subject, windows=_others(options, subject, set(record.settings.windows), count))
             note(f"{len(fitted)} of the windows are in {source}: other {count} are scored")
     if record.measured_layers != stored_places(subject)[0]:
-        raise ValueError(f"{source} has only some of the model's layers; measure it again without --layers")
+        raise UserError(f"{source} has only some of the model's layers; measure it again without --layers")
     arrays = measured_arrays(source, record)
     return costs_of(record, arrays, specs, head_channels(model.config)), subject
 
@@ -126,7 +127,7 @@ def _others(options: Options, subject: Subject, taken: set[int], count: int) -> 
     )
     free = [window for window in grid if window.index not in taken]
     if not 1 <= count <= len(free):
-        raise ValueError(
+        raise UserError(
             f"{count} more windows are asked for, beside {len(taken)}; the text has {len(free)} others; take fewer windows"
         )
     return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]

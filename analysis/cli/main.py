@@ -12,6 +12,7 @@ from analysis.cli.flags import Format, takes_options
 from analysis.cli.starting import load_subject, note
 from harness.options import Options
 from harness.subject.imports import import_quickly
+from schemes.errors import UserError
 
 if TYPE_CHECKING:
     from harness.records.run import Run
@@ -58,7 +59,7 @@ def compare(
     contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     known = [name for contender in contenders for name in (contender.name, contender.label)]
     if baseline is not None and baseline not in known and canonical(baseline) not in known:
-        raise ValueError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
+        raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
     from analysis.cli import scoring
 
     run, folder = scoring.score(contenders, options, load_subject(options))
@@ -81,7 +82,7 @@ def show(
     for folder in runs:
         run = load_run(folder)
         if not run.windows:
-            raise ValueError(f"{folder} has no finished window yet; give its command again to go on: {run.command}")
+            raise UserError(f"{folder} has no finished window yet; give its command again to go on: {run.command}")
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
         _show(run, folder, format, baseline, sort)
@@ -113,7 +114,7 @@ def calibrate(
 ) -> int:
     """Calibrate a scheme on a text; --out names the file that the scheme is then given."""
     if options.out is None:
-        raise ValueError("calibrate writes a file: name it with --out, such as --out kvquant3.safetensors")
+        raise UserError("calibrate writes a file: name it with --out, such as --out kvquant3.safetensors")
     from schemes.registry import calibrated_family
 
     calibrated_family(scheme)  # a typing error shows before anything is loaded

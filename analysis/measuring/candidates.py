@@ -8,6 +8,7 @@ import torch
 from analysis.reading.allocation import SIDES, Costs
 from harness.records.measurement import Arrays, Measurement
 from schemes import TokenStore, parse_scheme
+from schemes.errors import UserError
 
 
 def bits_of(spec: str, prefix_length: int, channels: int) -> list[float]:
@@ -29,20 +30,18 @@ def costs_of(record: Measurement, arrays: Arrays, candidates: Sequence[str] | No
     names = [parse_scheme(spec).name for spec in specs]
     for spec, name in zip(specs, names, strict=True):
         if name not in record.settings.contenders:
-            raise ValueError(f"{spec} is not in the {record.kind} record; it has {', '.join(record.labels)}")
+            raise UserError(f"{spec} is not in the {record.kind} record; it has {', '.join(record.labels)}")
     at = [record.settings.contenders.index(name) for name in names]
     if record.kind == "sensitivity":
         there = record.settings.measured["sides"]
         if missing := [side for side in SIDES if side not in there]:
-            raise ValueError(
-                f"the sensitivity record has no {missing[0]} side; measure it with --side key --side value"
-            )
+            raise UserError(f"the sensitivity record has no {missing[0]} side; measure it with --side key --side value")
         kl = arrays["kl"].sum(axis=0) / arrays["count"].sum()
         cost = np.stack([kl[at, there.index(side)] for side in SIDES])
         measure = "ablation KL"
     else:
         if "key_square" not in arrays:
-            raise ValueError("the errors record has no predicted loss; measure it again without --no-gradients")
+            raise UserError("the errors record has no predicted loss; measure it again without --no-gradients")
         cost = np.stack([arrays[f"{side}_square"].sum(axis=(0, 3))[at] for side in SIDES])
         measure = "predicted Σ(g·e)²"
     prefix = record.settings.window_length - record.settings.score_length

@@ -18,6 +18,7 @@ from harness.records.measurement import Arrays, Measurement
 from harness.subject.prepared import Subject
 from harness.subject.windows import Window
 from schemes import Scheme, TokenStore
+from schemes.errors import UserError
 
 SAME_ATTENTION = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative, by round-off of the dtype
 
@@ -96,7 +97,7 @@ class _Loop:
             theirs = attention.output[0].float()
             off = float((ours - theirs).norm() / theirs.norm())
             if not off <= SAME_ATTENTION[attention.output.dtype]:
-                raise ValueError(
+                raise UserError(
                     f"layer {attention.layer} of {self.subject.loaded.name} attends in a way that its queries, keys, mask "
                     f"and scaling do not give again (outputs differ by {off:.1e}); its attention cannot be captured"
                 )

@@ -20,6 +20,7 @@ from harness.records.measurement import Arrays, Measurement
 from harness.subject.prepared import Subject
 from harness.subject.windows import Window
 from schemes import Scheme, TokenStore
+from schemes.errors import UserError
 from schemes.maps import one_side
 
 
@@ -45,7 +46,7 @@ def measure_sensitivity(
         for side in sides:
             if exact := [layer for layer in measured if one_side(one.scheme.for_layer(layer), side).lossless]:
                 what = {"key": "keys", "value": "values", "both": "keys and values"}[side]
-                raise ValueError(
+                raise UserError(
                     f"scheme {one.label} keeps {what} of layers {spans(exact)} exact, so there is nothing to measure; "
                     "leave them out with --layers, or name another --side or scheme"
                 )

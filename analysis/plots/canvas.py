@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 from analysis.plots.style import BASE, WIDTH, floored, look, scheme_label
 from harness.records.measurement import Measurement
 from harness.records.writing import write_file
+from schemes.errors import UserError
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def styled(style: str | None = None) -> Iterator[None]:
         known = [name for name in matplotlib.style.available if not name.startswith("_")]
         guess = get_close_matches(style, known, n=1)
         hint = f"did you mean {guess[0]!r}? " if guess else ""
-        raise ValueError(f"no style {style!r}; {hint}give a .mplstyle file or one of {', '.join(known)}")
+        raise UserError(f"no style {style!r}; {hint}give a .mplstyle file or one of {', '.join(known)}")
     with matplotlib.style.context([BASE, *([style] if style else [])], after_reset=True):
         yield
 

@@ -14,6 +14,7 @@ from analysis.plots.canvas import ink, legend, panel_figure, plain_number, recor
 from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, binned, spread
 from analysis.reading.outlier_rows import OUTLIER, channel_ratio, persistence
 from harness.records.measurement import Arrays, Measurement
+from schemes.errors import UserError
 
 SIDES = ("key", "pre_rope_key", "value")
 STRONG = 5.0  # the ratio from which outliers are called strong
@@ -71,7 +72,7 @@ def ratio_by_layer(record: Measurement, arrays: Arrays) -> Figure:
 def persistence_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     """Overlap of the top channels between windows by layer: the mean over heads, and each head as a dot."""
     if len(record.settings.windows) < 2:
-        raise ValueError("persistence compares windows: 2 are needed, and this record has 1")
+        raise UserError("persistence compares windows: 2 are needed, and this record has 1")
     what = "Do the same channels stand out in every window? (line: mean over KV heads; dots: each)"
     figure, panels = panel_figure(record, what, 1, 1, 2.6)
     axes = panels[0, 0]
@@ -170,7 +171,7 @@ def _sides(arrays: Arrays) -> list[str]:
 def _pictured(arrays: Arrays, picture: int) -> tuple[int, int]:
     pictured = arrays["pictured"][0]
     if not 0 <= picture < len(pictured):
-        raise ValueError(f"picture {picture}: this record kept {len(pictured)} heads, numbered from 0")
+        raise UserError(f"picture {picture}: this record kept {len(pictured)} heads, numbered from 0")
     return int(pictured[picture][0]), int(pictured[picture][1])
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy import optimize, sparse
 
+from schemes.errors import UserError
+
 SIDES = ("key", "value")
 LAYOUT = "asymmetric:key_axis=channel,value_axis=token,group_size=32"
 CANDIDATES = tuple(f"{LAYOUT},bits={bits}" for bits in (2, 3, 4, 8))
@@ -36,7 +38,7 @@ def choose(costs: Costs, budget: float) -> Int[np.ndarray, "layers 2"]:
     layers, _, candidates = costs.cost.shape
     least = float(costs.bits.min(axis=1).mean())
     if budget < least - 1e-9:
-        raise ValueError(
+        raise UserError(
             f"a budget of {budget:g} bits is under the smallest candidates, {least:.2f}; raise it to that or more"
         )
     places = layers * len(SIDES)

@@ -7,6 +7,7 @@ from pathlib import Path
 from analysis.reading.selection import spans
 from harness.records.measurement import Arrays, Kind, Measurement, has_measurement, load_measurement, measured_arrays
 from harness.records.run import RECORD_FILES, RUN_FILE, Header, Run, load_run
+from schemes.errors import UserError
 
 SAME = ("model", "text_sha256", "windows", "protocol", "step", "window_length", "score_length", "bos_token_id", "dtype")
 
@@ -44,7 +45,7 @@ def gather(folders: Sequence[str | Path]) -> Joined:
                 _complete(folder, record)
                 into.append((folder, record, measured_arrays(folder, record)))
         if len(found.headers) == before:
-            raise ValueError(f"{folder} holds no record: none of {', '.join(RECORD_FILES)}")
+            raise UserError(f"{folder} holds no record: none of {', '.join(RECORD_FILES)}")
     for folder, run in found.runs:
         _complete(folder, run)
     return found
@@ -52,7 +53,7 @@ def gather(folders: Sequence[str | Path]) -> Joined:
 
 def _complete(folder: Path, record: Header) -> None:
     if record.status != "complete":
-        raise ValueError(f"{folder} is not complete; give its command again to go on: {record.command}")
+        raise UserError(f"{folder} is not complete; give its command again to go on: {record.command}")
 
 
 def check_joins(joined: Joined) -> None:
@@ -62,7 +63,7 @@ def check_joins(joined: Joined) -> None:
         for name in SAME:
             a, b = getattr(one.settings, name), getattr(other.settings, name)
             if a != b:
-                raise ValueError(f"{first} and {folder} do not join: {name} is {_said(a)} there and {_said(b)} here")
+                raise UserError(f"{first} and {folder} do not join: {name} is {_said(a)} there and {_said(b)} here")
 
 
 def _said(value: object) -> str:

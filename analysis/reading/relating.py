@@ -10,6 +10,7 @@ from analysis.reading.agreement import EQUAL_BITS, Question, Row
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joining import Joined
 from harness.records.measurement import Arrays, Measurement
+from schemes.errors import UserError
 
 LEAST_POINTS = 5
 NO_WORSE = 1.02  # an error up to this ratio is called no worse
@@ -21,10 +22,10 @@ def questions(joined: Joined) -> list[Question]:
     ValueError where there are no errors, or nothing to relate them to.
     """
     if not joined.errors:
-        raise ValueError("there is no errors record among these folders; make one with `kvdelta errors`, same windows")
+        raise UserError("there is no errors record among these folders; make one with `kvdelta errors`, same windows")
     for folder, record in joined.headers:
         if len(record.settings.windows) < 2:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has 1 window; agreement needs an interval, and an interval at least 2 windows (8 are better)"
             )
     asked: list[Question] = []
@@ -35,7 +36,7 @@ def questions(joined: Joined) -> list[Question]:
             asked += _over_schemes(errors, sums, run)
     if not asked:
         known = ", ".join(label for _, errors, _ in joined.errors for label in errors.labels)
-        raise ValueError(
+        raise UserError(
             f"nothing to relate: no ablation and no comparison here shares {LEAST_POINTS} layers or schemes with the "
             f"errors record, which has {known}"
         )

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from schemes.errors import UserError
+
 SIDES = ("key", "value", "both")
 
 
@@ -11,9 +13,7 @@ def chosen(what: str, asked: Sequence[int] | None, there: Sequence[int]) -> list
         return list(there)
     for index in asked:
         if index not in there:
-            raise ValueError(
-                f"{what} {index} does not exist or holds no full-attention cache; there are {spans(there)}"
-            )
+            raise UserError(f"{what} {index} does not exist or holds no full-attention cache; there are {spans(there)}")
     return sorted(set(asked))
 
 
@@ -23,7 +23,7 @@ def indices(text: str) -> list[int]:
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{text!r}: give numbers and ranges such as 0,5,10-12")
+            raise UserError(f"{text!r}: give numbers and ranges such as 0,5,10-12")
         found += range(int(first), int(last if dash else first) + 1)
     return found
 
@@ -43,5 +43,5 @@ def checked_sides(asked: Sequence[str]) -> list[str]:
     """Each once; ValueError for what is no side."""
     for side in asked:
         if side not in SIDES:
-            raise ValueError(f"side {side!r}: choose {', '.join(SIDES)}")
+            raise UserError(f"side {side!r}: choose {', '.join(SIDES)}")
     return list(dict.fromkeys(asked))

@@ -7,6 +7,7 @@ import numpy as np
 
 from harness import statistics
 from harness.records.run import ContenderRecord, Run
+from schemes.errors import UserError
 
 Row = dict[str, Any]
 
@@ -21,7 +22,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
     """
     base = find(run, baseline) if baseline else 0
     if run.contenders[base].error:
-        raise ValueError(
+        raise UserError(
             f"{run.contenders[base].label} failed, so there are no deltas against it; choose another baseline"
         )
     counts = [w.count for w in run.windows]
@@ -138,7 +139,7 @@ def find(run: Run, name: str) -> int:
         if name == contender.label or wanted == contender.name:
             return i
     known = ", ".join(contender.label for contender in run.contenders)
-    raise ValueError(f"no scheme {name!r} in this run; it has {known}")
+    raise UserError(f"no scheme {name!r} in this run; it has {known}")
 
 
 def perplexities(run: Run) -> list[float]:

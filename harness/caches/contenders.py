@@ -13,6 +13,7 @@ from harness.caches.specs import outside
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.windows import Window
 from schemes import Quantizer, Scheme, parse_scheme
+from schemes.errors import UserError
 
 
 class Contender(Protocol):
@@ -94,7 +95,7 @@ class SchemeContender:
         for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
             if not rule.packed_tokens(prefix_length):
                 kept = rule.keep_recent + rule.sink_tokens + rule.flush_every
-                raise ValueError(
+                raise UserError(
                     f"scheme {self.label}: a prefix of {prefix_length} tokens would leave every {side} exact, since its "
                     f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual"
                 )

@@ -20,6 +20,7 @@ from harness.caches.specs import Outside
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.windows import Window
 from schemes import KV
+from schemes.errors import UserError
 
 EXACT_BITS = 16  # of a number of an exact token, whatever the run's dtype
 
@@ -45,12 +46,12 @@ class Eviction:
         """ValueError where nothing would be evicted, or no newest token kept."""
         kept = self.kept(prefix_length)
         if kept <= self.sinks:
-            raise ValueError(
+            raise UserError(
                 f"{kept} of {prefix_length} tokens are kept, and {self.sinks} of them are sinks, so no newest token "
                 "would be; give more bits, fewer sinks, or a longer window"
             )
         if kept >= prefix_length:
-            raise ValueError(
+            raise UserError(
                 f"{kept} tokens are kept and the prefix has {prefix_length}, so nothing would be evicted; keep fewer tokens "
                 "or use a longer window"
             )
@@ -100,7 +101,7 @@ class EvictingLayer(DynamicLayer):
         return self.held + query_length, self.seen - self.held
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise ValueError(f"crop({tokens_to_remove}): a cache that evicts cannot be cropped; what it dropped is gone")
+        raise UserError(f"crop({tokens_to_remove}): a cache that evicts cannot be cropped; what it dropped is gone")
 
     def reset(self) -> None:
         self.keys = self.values = None
@@ -120,7 +121,7 @@ class EvictingCache(DynamicCache):
             if type(layer) is DynamicLayer:  # its subclasses (sliding, indexed) keep other things than all tokens
                 self.layers[index] = EvictingLayer(rule)
         if not self.evicting:
-            raise ValueError(
+            raise UserError(
                 f"the model ({config.model_type}) has no full-attention layer whose tokens could be evicted"
             )
 
@@ -180,7 +181,7 @@ class EvictingContender:
             self.empty(model)
             self.rule.check(prefix_length)
         except ValueError as error:
-            raise ValueError(f"scheme {self.label!r}: {error}") from None
+            raise UserError(f"scheme {self.label!r}: {error}") from None
 
     def zero_codes(self, cache: EvictingCache) -> bool:
         return False

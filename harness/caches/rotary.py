@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from schemes import KV
+from schemes.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ def rotary_of(model: Any, layer: int) -> ModelRotary:
     module = getattr(decoder, "rotary_emb", None)
     apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
     if module is None or apply is None:
-        raise ValueError(
+        raise UserError(
             f"this {model.config.model_type} model has no rotary module of the usual form, so there are no pre-RoPE keys"
         )
     words = {}
@@ -60,7 +61,7 @@ def check_rotary(rotary: ModelRotary, keys: KV, layer: int) -> None:
     """ValueError where keys, float32, do not come back when they are rotated back and forth."""
     again = rotary.rotate(rotary.unrotate(keys, 0), 0)
     if not torch.allclose(again, keys, rtol=1e-3, atol=1e-3 * float(keys.abs().max())):
-        raise ValueError(
+        raise UserError(
             f"layer {layer} of this model: its keys do not come back when rotated back and forth, so there are no pre-RoPE "
             "keys"
         )

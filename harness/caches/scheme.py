@@ -11,6 +11,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from harness.caches.rotary import rotary_of
 from schemes import KV, Rotary, Scheme, TokenStore
+from schemes.errors import UserError
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -65,7 +66,7 @@ class SchemeLayer(CacheLayerMixin):
         """Remove the newest −`tokens_to_remove` tokens (a negative number, as transformers passes it)."""
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 passes a tensor
         if tokens_to_remove > 0:
-            raise ValueError(
+            raise UserError(
                 f"crop({tokens_to_remove}): pass a negative number, the tokens to remove; a length to keep is no longer "
                 "understood by transformers either"
             )
@@ -110,7 +111,7 @@ class SchemeCache(DynamicCache):
         stored = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
         if not stored:
             kinds = ", ".join(sorted({type(layer).__name__ for layer in self.layers})) or "none"
-            raise ValueError(
+            raise UserError(
                 f"the model ({config.model_type}) has no full-attention layer whose cache could be quantized; its cache "
                 f"layers: {kinds}"
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from schemes import SCHEMES, parse_scheme
+from schemes.errors import UserError
 from schemes.fields import Field, read_items, shown, unknown
 from schemes.registry import SHORT_NAMES
 from schemes.spec import split_spec
@@ -65,10 +66,10 @@ def outside(spec: str) -> Outside | None:
     try:
         if kind not in KINDS:
             if parts.name not in SCHEMES and parts.name not in SHORT_NAMES:
-                raise ValueError(unknown("scheme", parts.name, [*SCHEMES, *SHORT_NAMES, *KINDS, *SHORT]))
+                raise UserError(unknown("scheme", parts.name, [*SCHEMES, *SHORT_NAMES, *KINDS, *SHORT]))
             return None
         if parts.inner is not None:
-            raise ValueError(f"{parts.name} wraps no scheme; its fields come as {parts.name}:field=value")
+            raise UserError(f"{parts.name} wraps no scheme; its fields come as {parts.name}:field=value")
         aliases = ALIASES if kind.startswith("hf-") and KINDS[kind] else {}
         given = read_items(parts.items, KINDS[kind], aliases, kind)
         if bits is not None:
@@ -76,7 +77,7 @@ def outside(spec: str) -> Outside | None:
         values = {name: given.get(name, field.default) for name, field in KINDS[kind].items()}
         _check(kind, values)
     except ValueError as error:
-        raise ValueError(f"scheme {spec!r}: {error}") from None
+        raise UserError(f"scheme {spec!r}: {error}") from None
     return Outside(kind, values, _canonical(kind, values))
 
 
@@ -89,21 +90,21 @@ def canonical(spec: str) -> str:
 def _check(kind: str, values: dict[str, Any]) -> None:
     for name in ("group_size", "residual_length"):
         if values.get(name, 1) < 1:
-            raise ValueError(f"{name}={values[name]}: give 1 or more")
+            raise UserError(f"{name}={values[name]}: give 1 or more")
     if kind not in ("sliding-window", "sink-window"):
         return
     sinks, tokens, bits = values.get("sinks", 0), values["tokens"], values["bits"]
     if (tokens is None) == (bits is None):
-        raise ValueError(f"give exactly one of tokens and bits, as {kind}:tokens=384 or {kind}:bits=4")
+        raise UserError(f"give exactly one of tokens and bits, as {kind}:tokens=384 or {kind}:bits=4")
     if sinks < 0:
-        raise ValueError(f"sinks={sinks}: a number of tokens is not negative")
+        raise UserError(f"sinks={sinks}: a number of tokens is not negative")
     if tokens is not None and tokens <= sinks:
-        raise ValueError(
+        raise UserError(
             f"tokens={tokens} with {sinks} sinks keeps no newest token; tokens counts all that are kept: give {sinks + 1} "
             "or more"
         )
     if bits is not None and not (math.isfinite(bits) and 0 < bits < 16):
-        raise ValueError(f"bits={bits:g}: exact tokens count 16 bits each, so give more than 0 and less than 16")
+        raise UserError(f"bits={bits:g}: exact tokens count 16 bits each, so give more than 0 and less than 16")
 
 
 def _canonical(kind: str, values: dict[str, Any]) -> str:

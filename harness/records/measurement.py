@@ -7,6 +7,7 @@ import numpy as np
 
 from harness.records.run import Header, read_record
 from harness.records.writing import load_arrays, write_file
+from schemes.errors import UserError
 
 Kind = Literal["outliers", "errors", "sensitivity"]
 Arrays = dict[str, np.ndarray]
@@ -42,7 +43,7 @@ def measured_arrays(folder: str | Path, record: Measurement) -> Arrays:
         try:
             content = load_arrays(path)
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror or error}; give the command again") from None
+            raise UserError(f"{path} cannot be read: {error.strerror or error}; give the command again") from None
         for name, array in content.items():
             found.setdefault(name, []).append(array)
     return {name: np.stack(pieces) for name, pieces in found.items()}

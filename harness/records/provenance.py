@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.run import RECORD_FILES, RUN_FILE, HeaderT, Settings
+from schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
 
@@ -30,14 +31,14 @@ def open_folder(
         if record.settings != settings:
             old, new = record.settings.model_dump(), settings.model_dump()
             differs = ", ".join(name for name in new if old[name] != new[name])
-            raise ValueError(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
+            raise UserError(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
         return folder, record
     if folder.exists() and any(folder.iterdir()) and not any((folder / other).exists() for other in RECORD_FILES):
-        raise ValueError(f"{folder} is not empty and holds no run; choose another folder with --out")
+        raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the run folder {folder} cannot be made: {error.strerror}; choose one with --out") from None
+        raise UserError(f"the run folder {folder} cannot be made: {error.strerror}; choose one with --out") from None
     return folder, None
 
 

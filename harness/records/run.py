@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from harness.records.writing import load_arrays, save_arrays, write_file
+from schemes.errors import UserError
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -154,7 +155,7 @@ def load_nll(folder: Path, run: Run) -> np.ndarray:
     try:
         losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
     except OSError as error:
-        raise ValueError(f"{folder}: a per-token array cannot be read: {error}") from None
+        raise UserError(f"{folder}: a per-token array cannot be read: {error}") from None
     return np.concatenate(losses, axis=1).astype(np.float64)
 
 
@@ -169,15 +170,15 @@ def read_record(folder: str | Path, name: str, kind: type[HeaderT]) -> HeaderT:
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder} is no run folder: there is no {name} in it") from None
+        raise UserError(f"{folder} is no run folder: there is no {name} in it") from None
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a run record: {error}") from None
+        raise UserError(f"{path} cannot be read as a run record: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
+        raise UserError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is not a run record: {where}: {first['msg']}") from None
+        raise UserError(f"{path} is not a run record: {where}: {first['msg']}") from None

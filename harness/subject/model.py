@@ -17,6 +17,7 @@ from harness.subject.forward import cache_keyword
 from harness.subject.gguf import gguf_folder
 from harness.subject.imports import quiet
 from harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
+from schemes.errors import UserError
 
 if TYPE_CHECKING:  # importing transformers takes seconds; `kvdelta --help` does without
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -173,7 +174,7 @@ def pick_device(name: str | None = None) -> str:
         allowed += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     name = name or ("cuda" if "cuda" in allowed else "cpu")
     if name not in allowed:
-        raise ValueError(f'device "{name}" is not available here; choose one of: {", ".join(allowed)}')
+        raise UserError(f'device "{name}" is not available here; choose one of: {", ".join(allowed)}')
     return name
 
 
@@ -181,5 +182,5 @@ def pick_dtype(name: str | None = None, device: str | torch.device = "cpu") -> t
     """float16 on a GPU (bfloat16's noise floor is as large as what is measured), float32 on a CPU, unless named."""
     name = name or ("float16" if torch.device(device).type == "cuda" else "float32")
     if name not in DTYPES:
-        raise ValueError(f'unknown dtype "{name}"; choose one of: {", ".join(DTYPES)}')
+        raise UserError(f'unknown dtype "{name}"; choose one of: {", ".join(DTYPES)}')
     return DTYPES[name]

@@ -8,6 +8,7 @@ from harness.options import Options
 from harness.subject.model import LoadedModel, load_model, pick_device, pick_dtype
 from harness.subject.text import Text, adds_bos, load_text, tokenize
 from harness.subject.windows import Window, check_positions, cut_windows
+from schemes.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ def prepare(options: Options) -> Subject:
     tokens = tokenize(text, loaded.tokenizer)
     bos = loaded.tokenizer.bos_token_id
     if options.bos == "always" and bos is None:
-        raise ValueError(f"bos=always, but the tokenizer of {loaded.name} has no BOS token; use --bos never")
+        raise UserError(f"bos=always, but the tokenizer of {loaded.name} has no BOS token; use --bos never")
     wanted = options.bos == "always" or (options.bos == "auto" and adds_bos(loaded.tokenizer))
     bos_token_id = int(bos) if wanted else None  # type: ignore[arg-type]
     windows = cut_windows(

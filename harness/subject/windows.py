@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from jaxtyping import Int64
 from torch import Tensor
 
+from schemes.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors gives a tensor, not a bool
 class Window:
@@ -48,11 +50,11 @@ def grid_size(n_tokens: int, window_length: int, stride: int) -> int:
     ValueError: stride under 1; a text shorter than one window.
     """
     if stride < 1:
-        raise ValueError(
+        raise UserError(
             f"stride is {stride}; windows must advance by at least 1 token; leave stride out for score_length"
         )
     if n_tokens < window_length:
-        raise ValueError(
+        raise UserError(
             f"the text has {n_tokens} tokens, a window needs {window_length}; "
             "use a longer text or a smaller window_length"
         )
@@ -62,7 +64,7 @@ def grid_size(n_tokens: int, window_length: int, stride: int) -> int:
 def check_positions(window_length: int, max_positions: int | None) -> None:
     """ValueError when a window does not fit the model's positions; None: the model has no limit."""
     if max_positions is not None and window_length > max_positions:
-        raise ValueError(
+        raise UserError(
             f"window_length is {window_length}, the model has {max_positions} positions; "
             f"use window_length of at most {max_positions}"
         )
@@ -89,14 +91,14 @@ def cut_windows(
     than the grid has; a text shorter than one window.
     """
     if tokens.ndim != 1:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; one text is one axis; pass tokens.flatten()")
+        raise UserError(f"tokens has shape {tuple(tokens.shape)}; one text is one axis; pass tokens.flatten()")
     if score_length < 2:
-        raise ValueError(
+        raise UserError(
             f"score_length is {score_length}; its first token is not scored, so it must be at least 2; "
             "use a larger score_length"
         )
     if score_length >= window_length:
-        raise ValueError(
+        raise UserError(
             f"score_length is {score_length}, window_length {window_length}; the window must be longer, "
             "so that a prefix is left to cache; use a smaller score_length or a larger window_length"
         )
@@ -104,9 +106,9 @@ def cut_windows(
     grid = grid_size(len(tokens), window_length, stride)
     count = grid if windows is None else windows
     if count < 1:
-        raise ValueError(f"windows is {count}; at least 1 must be evaluated; leave windows out for all {grid}")
+        raise UserError(f"windows is {count}; at least 1 must be evaluated; leave windows out for all {grid}")
     if count > grid:
-        raise ValueError(
+        raise UserError(
             f"windows is {count}, the text has {grid} (length {window_length}, stride {stride}); "
             f"use at most {grid}, or a longer text"
         )

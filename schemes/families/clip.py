@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from schemes.base import KV, QuantizedTensor, TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.wrapping import Sides, Wrapper, in_range, wrap
 
@@ -22,7 +23,7 @@ class ClippedQuantizer(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.c <= 1:
-            raise ValueError(f"c={self.c}: the range of a group is multiplied by 0 < c ≤ 1")
+            raise UserError(f"c={self.c}: the range of a group is multiplied by 0 < c ≤ 1")
 
     def quantize(self, x: KV) -> QuantizedTensor:
         clipped = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from schemes.affine import stored_scale
 from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.grouping import require_whole_groups
 from schemes.wrapping import in_range
@@ -94,11 +95,11 @@ class Fp8Quantizer(Quantizer):
 def fp8(*, format: Format = "e4m3", scale: Scale = "tensor", block: int = 0) -> tuple[TensorScheme, TensorScheme]:
     """block: tokens that share a scale where it is of a tensor or head; 0: 128."""
     if block and scale in ("none", "token"):
-        raise ValueError(
+        raise UserError(
             f"block={block}: scale={scale} takes tokens one by one; a block belongs to scale=head or tensor"
         )
     if block < 0:
-        raise ValueError(f"block={block}: a block has at least 1 token")
+        raise UserError(f"block={block}: a block has at least 1 token")
     tokens = 1 if scale in ("none", "token") else block or 128
     quantizer = Fp8Quantizer(format, scale, tokens)
     return TensorScheme(quantizer), TensorScheme(quantizer)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from schemes.affine import stored_offset
 from schemes.base import KV, TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.sparse_blocks import SparseQuantizer
 from schemes.wrapping import BlockWrapper, Decoded, Sides, WrappedTensor, wrap
@@ -49,13 +50,11 @@ class LowRankQuantizer(BlockWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
-            raise ValueError(f"rank={self.rank}: a low-rank part has at least rank 1")
+            raise UserError(f"rank={self.rank}: a low-rank part has at least rank 1")
 
     def check(self, channels: int) -> None:
         if self.rank > min(channels, self.block):
-            raise ValueError(
-                f"rank={self.rank} is more than blocks of {self.block} tokens and {channels} channels have"
-            )
+            raise UserError(f"rank={self.rank} is more than blocks of {self.block} tokens and {channels} channels have")
         self.inner.check(channels)
 
     def quantize(self, x: KV) -> LowRankTensor:

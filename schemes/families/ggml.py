@@ -10,6 +10,7 @@ from torch import Tensor
 
 from schemes.affine import level_table, nearest
 from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.grouping import Grouping
 from schemes.wrapping import in_range
@@ -74,7 +75,7 @@ class GGMLQuantizer(Quantizer):
 
     def check(self, channels: int) -> None:
         if channels % SIZE:
-            raise ValueError(f"{channels} channels do not divide into ggml's blocks of {SIZE}")
+            raise UserError(f"{channels} channels do not divide into ggml's blocks of {SIZE}")
 
     def quantize(self, x: KV) -> GGMLTensor:
         self.check(x.shape[3])

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from schemes.base import TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.rotation import RotatedQuantizer
 from schemes.wrapping import Sides, wrap
@@ -19,7 +20,7 @@ def hadamard(
     """signs: random signs, drawn with `seed`, before the matrix."""
     kind = "hadamard" if signs == "none" else "signed-hadamard"
     if signs == "none" and seed:
-        raise ValueError(f"seed={seed} draws random signs; add signs=random or leave it out")
+        raise UserError(f"seed={seed} draws random signs; add signs=random or leave it out")
     return wrap(key, value, sides, lambda inner: RotatedQuantizer(inner, kind, seed))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from schemes.affine import QParams
 from schemes.base import TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.grouping import Axis, GroupSize
 from schemes.half_quadratic import HalfQuadraticQuantizer, start, stored_parameters
@@ -36,14 +37,12 @@ class HQQQuantizer(HalfQuadraticQuantizer):
         super().__post_init__()
         asked = (self.iters, self.p, self.beta, self.normalize, self.stop)
         if self.solver == "library" and asked != PACKAGE_SETTINGS:
-            raise ValueError(
+            raise UserError(
                 "solver=library takes no iters, p, beta, normalize or stop: the package's quantizer has its own 20, 0.7, "
                 "10 and a stop over the whole tensor; leave them out, or use solver=batched"
             )
         if self.stop == "reference" and self.normalize:
-            raise ValueError(
-                "stop=reference gives the package's codes, which does not normalize; leave one of them out"
-            )
+            raise UserError("stop=reference gives the package's codes, which does not normalize; leave one of them out")
 
     @property
     def independent(self) -> bool | str:  # type: ignore[override]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from schemes.affine import MinMaxQuantizer, QParams
 from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.grouping import Grouping
 from schemes.packing import check_packable, pack, unpack
@@ -62,7 +63,7 @@ class MixedQuantizer(Quantizer):
 
     def __post_init__(self) -> None:
         if not 0 < self.boost < 1:
-            raise ValueError(f"boost={self.boost}: the share of channels at {HIGH} bits is between 0 and 1")
+            raise UserError(f"boost={self.boost}: the share of channels at {HIGH} bits is between 0 and 1")
         check_packable(LOW, self.block)
 
     @property
@@ -75,7 +76,7 @@ class MixedQuantizer(Quantizer):
 
     def check(self, channels: int) -> None:
         if channels > 256:
-            raise ValueError(f"an index of 8 bits names 256 channels, not {channels}")
+            raise UserError(f"an index of 8 bits names 256 channels, not {channels}")
 
     def quantize(self, x: KV) -> MixedTensor:
         blocks = self.grouping.split(x.float())[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 from schemes.affine import FLOAT16_TINY, QParams, level_table, nearest, stored_offset, stored_scale
 from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
 from schemes.calibration_file import CalibrationFile, read
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.levels import quantile, weighted_levels
 from schemes.packing import check_packable, pack, unpack
@@ -94,20 +95,20 @@ class CalibratedQuantizer(Quantizer):
         check_packable(self.bits, channels)
 
     def quantize(self, x: KV) -> QuantizedTensor:
-        raise ValueError(_UNBOUND)
+        raise UserError(_UNBOUND)
 
     def _table(self, name: str) -> Tensor:
         """Of the calibration."""
         if not self.file:
-            raise ValueError(_UNCALIBRATED)
+            raise UserError(_UNCALIBRATED)
         calibration = read(CalibrationFile(self.file))
         for what in ("bits", "outliers"):
             if calibration.facts.get(what) != getattr(self, what):
-                raise ValueError(
+                raise UserError(
                     f"the calibration {self.file} was made with {what}={calibration.facts.get(what)}, not {getattr(self, what)}"
                 )
         if name not in calibration.tensors:
-            raise ValueError(f"the calibration {self.file} has no {name}: it was made for another model")
+            raise UserError(f"the calibration {self.file} has no {name}: it was made for another model")
         return calibration.tensors[name]
 
 
@@ -124,7 +125,7 @@ class KeyQuantizer(CalibratedQuantizer):
 
     def bind(self, place: Place) -> "BoundKeys":
         if place.rotary is None:
-            raise ValueError(
+            raise UserError(
                 "kvquant stores keys as they were before RoPE and needs the model's rotary module: use "
                 "SchemeCache.for_model(scheme, model)"
             )
@@ -156,7 +157,7 @@ class BoundKeys(CalibratedQuantizer):
     def quantize_at(self, x: KV, start: int) -> KeyTensor:
         keys = self.rotary.unrotate(x.float(), start)
         if keys.shape[1:4:2] != self.lower.shape:
-            raise ValueError(
+            raise UserError(
                 f"the calibration {self.file} is for {tuple(self.lower.shape)} heads and channels, not "
                 f"{tuple(keys.shape[1:4:2])}: it was made for another model"
             )
@@ -212,7 +213,7 @@ class ValueQuantizer(CalibratedQuantizer):
 
     def quantize(self, x: KV) -> ValueTensor:
         if not self.levels:
-            raise ValueError(_UNBOUND)
+            raise UserError(_UNBOUND)
         rows = x.float().transpose(1, 2).flatten(2)
         inliers, values, places = without_outliers(rows, self.outliers)
         low, high = torch.aminmax(inliers, dim=-1)
@@ -253,9 +254,9 @@ def kvquant(
 ) -> tuple[TensorScheme, TensorScheme]:
     """first_exact: first tokens that stay exact. calibration: the file of `kvdelta calibrate`."""
     if not 0 < outliers < 0.5:
-        raise ValueError(f"outliers={outliers}: the share of numbers kept exactly is between 0 and 0.5")
+        raise UserError(f"outliers={outliers}: the share of numbers kept exactly is between 0 and 0.5")
     if first_exact < 0:
-        raise ValueError(f"first_exact={first_exact}: a number of tokens is not negative")
+        raise UserError(f"first_exact={first_exact}: a number of tokens is not negative")
     return (
         TensorScheme(KeyQuantizer(bits, outliers, calibration), sink_tokens=first_exact),
         TensorScheme(ValueQuantizer(bits, outliers, calibration), sink_tokens=first_exact),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from schemes.affine import AffineQuantizer, QParams, stored_scale
 from schemes.base import TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.grouping import Axis, GroupSize
 
@@ -25,7 +26,7 @@ class SymmetricQuantizer(AffineQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits == 1:
-            raise ValueError("symmetric codes of 1 bit could only say 0; use 2 bits or more, or asymmetric:bits=1")
+            raise UserError("symmetric codes of 1 bit could only say 0; use 2 bits or more, or asymmetric:bits=1")
 
     @property
     def max_code(self) -> int:
