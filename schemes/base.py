@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +42,7 @@ class QuantizedTensor(ABC):
 
     def parts(self) -> dict[str, Tensor]:
         """The stored tensors by name: what is held, and nothing else."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        held = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: part for name, part in held.items() if isinstance(part, Tensor)}
 
     def with_parts(self, parts: dict[str, Tensor], tokens: int) -> Self:
@@ -146,7 +146,7 @@ class Quantizer(ABC):
         return self
 
     @property
-    def calibrated_on(self) -> Mapping[str, str] | None:
+    def calibrated_on(self) -> Mapping[str, Any] | None:
         """Of a calibrated quantizer, which text it has seen: name, sha256, token_sha256."""
         return None
 
@@ -194,13 +194,16 @@ class TensorScheme:
 class Scheme:
     """The whole recipe. `name` is the canonical spec: parse_scheme(scheme.name) == scheme.
 
-    layers: (index, scheme) of the layers that are stored in another way; until `bind`, −1 is the last layer.
+    layers: (index, scheme) of the layers that are stored in another way; until `bind`, −1 is the last layer. fitted_on:
+    the texts that a map of layers was fitted on, as the map names them; those of quantizers come beside them in
+    `calibrated_on`.
     """
 
     name: str
     key: TensorScheme
     value: TensorScheme
     layers: tuple[tuple[int, "Scheme"], ...] = ()
+    fitted_on: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)  # part of the map, and so of its hash
 
     def for_layer(self, index: int) -> "Scheme":
         """How one layer is stored."""
@@ -248,10 +251,11 @@ class Scheme:
         return [side for side in self.sides if not all(one.sides[side].quantizer.lossless for one in self.variants)]
 
     @property
-    def calibrated_on(self) -> list[Mapping[str, str]]:
-        """Which texts its quantizers have seen."""
+    def calibrated_on(self) -> list[Mapping[str, Any]]:
+        """Which texts its quantizers have seen, and its maps of layers were fitted on: name, sha256 of the text,
+        token_sha256 of its tokens, and whatever else the file says of it."""
         seen = [side.quantizer.calibrated_on for one in self.variants for side in one.sides.values()]
-        return [text for text in seen if text is not None]
+        return [text for text in seen if text is not None] + [text for one in self.variants for text in one.fitted_on]
 
     def check(self, channels: int) -> None:
         """Raise ValueError where heads of `channels` channels cannot be encoded."""

@@ -1,6 +1,8 @@
 """Schemes that differ by layer or side: files that map layers to schemes, and one side alone.
 
-A file is JSON: {"default": S, "layers": {"0": S, "4-7": S}}, where S is a spec or {"key": spec, "value": spec}.
+A file is JSON: {"default": S, "layers": {"0": S, "4-7": S}}, where S is a spec or {"key": spec, "value": spec}. One that
+was fitted to texts names them: "fitted_on": [{"name": …, "sha256": …, "token_sha256": …}], with whatever else is to be
+known of each.
 """
 
 import hashlib
@@ -12,9 +14,12 @@ from typing import Any
 
 from schemes.base import Scheme
 from schemes.errors import UserError
-from schemes.families.exact import exact
+from schemes.lossless import exactly
 
 Parse = Callable[[str], Scheme]
+
+KEYS = {"default", "layers", "fitted_on"}
+TEXT_FIELDS = ("name", "sha256", "token_sha256")
 
 
 def read(spec: str, parse: Parse) -> Scheme:
@@ -33,8 +38,12 @@ def read(spec: str, parse: Parse) -> Scheme:
     found = hashlib.sha256(data).hexdigest()[:8]
     if expected and expected != found:
         raise UserError(f"scheme {spec!r}: the file has changed since, its hash is now {found}")
-    if not isinstance(content, dict) or "default" not in content or set(content) - {"default", "layers"}:
-        raise UserError(f'scheme {spec!r}: a map of layers has "default" and "layers", and nothing else')
+    if not isinstance(content, dict) or "default" not in content or set(content) - KEYS:
+        raise UserError(
+            f'scheme {spec!r}: a map of layers has "default" and "layers", and "fitted_on" where it was fitted to a text; '
+            "nothing else"
+        )
+    fitted_on = _texts(content.get("fitted_on", []), spec)
     default = _scheme(content["default"], parse, f"scheme {spec!r}, default")
     layers: dict[int, Scheme] = {}
     for span, entry in content.get("layers", {}).items():
@@ -47,8 +56,22 @@ def read(spec: str, parse: Parse) -> Scheme:
                 raise UserError(f"scheme {spec!r}: layer {index} is named twice")
             layers[index] = scheme
     return Scheme(
-        f"@{path}#{found}", default.key, default.value, tuple(sorted(layers.items(), key=lambda item: item[0]))
+        f"@{path}#{found}",
+        default.key,
+        default.value,
+        tuple(sorted(layers.items(), key=lambda item: item[0])),
+        (*fitted_on, *default.fitted_on),
     )
+
+
+def _texts(given: Any, spec: str) -> tuple[dict[str, Any], ...]:
+    """What "fitted_on" says."""
+    good = isinstance(given, list) and all(
+        isinstance(text, dict) and all(isinstance(text.get(name), str) for name in TEXT_FIELDS) for text in given
+    )
+    if not good:
+        raise UserError(f'scheme {spec!r}: "fitted_on" is a list of texts, each with {", ".join(TEXT_FIELDS)}')
+    return tuple(given)
 
 
 def _scheme(entry: Any, parse: Parse, where: str) -> Scheme:
@@ -66,7 +89,9 @@ def _scheme(entry: Any, parse: Parse, where: str) -> Scheme:
 def joined(key: Scheme, value: Scheme) -> Scheme:
     """The keys of one scheme and the values of another."""
     name = key.name if key == value else f"keys {key.name}, values {value.name}"
-    return Scheme(name, key.key, value.value)
+    return Scheme(
+        name, key.key, value.value, fitted_on=key.fitted_on if key == value else key.fitted_on + value.fitted_on
+    )
 
 
 def one_side(scheme: Scheme, side: str) -> Scheme:
@@ -76,7 +101,7 @@ def one_side(scheme: Scheme, side: str) -> Scheme:
     """
     if side == "both":
         return scheme
-    exactly = dict(zip(("key", "value"), exact(), strict=True))
     other = "value" if side == "key" else "key"
+    unquantized = dict(zip(("key", "value"), exactly(), strict=True))
     layers = tuple((index, one_side(variant, side)) for index, variant in scheme.layers)
-    return replace(scheme, name=f"{scheme.name} ({side}s only)", layers=layers, **{other: exactly[other]})
+    return replace(scheme, name=f"{scheme.name} ({side}s only)", layers=layers, **{other: unquantized[other]})

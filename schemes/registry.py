@@ -1,52 +1,34 @@
 """SCHEMES: name → family; specs such as "kivi:bits=2,group_size=32" or "hadamard(asym2:group_size=32)"."""
 
+import importlib
 import inspect
+import pkgutil
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
+from schemes import families
 from schemes import maps as layers
 from schemes.base import Scheme, TensorScheme
 from schemes.errors import UserError
-from schemes.families import (
-    asymmetric,
-    centred,
-    clip,
-    exact,
-    fp8,
-    gear,
-    ggml,
-    hadamard,
-    hqq,
-    kitty,
-    kivi,
-    kivi_hqq,
-    kvarn,
-    kvquant,
-    mxfp4,
-    nf4,
-    nvfp4,
-    oscar,
-    sparse,
-    symmetric,
-    turboquant,
-)
-from schemes.families.exact import exact as exactly
 from schemes.family import Family
 from schemes.fields import RULES, TOKEN_RULES, Field, read_items, shown, unknown
+from schemes.lossless import exactly
 from schemes.spec import split_spec
 
-_MODULES = (
-    exact, symmetric, asymmetric, hqq, kivi, kivi_hqq, hadamard, clip, centred, sparse, nf4, turboquant, fp8, nvfp4, mxfp4,
-    ggml, kvquant, kitty, kvarn, oscar, gear,
-)  # fmt: skip
+
+def _families() -> dict[str, Family]:
+    """Of every file in schemes/families, which says FAMILY, or FAMILIES where it has several; by name. In the order of
+    the alphabet: a reader finds a name in the list, and no file or line ranks one above another."""
+    there: dict[str, Family] = {}
+    for file in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        module = importlib.import_module(file.name)
+        for family in getattr(module, "FAMILIES", None) or (module.FAMILY,):
+            assert family.name not in there, f"{file.name}: there is a family {family.name} already"
+            there[family.name] = family
+    return dict(sorted(there.items()))
 
 
-def _families(module: ModuleType) -> tuple[Family, ...]:
-    return getattr(module, "FAMILIES", None) or (module.FAMILY,)
-
-
-SCHEMES: dict[str, Family] = {family.name: family for module in _MODULES for family in _families(module)}
+SCHEMES: dict[str, Family] = _families()
 SHORT_NAMES: dict[str, tuple[Family, dict[str, object]]] = {
     short: (family, dict(values)) for family in SCHEMES.values() for short, values in family.short.items()
 }
@@ -144,7 +126,8 @@ def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme
 
     try:
         others = tuple((index, replace(one, **sides(one))) for index, one in (inner.layers if inner else ()))
-        scheme = Scheme(canonical_name(family, full, inner), **sides(inner), layers=others)
+        fitted_on = inner.fitted_on if inner else ()
+        scheme = Scheme(canonical_name(family, full, inner), **sides(inner), layers=others, fitted_on=fitted_on)
         return _with_scheme_rules(scheme, full["only"], full["exact_first_layers"], full["exact_last_layers"])
     except ValueError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None

@@ -80,6 +80,13 @@ def test_a_family_imports_no_other_family(name):
     assert not {other for other in imports(MODULES[name]) if within(other, "schemes.families")}
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if not within(name, "schemes.families")])
+def test_no_other_file_names_a_family(name):
+    """The registry looks into the folder; so a new scheme is one new file and no other line."""
+    named = {other for other in imports(MODULES[name]) if within(other, "schemes.families")}
+    assert named <= ({"schemes.families"} if name == "schemes.registry" else set())
+
+
 def test_no_circle_between_any_two_files():
     graph = {name: {other for other in imports(path) if other in MODULES} - {name} for name, path in MODULES.items()}
     try:

@@ -31,7 +31,7 @@ class Contender(Protocol):
         ...
 
     @property
-    def calibrated_on(self) -> Sequence[Mapping[str, str]]:
+    def calibrated_on(self) -> Sequence[Mapping[str, Any]]:
         """The texts it has seen: name, sha256 of the text, token_sha256 of its tokens."""
         ...
 
@@ -81,7 +81,7 @@ class SchemeContender:
         return self.scheme.lossless
 
     @property
-    def calibrated_on(self) -> list[Mapping[str, str]]:
+    def calibrated_on(self) -> list[Mapping[str, Any]]:
         return self.scheme.calibrated_on
 
     def empty(self, model: Any) -> SchemeCache:

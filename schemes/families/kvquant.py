@@ -88,7 +88,7 @@ class CalibratedQuantizer(Quantizer):
     constants: ClassVar[bool | str] = "the levels come from a calibration text"
 
     @property
-    def calibrated_on(self) -> Mapping[str, str] | None:
+    def calibrated_on(self) -> Mapping[str, Any] | None:
         return read(CalibrationFile(self.file)).facts["text"] if self.file else None
 
     def check(self, channels: int) -> None:

@@ -47,7 +47,9 @@ BAD = {
     "no file": (None, "cannot be read"),
     "no json": ("{", "is not JSON"),
     "no default": ({"layers": {}}, 'has "default" and "layers"'),
-    "more": ({"default": "int4", "layer": {}}, 'has "default" and "layers"'),
+    "more": ({"default": "int4", "layer": {}}, 'has "default" and "layers", and "fitted_on".*nothing else'),
+    "no texts": ({"default": "int4", "fitted_on": "train"}, '"fitted_on" is a list of texts'),
+    "a text": ({"default": "int4", "fitted_on": [{"name": "train"}]}, "each with name, sha256, token_sha256"),
     "a side": ({"default": {"key": "int4"}}, 'default: give a spec, or {"key"'),
     "spec": ({"default": "int4", "layers": {"3": "int5"}}, "layers 3: scheme 'int5'.*did you mean"),
     "span": ({"default": "int4", "layers": {"a": "int8"}}, "'a' is no layer"),
@@ -62,6 +64,26 @@ def test_bad_files(tmp_path, case):
     with pytest.raises(ValueError, match=message) as error:
         parse_scheme(spec)
     assert "\n" not in str(error.value)
+
+
+def fitted(name):
+    return {"name": name, "sha256": "0" * 64, "token_sha256": "1" * 64, "windows": [1, 2]}
+
+
+def test_a_map_tells_the_texts_that_it_was_fitted_on(tmp_path):
+    """Under wrappers, on one side alone, in one layer, and as a map inside a map too."""
+    inner, layer = (tmp_path / f"{name}.json" for name in ("inner", "layer"))
+    inner.write_text(json.dumps({"default": "asym2", "layers": {"1": "asym4"}, "fitted_on": [fitted("inner")]}))
+    layer.write_text(json.dumps({"default": {"key": f"@{inner}", "value": "int4"}, "fitted_on": [fitted("layer")]}))
+    content = {"default": f"@{inner}", "layers": {"3": f"@{layer}"}, "fitted_on": [fitted("a"), fitted("b")]}
+    spec = written(tmp_path, content)
+    for used in (spec, f"hadamard({spec})", f"hadamard({spec}):only=key"):
+        assert parse_scheme(f"hadamard(@{inner})").calibrated_on == [fitted("inner")]
+        names = [text["name"] for text in parse_scheme(used).calibrated_on]
+        assert set(names) == {"a", "b", "inner", "layer"}
+        assert parse_scheme(used).calibrated_on[0] == fitted("a")
+        assert {text["name"] for text in parse_scheme(used).bind(4, range(4)).calibrated_on} == set(names)
+    assert not parse_scheme("int4").calibrated_on
 
 
 def test_channels_are_checked_in_every_layer(tmp_path):

@@ -150,7 +150,7 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
     [
         ("kivy", ["no scheme 'kivy'", "did you mean 'kivi'?", *SCHEMES, *SHORT_NAMES]),
         ("int5", ["no scheme 'int5'", "did you mean 'int", "symmetric"]),
-        ("", ["no scheme ''", "known: exact"]),
+        ("", ["no scheme ''", "known: asymmetric, centred"]),
         ("asymetric:bits=2", ["no scheme 'asymetric'", "did you mean 'asymmetric'?"]),
         ("kivi:groupsize=32", ["no field 'groupsize'", "did you mean 'group_size'?", "residual_length", "bits"]),
         ("kivi:keep_recent=4", ["no field 'keep_recent'", "residual_length"]),  # it has its own rule
@@ -192,7 +192,7 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("hadamard(asym4", ["the ( at character 9 is not closed"]),
         ("hadamard(asym4))", ["the ) at character 16 closes nothing"]),
         ("hadamard(asym4)x", ["'x' follows the )", "hadamard(asym4):field=value"]),
-        ("int4(asym4)", ["int4 wraps no other scheme; those that do: hadamard, clip"]),
+        ("int4(asym4)", ["int4 wraps no other scheme; those that do: centred, clip, gear"]),
         ("hadamard(asim4)", ["scheme 'asim4'", "did you mean 'asym4'?"]),
         ("clip(hadamard(asym4:bit=2))", ["scheme 'asym4:bit=2'", "no field 'bit'; did you mean 'bits'?"]),
         ("hadamard(asym4:sink_tokens=4)", ["give it outside, as hadamard(…):sink_tokens=4"]),
