@@ -37,19 +37,19 @@ def measured(cache: Any, prefilled: Any, dtype: torch.dtype) -> dict[str, Bytes]
     layers = layers_of(cache)
     others = [layer for index, layer in enumerate(layers) if index not in attending]  # linear attention, dummies
     try:
-        found = _storages(cache, skipped=others)
-        outside = _storages(cache, skipped=layers)
-        if not outside and layers:
-            each = [_storages(layers[index], skipped=()) for index in attending if index < len(layers)]
-            if len(each) < len(attending) or not all(each):
+        by_address = storages(cache, skipped=others)
+        beside_layers = storages(cache, skipped=layers)
+        if not beside_layers and layers:
+            by_layer = [storages(layers[index], skipped=()) for index in attending if index < len(layers)]
+            if len(by_layer) < len(attending) or not all(by_layer):
                 return None
     except Opaque:
         return None
-    if not found:
+    if not by_address:
         return None
     held: dict[str, int] = {}
     counted = 0.0
-    for dtypes, size in found.values():
+    for dtypes, size in by_address.values():
         name = " ".join(sorted(str(one).removeprefix("torch.") for one in dtypes))
         held[name] = held.get(name, 0) + size
         counted += size // dtype.itemsize * 2 if dtypes == {dtype} else size
@@ -73,15 +73,15 @@ def _keeps_tokens(layer: Any) -> bool:
     return isinstance(keys, Tensor) and keys.numel() > 0
 
 
-def _storages(root: Any, skipped: Any) -> dict[tuple[str, int], tuple[set[torch.dtype], int]]:
+def storages(root: Any, skipped: Any) -> dict[tuple[str, int], tuple[set[torch.dtype], int]]:
     """By device and address: the dtypes that a storage is seen in, and its bytes."""
-    found: dict[tuple[str, int], tuple[set[torch.dtype], int]] = {}
+    by_address: dict[tuple[str, int], tuple[set[torch.dtype], int]] = {}
     for tensor in tensors(root, {id(one) for one in skipped}):
         storage = tensor.untyped_storage()
         if storage.nbytes():
-            dtypes, _ = found.setdefault((str(tensor.device), storage.data_ptr()), (set(), storage.nbytes()))
+            dtypes, _ = by_address.setdefault((str(tensor.device), storage.data_ptr()), (set(), storage.nbytes()))
             dtypes.add(tensor.dtype)
-    return found
+    return by_address
 
 
 def tensors(root: Any, skipped: set[int]) -> Iterator[Tensor]:

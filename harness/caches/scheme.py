@@ -33,8 +33,8 @@ class SchemeLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states[:, :, :0]  # the state is in the stores; transformers asks for tensors here
-        self.values = value_states[:, :, :0]
+        # transformers asks for tensors here; the state is in the stores. Not slices, which would keep the whole prefix
+        self.keys, self.values = (x.new_empty((*x.shape[:2], 0, x.shape[3])) for x in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states: KV, value_states: KV, *args: Any, **kwargs: Any) -> tuple[KV, KV]:

@@ -1,0 +1,76 @@
+"""What a whole cache keeps alive, found by walking it: the packed numbers, and nothing of the forwards that wrote them."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from harness.caches.holdings import storages
+from harness.caches.scheme import SchemeCache
+from schemes import TokenStore, parse_scheme
+
+from ...schemes.test_kvquant import bound, written
+
+HEADS, CHANNELS, TOKENS = 4, 64, 4096
+
+OUTLIERS = 164 * 32 / (128 * 64)  # 2 % of a block of 128 tokens, value and place in 16 bits each
+LOW_RANK = 4 * 16 / 64 + 4 * 16 / 128  # rank 4: a row of 4 numbers a token, and one a channel and block
+BITS = {  # a number of what is packed: its code, and 16 for each parameter of a group
+    "exact": 32,  # as the run has them: float32
+    "int8": 8 + 16 / 64,
+    "int4": 4 + 16 / 64,
+    "int4:sink_tokens=4,keep_recent=100": 4 + 16 / 64,
+    "kivi2": 2 + 32 / 32,
+    "kivi4:sink_tokens=4": 4 + 32 / 32,
+    "hqq2": 2 + 32 / 64,
+    "turbo3": 3 + 16 / 64,
+    "hadamard(int4)": 4 + 16 / 64,
+    "clip(kivi2)": 2 + 32 / 32,
+    "sparse(int4)": 4 + 16 / 64 + 24 / 64,  # one outlier a token and head: 16 bits, and 8 that say where
+    "gear(kivi2)": 2 + 32 / 32 + OUTLIERS + LOW_RANK,
+}
+
+
+def grown(spec: str, chunks: list[int]) -> SchemeCache:
+    """A cache of one layer that was fed views of what a fused projection gives, as some models do."""
+    config = LlamaConfig(num_hidden_layers=1, num_attention_heads=HEADS, hidden_size=HEADS * CHANNELS)
+    cache = SchemeCache(parse_scheme(spec), config)
+    for count in chunks:
+        fused = torch.randn(1, count, 3 * HEADS, CHANNELS).transpose(1, 2)
+        _, keys, values = fused.split(HEADS, dim=1)
+        cache.update(keys, values, 0)
+    return cache
+
+
+def held(cache: SchemeCache) -> int:
+    return sum(size for _, size in storages(cache, skipped=()).values())
+
+
+@pytest.mark.parametrize("spec", BITS)
+@pytest.mark.parametrize("chunks", [[TOKENS], [4000, 90, 1, 1, 1, 1, 1, 1]], ids=["at once", "in chunks"])
+def test_a_cache_holds_the_formula_and_nothing_else(spec, chunks):
+    """At most 1.02 × the formula, beside tail and sinks as they came (float32) and spare capacity, which is a quarter of
+    the packed bytes and a token group at most."""
+    cache = grown(spec, chunks)
+    told: dict[str, int] = {}
+    packed = group = 0.0
+    for _, _, store in cache.stores():
+        packed += store.packed_tokens * HEADS * CHANNELS * BITS[spec] / 8
+        group += store.scheme.quantizer.tokens_per_group * HEADS * CHANNELS * BITS[spec] / 8
+        for name, size in store.nbytes().items():
+            told[name] = told.get(name, 0) + size
+    exact = told["tail"] + told["sinks"]
+    assert held(cache) <= 1.02 * packed + exact + told["spare"]
+    assert told["spare"] <= 0.25 * packed + group
+    assert held(cache) == sum(told.values())  # so `nbytes` sees all of it
+
+
+def test_ragged_outliers_are_held_once_too(tmp_path):
+    """kvquant's: what a store is beside its calibration, which all caches share."""
+    file = written(tmp_path / "three.safetensors")
+    for side in ("key", "value"):
+        store = TokenStore(bound(f"kvquant:bits=3,calibration={file}", side))
+        x = torch.randn(1, 2, 600, 3 * 64)[..., :64]
+        for chunk in x.split([590, 9, 1], dim=2):
+            store.append(chunk)
+        parts = storages(store, skipped=[store.scheme, store.scheme.quantizer])
+        assert sum(size for _, size in parts.values()) == sum(store.nbytes().values())
