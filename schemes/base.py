@@ -125,9 +125,12 @@ class Quantizer(ABC):
     tokens_per_group: int = 1
     lossless: ClassVar[bool] = False
     independent: ClassVar[bool | str] = True
-    """Whether batch rows, heads and blocks are encoded independently; a string says why not."""
+    """Whether batch rows and heads are encoded independently; a string says why not."""
+    appends: ClassVar[bool | str] = True
+    """Whether blocks are encoded independently, so that k at once equal k times one; a string says why not."""
     bounded: ClassVar[bool | str] = False
-    """Whether |x − x̂| ≤ scale/2 up to the rounding of the stored parameters; a string says why not."""
+    """Whether |x − x̂| is at most half a step (scale, times the largest gap of its levels) up to the rounding of the
+    stored parameters; a string says why not, False that there are no such parameters."""
     constants: ClassVar[bool | str] = True
     """Whether a constant is rebuilt to the rounding of one stored float16; a string says why not."""
     needs_place: ClassVar[bool] = False

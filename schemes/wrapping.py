@@ -94,6 +94,10 @@ class Wrapper(Quantizer):
         return self.inner.independent
 
     @property
+    def appends(self) -> bool | str:  # type: ignore[override]
+        return self.inner.appends
+
+    @property
     def constants(self) -> bool | str:  # type: ignore[override]
         return self.inner.constants
 

@@ -28,8 +28,6 @@ class IntegerZeroQuantizer(AffineQuantizer):
     it rebuilds the group to about the precision of float16 (ours).
     """
 
-    bounded = "the integer zero shifts the range by up to half a step"
-
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         low, high = torch.aminmax(groups, dim=-1)
         largest = torch.maximum(low.abs(), high.abs())

@@ -1,7 +1,6 @@
 """Subtract the mean of each channel before the inner scheme, and add it on read."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,8 +22,6 @@ class CentredTensor(WrappedTensor):
 @dataclass(frozen=True)
 class CentredQuantizer(BlockWrapper):
     """The inner quantizer on x − mean; one mean a head and channel over a block of tokens, float16."""
-
-    constants: ClassVar[bool | str] = "the rest after a rounded mean is quantized too"  # type: ignore[override]
 
     def quantize(self, x: KV) -> CentredTensor:
         blocks = self.blocks(x)

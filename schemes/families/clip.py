@@ -17,7 +17,6 @@ class ClippedQuantizer(Wrapper):
 
     c: float = 0.92
 
-    bounded: ClassVar[bool | str] = "the ends of a group are clipped"
     constants: ClassVar[bool | str] = "min and max of a constant are scaled too"  # type: ignore[override]
 
     def __post_init__(self) -> None:

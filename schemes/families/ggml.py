@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -65,9 +65,6 @@ class GGMLQuantizer(Quantizer):
     the codes that ggml starts from (ggml keeps those codes)."""
 
     format: Format
-
-    bounded: ClassVar[bool | str] = "codes are computed with a scale that is rounded afterwards"
-    constants: ClassVar[bool | str] = "a scale that is rounded after its codes, and no small-number guard"
 
     @property
     def grouping(self) -> Grouping:

@@ -50,6 +50,10 @@ class HQQQuantizer(HalfQuadraticQuantizer):
             return "one stopping error over the whole tensor couples its groups"
         return True
 
+    @property
+    def appends(self) -> bool | str:  # type: ignore[override]
+        return self.independent
+
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         if self.solver == "batched" and self.stop == "groups":
             return super().choose_qparams(groups)

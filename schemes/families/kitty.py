@@ -1,7 +1,6 @@
 """Kitty: in each block the loudest channels of the keys at 4 bits, the others at 2."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import UInt8
@@ -58,8 +57,6 @@ class MixedQuantizer(Quantizer):
 
     boost: float = 0.125
     block: int = 128
-
-    bounded: ClassVar[bool | str] = "two widths of code"
 
     def __post_init__(self) -> None:
         if not 0 < self.boost < 1:

@@ -1,7 +1,6 @@
 """NF4: 16 levels at the quantiles of a normal distribution."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,8 +22,6 @@ class NF4Quantizer(AffineQuantizer):
     """x̂ = level · absmax, or, asymmetric, mean + level · absmax of what is left."""
 
     asymmetric: bool = False
-
-    bounded: ClassVar[bool | str] = "levels are not evenly spaced"
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         mean = stored_offset(groups.mean(-1)) if self.asymmetric else None

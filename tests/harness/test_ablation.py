@@ -1,7 +1,5 @@
 """Layers computed once give what computing them again gives, bit for bit."""
 
-import time
-
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -49,21 +47,7 @@ def test_layers_below_are_not_computed(deep, window):
     for index, layer in enumerate(deep.model.layers):
         layer.mlp.register_forward_hook(lambda module, given, out, index=index: calls.append(index))
     shared = SharedSuffix(deep, window, prefill(deep, window.prefix))
-    calls.clear()
-    shared.ablated(4, SCHEME)
-    assert calls == [4, 5]
-
-
-def test_sharing_saves_the_time_of_the_layers_below(window):
-    """Half of the layers' time on average; a loose bound, since small passes on busy cores vary."""
-    torch.manual_seed(0)
-    wide = tiny_config(num_hidden_layers=12, hidden_size=256, intermediate_size=1024)
-    model = LlamaForCausalLM(wide).eval().requires_grad_(False)
-    shared = SharedSuffix(model, window, prefill(model, window.prefix))
-    seconds = {}
-    for share in (True, False, True, False, True, False):
-        started = time.perf_counter()
-        for layer in range(12):
-            shared.ablated(layer, SCHEME, share)
-        seconds.setdefault(share, []).append(time.perf_counter() - started)
-    assert min(seconds[True]) < 0.85 * min(seconds[False])
+    for share, computed in ((True, [4, 5]), (False, [0, 1, 2, 3, 4, 5])):
+        calls.clear()
+        shared.ablated(4, SCHEME, share)
+        assert calls == computed

@@ -1,61 +1,76 @@
-"""Every setting of the registry's families that is a choice: bits, axes and the like; and data to put in.
+"""Settings of the registry's families that cover every pair of choices: bits, axes, dtypes and the like; and data.
 
 A family is read by its fields, so a new one is covered without a word here.
 """
 
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations_with_replacement, product
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from schemes import KV, SCHEMES, Quantizer, TensorScheme, TokenStore, parse_scheme
+from schemes.errors import UserError
+from schemes.family import Family
 from schemes.fields import alternatives, shown
-from schemes.registry import own_fields
+from schemes.registry import own_fields, shorthands
 
 FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]  # those need a file: test_kvquant
-
-
-def choices(family):
-    return {name: alternatives(field.type)[0] for name, field in own_fields(family).items()}
-
-
-def _plain(family):
-    """Bits × axis of both sides."""
-    sides = {name.removeprefix("key_"): values for name, values in choices(family).items() if name.startswith("key_")}
-    return [
-        [f"{name}={value}" for name, value in zip(sides, chosen, strict=True)] for chosen in product(*sides.values())
-    ]
-
-
-def _others(family):
-    """What can be chosen besides, such as zero=integer."""
-    shared = {name: field for name, field in own_fields(family).items() if not name.startswith(("key_", "value_"))}
-    return [
-        f"{n}={shown(value)}" for n, field in shared.items() for value in choices(family)[n] if value != field.default
-    ]
-
-
-def _spec(family, items):
-    return family.example + (":" + ",".join(items) if items else "")
-
-
-PLAIN = [_spec(family, items) for family in FAMILIES for items in _plain(family)]
-PLAIN += [short for family in FAMILIES for short in family.short]
-_INNER = ("asym2:axis=channel,group_size=32", "hqq3", "nf4:asymmetric=true", "q5_1", "fp8:scale=head", "kivi2")
-_NESTED = [f"{family.name}({inner})" for family in FAMILIES if family.wraps for inner in _INNER]
-_NESTED += [
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INNER = ("asym2:axis=channel,group_size=32", "hqq3", "nf4:asymmetric=true", "q5_1", "fp8:scale=head", "kivi2")
+NESTED = [f"{family.name}({inner})" for family in FAMILIES if family.wraps for inner in INNER]
+NESTED += [
     "centred(hadamard(clip(asym2)))",
     "hadamard(sparse(asym3:axis=channel,group_size=32):block=64)",
     "sparse(sparse(int2))",
 ]
-_ALL_OTHER = _NESTED + [
-    _spec(family, [*items, other]) for family in FAMILIES for other in _others(family) for items in _plain(family)
-]
-REFUSED = [spec for spec in _ALL_OTHER if "axis=channel" in spec and "group_size=all" in spec]  # no fixed length
-OTHER = [spec for spec in _ALL_OTHER if spec not in REFUSED]
 
 
-def _different(specs, seen):
+def pairwise(candidates: Sequence[tuple]) -> list[tuple]:
+    """Few of the candidates, in which every pair of choices occurs that occurs in one of all: greedily, in order."""
+
+    def pairs(row):
+        return set(combinations_with_replacement(enumerate(row), 2))
+
+    missing = set().union(*map(pairs, candidates))
+    rows = []
+    while missing or not rows:
+        rows.append(max(candidates, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(rows[-1])
+    return rows
+
+
+def choices(family: Family) -> dict[str, list[object]]:
+    """The values of each field that is a choice, its default among them; `bits` stands for key_bits and value_bits,
+    which are two cases of one code."""
+    sides = {side: short for short, both in shorthands(family).items() for side in both}
+    values: dict[str, list[object]] = {}
+    for name, field in own_fields(family).items():
+        options = alternatives(field.type)[0]
+        if options:
+            values[sides.get(name, name)] = options if field.default in options else [field.default, *options]
+    return values
+
+
+def spec_of(family: Family, values: Sequence[object]) -> str:
+    items = [f"{name}={shown(value)}" for name, value in zip(choices(family), values, strict=True)]
+    return family.example + (":" + ",".join(items) if items else "")
+
+
+def sorted_out(family: Family) -> tuple[list[tuple], list[tuple]]:
+    """All settings of a family's choices: those that are schemes, and those that are refused."""
+    accepted, refused = [], []
+    for values in product(*choices(family).values()):
+        try:
+            parse_scheme(spec_of(family, values))
+            accepted.append(values)
+        except UserError:
+            refused.append(values)
+    return accepted, refused
+
+
+def different(specs: Iterable[str], seen: set[TensorScheme]) -> Iterator[ParameterSet]:
     """The tensor schemes not yet seen: keys and values that are stored alike are one case."""
     for spec in specs:
         for side, scheme in parse_scheme(spec).sides.items():
@@ -64,9 +79,10 @@ def _different(specs, seen):
                 yield pytest.param(scheme, id=f"{spec}-{side}")
 
 
+PLAIN = [spec_of(family, values) for family in FAMILIES for values in pairwise(sorted_out(family)[0])]
 _SEEN: set[TensorScheme] = set()
-PLAIN_CASES = list(_different(PLAIN, _SEEN))
-OTHER_CASES = list(_different(OTHER, _SEEN))
+PLAIN_CASES = list(different(PLAIN, _SEEN))
+NESTED_CASES = list(different(NESTED, _SEEN))
 
 
 def sample(scheme: TensorScheme, dtype: torch.dtype, tokens: int = 0, channels: int = 0) -> KV:

@@ -1,7 +1,9 @@
-"""What every scheme promises: one `check_*` a rule. An exception is declared by the quantizer, never named here."""
+"""What every scheme promises: one `check_*` a rule. An exception is declared by the quantizer, never named here:
+CLAIMS says which attribute of the quantizer it is that claims a rule, or gives the reason why it does not hold."""
 
 import copy
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,13 +29,6 @@ def check_shape_dtype_device(scheme, dtype):
     x = sample(scheme, dtype)
     rebuilt = rebuild(scheme.quantizer, x)
     assert (rebuilt.shape, rebuilt.dtype, rebuilt.device) == (x.shape, dtype, x.device)
-
-
-def check_values_are_equal_and_hash(scheme, dtype):
-    twin = copy.deepcopy(scheme)
-    assert twin == scheme
-    assert hash(twin) == hash(scheme)
-    assert len({twin, scheme}) == 1
 
 
 def check_input_untouched(scheme, dtype):
@@ -67,9 +62,6 @@ def check_zeros(scheme, dtype):
 def check_constants(scheme, dtype):
     """To the rounding of one stored float16 and of the output. A scale that alone carries the constant may be
     subnormal in float16: its rounding times at most 2^7 steps."""
-    if scheme.quantizer.constants is not True:
-        assert scheme.quantizer.constants, "an exception gives its reason"
-        return
     x = torch.zeros_like(sample(scheme, dtype))
     for constant in (1.0, -3.3, 2.9e-3, -1e-5, 0.7, 1000.7, -60000.0):
         data = (x + constant).to(dtype)
@@ -89,9 +81,6 @@ def check_layout_of_the_input(scheme, dtype):
 
 
 def check_rows_and_heads_independent(scheme, dtype):
-    if scheme.quantizer.independent is not True:
-        assert scheme.quantizer.independent, "an exception gives its reason"
-        return
     x = sample(scheme, dtype)
     whole = rebuild(scheme.quantizer, x)
     for row in range(2):
@@ -100,10 +89,8 @@ def check_rows_and_heads_independent(scheme, dtype):
             assert torch.equal(alone, whole[row : row + 1, head : head + 1])
 
 
-def check_chunking(scheme, dtype):
+def check_blocks_independent(scheme, dtype):
     """k token groups at once equal k times one, and so do whole blocks in a store."""
-    if scheme.quantizer.independent is not True:
-        return
     step = scheme.quantizer.tokens_per_group
     x = sample(scheme, dtype, tokens=3 * step)
     whole = rebuild(scheme.quantizer, x)
@@ -114,10 +101,9 @@ def check_chunking(scheme, dtype):
 
 
 def check_bound(scheme, dtype):
-    """|x − x̂| ≤ scale/2 + |Δoffset| + (2^b−1)·|Δscale| + 1 ulp, Δ the rounding of a stored float16."""
+    """|x − x̂| ≤ scale/2 + |Δoffset| + (2^b−1)·|Δscale| + 1 ulp, Δ the rounding of a stored float16. Levels have half
+    their largest gap instead of a half."""
     quantizer = scheme.quantizer
-    if quantizer.bounded is not True:
-        return
     x = sample(scheme, dtype)
     held = quantizer.quantize(x)
     error = (x.float() - held.dequantize().float()).abs()
@@ -128,7 +114,8 @@ def check_bound(scheme, dtype):
 
     parts = {name: part.float() for name, part in held.parts().items()}
     rounding = {name: part.abs().mul(EPS16).clamp(min=TINY16) for name, part in parts.items()}
-    bound = parts["scale"] / 2 + (2**quantizer.bits - 1) * rounding["scale"] + rounding.get("offset", 0.0) + ulp
+    half = max(b - a for a, b in pairwise(held.levels)) / 2 if held.levels else 0.5
+    bound = parts["scale"] * half + (2**quantizer.bits - 1) * rounding["scale"] + rounding.get("offset", 0.0) + ulp
     assert (worst(error) <= bound).all()
 
 
@@ -218,4 +205,16 @@ def check_zeroed_codes(scheme, dtype):
     assert not torch.equal(zeroed.dequantize(), held.dequantize())
 
 
+CLAIMS = {
+    check_constants: "constants",
+    check_rows_and_heads_independent: "independent",
+    check_blocks_independent: "appends",
+    check_bound: "bounded",
+}
+DEPEND_ON_DTYPE = (check_shape_dtype_device, check_finite, check_constants, check_bound)
 CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]
+
+
+def claimed(check, scheme) -> bool | str:
+    """Whether a rule is to hold: True, False where it does not apply, or the reason for an exception."""
+    return getattr(scheme.quantizer, CLAIMS[check]) if check in CLAIMS else True

@@ -7,9 +7,9 @@ from schemes import parse_scheme
 from schemes.affine import FLOAT16_MAX, FLOAT16_TINY, AffineQuantizer, QParams, stored_offset, stored_scale
 from schemes.packing import pack, unpack
 
-from .cases import OTHER_CASES, PLAIN_CASES, sample
+from .cases import NESTED_CASES, PLAIN_CASES, sample
 
-AFFINE = [case for case in PLAIN_CASES + OTHER_CASES if isinstance(case.values[0].quantizer, AffineQuantizer)]
+AFFINE = [case for case in PLAIN_CASES + NESTED_CASES if isinstance(case.values[0].quantizer, AffineQuantizer)]
 
 
 @pytest.mark.parametrize("scheme", AFFINE)

