@@ -14,7 +14,8 @@ from harness.records.writing import write_file
 from harness.subject.prepared import Subject
 from harness.subject.text import token_sha256
 from schemes.calibration_file import Calibration, as_bytes, facts_path
-from schemes.registry import calibrated_family
+from schemes.errors import UserError
+from schemes.registry import calibrated_family, parse_scheme
 
 Weights = Literal["gradient", "one"]
 
@@ -28,22 +29,32 @@ def calibrate(
 ) -> Path:
     """Calibrate `spec` on the prefixes of the subject's windows; write `out` and, beside it, its JSON. Returns the path.
 
-    weights: how much an error of each number counts: its squared gradient of the suffix's loss, or 1. ValueError for a
-    scheme that needs no calibration, and for a file that cannot be written.
+    The first tokens of a prefix that the scheme keeps exact (its sinks) are left out: they are never quantized, and the
+    first of all would outweigh the others. weights: how much an error of each number counts: its squared gradient of the
+    suffix's loss, or 1. UserError for a scheme that needs no calibration, prefixes that are sinks alone, and a file that
+    cannot be written.
     """
     family, fields = calibrated_family(spec)
     assert family.calibrate is not None
+    sinks = max(side.sink_tokens for side in parse_scheme(spec).sides.values())
+    shortest = min(window.prefix_length for window in subject.windows)
+    if sinks >= shortest:
+        raise UserError(
+            f"{spec} keeps the first {sinks} tokens exact, all {shortest} of a prefix: nothing is left to calibrate on; "
+            "choose fewer, or longer windows"
+        )
     path = Path(out)
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
-    samples, counts = _captured(subject, weights, on_note)
+    samples, sample_weights = _captured(subject, sinks, weights, on_note)
     on_note(f"thresholds and levels of {len(samples)} layers")
-    tensors: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
     for layer in samples:
-        tensors |= family.calibrate(layer, samples[layer], counts[layer], fields)
+        tables |= family.calibrate(layer, samples[layer], sample_weights[layer], fields)
     facts = {
         "scheme": family.name,
         **{name: value for name, value in fields.items() if value != ""},
+        "sink_tokens": sinks,
         "weights": weights,
         "model": subject.loaded.source,
         "text": {
@@ -51,14 +62,14 @@ def calibrate(
             "sha256": subject.text.source.get("sha256", ""),
             "token_sha256": token_sha256(subject.tokens),
         },
-        "tokens": sum(window.prefix_length for window in subject.windows),
+        "tokens": sum(window.prefix_length - sinks for window in subject.windows),
         "windows": [window.index for window in subject.windows],
         "layers": sorted(samples),
     }
-    content, said = as_bytes(Calibration(tensors, facts))
+    table_bytes, fact_bytes = as_bytes(Calibration(tables, facts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, content)
-    write_file(facts_path(path), said)
+    write_file(path, table_bytes)
+    write_file(facts_path(path), fact_bytes)
     return path
 
 
@@ -68,29 +79,33 @@ def spec_with(spec: str, path: Path) -> str:
 
 
 def _captured(
-    subject: Subject, weights: Weights, on_note: Callable[[str], None]
+    subject: Subject, sinks: int, weights: Weights, on_note: Callable[[str], None]
 ) -> tuple[dict[int, dict[str, Tensor]], dict[int, dict[str, Tensor]]]:
-    """Keys before RoPE and values of all windows, and their weights: [heads, tokens, channels] by layer and side."""
+    """Keys before RoPE and values of all windows but for their first `sinks` tokens, and the weights of these numbers:
+    [heads, tokens, channels] by layer and side."""
     model = subject.loaded.model
-    found: list[dict[int, dict[str, list[Tensor]]]] = [{}, {}]
+    samples: dict[int, dict[str, list[Tensor]]] = {}
+    sample_weights: dict[int, dict[str, list[Tensor]]] = {}
     for number, window in enumerate(subject.windows):
         prefilled = prefill(model, window.prefix)
         gradients = suffix_gradients(model, window, prefilled) if weights == "gradient" else None
         for layer in full_layers(prefilled):
-            held: Any = prefilled.layers[layer]
-            seen = {"key": pre_rope_keys(model, layer, held.keys), "value": held.values.float()}
+            cached: Any = prefilled.layers[layer]
+            numbers = {"key": pre_rope_keys(model, layer, cached.keys), "value": cached.values.float()}
             if gradients is None:
-                counts = {side: torch.ones_like(x) for side, x in seen.items()}
+                counts = {side: torch.ones_like(x) for side, x in numbers.items()}
             else:
                 gradient = gradients[layer]
                 rotated_back = rotary_of(model, layer).unrotate(gradient["key"].float(), 0)
                 counts = {"key": rotated_back.square(), "value": gradient["value"].float().square()}
-            for place, tensors in zip(found, (seen, counts), strict=True):
+            for pieces, tensors in ((samples, numbers), (sample_weights, counts)):
                 for side, x in tensors.items():
-                    place.setdefault(layer, {}).setdefault(side, []).append(x[0].cpu())
+                    pieces.setdefault(layer, {}).setdefault(side, []).append(x[0, :, sinks:].cpu())
         on_note(f"window {number + 1}/{len(subject.windows)} captured")
-    joined = [
-        {layer: {side: torch.cat(pieces, dim=1) for side, pieces in sides.items()} for layer, sides in place.items()}
-        for place in found
-    ]
-    return joined[0], joined[1]
+    return _joined(samples), _joined(sample_weights)
+
+
+def _joined(pieces: dict[int, dict[str, list[Tensor]]]) -> dict[int, dict[str, Tensor]]:
+    return {
+        layer: {side: torch.cat(windows, dim=1) for side, windows in sides.items()} for layer, sides in pieces.items()
+    }

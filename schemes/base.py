@@ -112,11 +112,13 @@ class Rotary(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a quantizer works: layer index, side ("key" or "value"), and the model's rotary embedding there."""
+    """Where a quantizer works: layer index, side ("key" or "value"), the model's rotary embedding there, and how many
+    first tokens never reach it, since they stay exact."""
 
     layer: int
     side: str
     rotary: Rotary | None
+    sink_tokens: int = 0
 
 
 class Quantizer(ABC):
@@ -272,7 +274,9 @@ class Scheme:
 
 def _placed(scheme: Scheme, layer: int, rotary: Callable[[int], Rotary] | None) -> Scheme:
     sides = {
-        name: replace(side, quantizer=side.quantizer.bind(Place(layer, name, rotary(layer) if rotary else None)))
+        name: replace(
+            side, quantizer=side.quantizer.bind(Place(layer, name, rotary(layer) if rotary else None, side.sink_tokens))
+        )
         for name, side in scheme.sides.items()
     }
     return replace(scheme, **sides)

@@ -97,8 +97,8 @@ class CalibratedQuantizer(Quantizer):
     def quantize(self, x: KV) -> QuantizedTensor:
         raise UserError(_UNBOUND)
 
-    def _table(self, name: str) -> Tensor:
-        """Of the calibration."""
+    def _table(self, name: str, place: Place) -> Tensor:
+        """Of the calibration: the table `name` of the layer and side of `place`."""
         if not self.file:
             raise UserError(_UNCALIBRATED)
         calibration = read(CalibrationFile(self.file))
@@ -107,9 +107,17 @@ class CalibratedQuantizer(Quantizer):
                 raise UserError(
                     f"the calibration {self.file} was made with {what}={calibration.facts.get(what)}, not {getattr(self, what)}"
                 )
-        if name not in calibration.tensors:
-            raise UserError(f"the calibration {self.file} has no {name}: it was made for another model")
-        return calibration.tensors[name]
+        left_out = calibration.facts.get("sink_tokens") or 0
+        if left_out < place.sink_tokens:  # leaving out more is no harm: what is quantized was not fitted to a sink
+            raise UserError(
+                f"the calibration {self.file} leaves out {left_out} first token{'s' * (left_out != 1)} of each window, and "
+                f"the scheme keeps {place.sink_tokens} exact: its levels are fitted to what is never quantized; make one "
+                "with kvdelta calibrate and this scheme"
+            )
+        full_name = f"{place.layer}.{place.side}.{name}"
+        if full_name not in calibration.tensors:
+            raise UserError(f"the calibration {self.file} has no {full_name}: it was made for another model")
+        return calibration.tensors[full_name]
 
 
 _UNCALIBRATED = (
@@ -129,8 +137,8 @@ class KeyQuantizer(CalibratedQuantizer):
                 "kvquant stores keys as they were before RoPE and needs the model's rotary module: use "
                 "SchemeCache.for_model(scheme, model)"
             )
-        lower, upper = self._table(f"{place.layer}.key.lower"), self._table(f"{place.layer}.key.upper")
-        levels = tuple(self._table(f"{place.layer}.key.levels").tolist())
+        lower, upper = self._table("lower", place), self._table("upper", place)
+        levels = tuple(self._table("levels", place).tolist())
         return BoundKeys(self.bits, self.outliers, self.file, place.layer, levels, lower, upper, place.rotary)
 
 
@@ -208,7 +216,7 @@ class ValueQuantizer(CalibratedQuantizer):
     independent: ClassVar[bool | str] = "one range a token over all KV heads"
 
     def bind(self, place: Place) -> "ValueQuantizer":
-        levels = tuple(self._table(f"{place.layer}.value.levels").tolist())
+        levels = tuple(self._table("levels", place).tolist())
         return replace(self, layer=place.layer, levels=levels)
 
     def quantize(self, x: KV) -> ValueTensor:
@@ -252,7 +260,7 @@ def without_outliers(
 def kvquant(
     *, bits: Bits = 3, outliers: float = 0.01, first_exact: int = 1, calibration: CalibrationFile | Literal[""] = ""
 ) -> tuple[TensorScheme, TensorScheme]:
-    """first_exact: first tokens that stay exact. calibration: the file of `kvdelta calibrate`."""
+    """first_exact: first tokens that stay exact; `kvdelta calibrate` leaves them out. calibration: its file."""
     if not 0 < outliers < 0.5:
         raise UserError(f"outliers={outliers}: the share of numbers kept exactly is between 0 and 0.5")
     if first_exact < 0:
@@ -266,21 +274,26 @@ def kvquant(
 def calibrate(
     layer: int, samples: Mapping[str, Tensor], weights: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The tables of one layer. samples: "key" (before rotation) and "value", float32 [heads, tokens, channels]; weights:
-    the same shape, how much an error counts there; fields: of the spec."""
+    """The tables of one layer. samples: "key" (before rotation) and "value", float32 [heads, tokens, channels], without
+    the tokens that stay exact; weights: the same shape, how much an error counts there; fields: of the spec.
+
+    Levels are fitted to what is stored as codes: outliers, which are kept beside them, do not count.
+    """
     bits, outliers = fields["bits"], fields["outliers"]
     keys = samples["key"]
     lower, upper = (quantile(keys, q) for q in (outliers / 2, 1 - outliers / 2))
     even = (keys - (upper + lower)[:, None] / 2) / ((upper - lower)[:, None] / 2).clamp(min=2.0**-24)
     inside = even.abs() <= 1
-    rows, _, _ = without_outliers(samples["value"].transpose(0, 1).flatten(1)[None], outliers)
-    low, high = torch.aminmax(rows, dim=-1, keepdim=True)
-    value = (rows - (high + low) / 2) / ((high - low) / 2).clamp(min=2.0**-24)
+    values, value_weights = (x["value"].transpose(0, 1).flatten(1) for x in (samples, weights))
+    inliers, _, places = without_outliers(values[None], outliers)
+    low, high = torch.aminmax(inliers[0], dim=-1, keepdim=True)
+    even_values = (values - (high + low) / 2) / ((high - low) / 2).clamp(min=2.0**-24)
+    coded = torch.ones_like(values, dtype=torch.bool).scatter(-1, places[0], False)
     return {
         f"{layer}.key.lower": lower,
         f"{layer}.key.upper": upper,
         f"{layer}.key.levels": weighted_levels(even[inside], weights["key"][inside], 2**bits),
-        f"{layer}.value.levels": weighted_levels(value.flatten(), weights["value"].transpose(0, 1).flatten(), 2**bits),
+        f"{layer}.value.levels": weighted_levels(even_values[coded], value_weights[coded], 2**bits),
     }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,32 +12,35 @@ from analysis.measuring.errors import measure_errors
 from harness.caches.rotary import rotary_of
 from harness.caches.scheme import SchemeCache
 from harness.calibration import calibrate
-from harness.capture import pre_rope_keys
+from harness.capture import pre_rope_keys, suffix_gradients
 from harness.protocols import prefill, suffix_logits
 from harness.records.measurement import measured_arrays
 from harness.subject.forward import cache_keyword, forward
-from harness.subject.text import token_sha256
+from harness.subject.model import LoadedModel
+from harness.subject.prepared import Subject
+from harness.subject.text import Text, token_sha256
+from harness.subject.windows import cut_windows
 from schemes import parse_scheme
 from schemes.calibration_file import CalibrationFile, read
+from schemes.errors import UserError
+from schemes.families import kvquant
 
 
 @pytest.fixture(scope="module")
-def calibrated(model, tmp_path_factory):
-    """A calibration of the tiny model on windows of its own, with squared gradients as weights."""
-    from types import SimpleNamespace
-
-    from harness.subject.model import LoadedModel
-    from harness.subject.prepared import Subject
-    from harness.subject.text import Text
-    from harness.subject.windows import cut_windows
-
+def training(model):
+    """The tiny model and four windows to calibrate on."""
     tokens = torch.randint(1, 128, (900,), generator=torch.Generator().manual_seed(9))
     loaded = LoadedModel(model, SimpleNamespace(bos_token_id=None), "tiny", {"kind": "test"})
     windows = cut_windows(tokens, window_length=128, score_length=32, windows=4)
-    subject = Subject(loaded, Text("train", "", {"kind": "test", "sha256": "2" * 64}), tokens, windows, None)
+    return Subject(loaded, Text("train", "", {"kind": "test", "sha256": "2" * 64}), tokens, windows, None)
+
+
+@pytest.fixture(scope="module")
+def calibrated(training, tmp_path_factory):
+    """A calibration of the tiny model on windows of its own, with squared gradients as weights."""
     notes: list[str] = []
-    path = calibrate("kvquant:bits=4", subject, tmp_path_factory.mktemp("calibrated") / "tiny", on_note=notes.append)
-    return path, subject, notes
+    path = calibrate("kvquant:bits=4", training, tmp_path_factory.mktemp("calibrated") / "tiny", on_note=notes.append)
+    return path, training, notes
 
 
 def test_what_is_written(calibrated):
@@ -44,7 +48,8 @@ def test_what_is_written(calibrated):
     assert path.name == "tiny.safetensors"
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["text"] == {"name": "train", "sha256": "2" * 64, "token_sha256": token_sha256(subject.tokens)}
-    assert (facts["tokens"], facts["bits"], facts["weights"], facts["layers"]) == (4 * 96, 4, "gradient", [0, 1])
+    assert (facts["tokens"], facts["bits"], facts["weights"], facts["layers"]) == (4 * 95, 4, "gradient", [0, 1])
+    assert facts["sink_tokens"] == 1
     assert notes == [*(f"window {i}/4 captured" for i in range(1, 5)), "thresholds and levels of 2 layers"]
     tensors = read(CalibrationFile(str(path))).tensors
     for layer in (0, 1):
@@ -54,6 +59,49 @@ def test_what_is_written(calibrated):
             levels = tensors[f"{layer}.{side}.levels"]
             assert len(levels) == 16
             assert (levels[1:] > levels[:-1]).all()
+
+
+RULES = [("kvquant:bits=3", 1), ("kvquant:bits=3,first_exact=5", 5), ("kvquant:bits=3,sink_tokens=5", 5),
+         ("kvquant:bits=3,first_exact=0", 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["gradient", "one"])
+@pytest.mark.parametrize(("spec", "sinks"), RULES)
+def test_tokens_that_stay_exact_are_not_calibrated_on(spec, sinks, weights, training, model, tmp_path):
+    """Neither their numbers nor their weights enter a table, whichever field of the spec keeps them exact."""
+    path = calibrate(spec, training, tmp_path / "out", weights)
+    captured = {"samples": {"key": [], "value": []}, "weights": {"key": [], "value": []}}
+    for window in training.windows:
+        prefilled = prefill(model, window.prefix)
+        cached = {"key": pre_rope_keys(model, 1, prefilled.layers[1].keys), "value": prefilled.layers[1].values}
+        gradients = suffix_gradients(model, window, prefilled)[1]
+        gradients["key"] = rotary_of(model, 1).unrotate(gradients["key"], 0)
+        for side, numbers in cached.items():
+            captured["samples"][side].append(numbers[0, :, sinks:])
+            weight = gradients[side].square() if weights == "gradient" else torch.ones_like(numbers)
+            captured["weights"][side].append(weight[0, :, sinks:])
+    joined = {
+        what: {side: torch.cat(pieces, dim=1) for side, pieces in sides.items()} for what, sides in captured.items()
+    }
+    expected = kvquant.calibrate(1, **joined, fields={"bits": 3, "outliers": 0.01})
+    written = read(CalibrationFile(str(path)))
+    assert len(expected) == 4
+    assert all(torch.equal(written.tensors[name], table) for name, table in expected.items())
+    assert written.facts["tokens"] == 4 * (96 - sinks)
+
+
+def test_windows_of_sinks_alone(training, tmp_path):
+    with pytest.raises(UserError, match=r"keeps the first 96 tokens exact, all 96 of a prefix: .*longer windows"):
+        calibrate("kvquant:bits=3,sink_tokens=96", training, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rule", ["first_exact=2", "sink_tokens=2"])
+def test_a_calibration_on_tokens_that_stay_exact_is_refused(rule, calibrated, model):
+    """More exact tokens than were left out: the tables would be fitted to what is never quantized. Fewer fit."""
+    path, _, _ = calibrated
+    with pytest.raises(UserError, match=r"leaves out 1 first token .*keeps 2 exact.*make one with kvdelta calibrate"):
+        SchemeCache.for_model(parse_scheme(f"kvquant:bits=4,{rule},calibration={path}"), model)
+    SchemeCache.for_model(parse_scheme(f"kvquant:bits=4,{rule.replace('2', '0')},calibration={path}"), model)
 
 
 def test_thresholds_are_quantiles_of_the_models_own_keys(calibrated, model):

@@ -35,14 +35,14 @@ class Turning:
         return self
 
 
-def written(path, bits=3, outliers=0.01, heads=2, channels=64):
-    """A calibration on numbers with a loud channel, for one layer."""
+def written(path, bits=3, outliers=0.01, heads=2, channels=64, **more_facts):
+    """A calibration on numbers with a loud channel, for one layer, of tokens behind the fourth."""
     rng = torch.Generator().manual_seed(5)
     samples = {side: torch.randn(heads, 4000, channels, generator=rng) for side in ("key", "value")}
     samples["key"][..., 3] = 8 * samples["key"][..., 3] + 20
     weights = {side: torch.ones_like(x) for side, x in samples.items()}
     tensors = calibrate(0, samples, weights, {"bits": bits, "outliers": outliers})
-    facts = {"bits": bits, "outliers": outliers, "text": TEXT, "tokens": 4000}
+    facts = {"bits": bits, "outliers": outliers, "sink_tokens": 4, "text": TEXT, "tokens": 4000} | more_facts
     content, said = as_bytes(Calibration(tensors, facts))
     path.write_bytes(content)
     facts_path(path).write_bytes(said)
@@ -57,7 +57,7 @@ def file(tmp_path_factory):
 def bound(spec, side):
     scheme = parse_scheme(spec)
     rule = scheme.sides[side]
-    return replace(rule, quantizer=rule.quantizer.bind(Place(0, side, Turning())))
+    return replace(rule, quantizer=rule.quantizer.bind(Place(0, side, Turning(), rule.sink_tokens)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -153,6 +153,18 @@ def test_levels_are_where_the_weight_is():
     assert (weighted_levels(normal, weights, 4) > 0).sum() >= 3
 
 
+@pytest.mark.parametrize("side", ["key", "value"])
+def test_levels_are_not_fitted_to_outliers(side):
+    """They are kept exactly: however much an error of theirs would count, the levels are those of the other numbers."""
+    rng = torch.Generator().manual_seed(7)
+    samples = {name: torch.randn(2, 400, 64, generator=rng) for name in ("key", "value")}
+    light = {name: torch.ones_like(x) for name, x in samples.items()}
+    heavy = {name: torch.where(x.abs() > 3.5, 1e6, 1.0) for name, x in samples.items()}
+    assert (heavy[side] > 1).sum() > 10
+    tables = [calibrate(0, samples, weights, {"bits": 3, "outliers": 0.05}) for weights in (light, heavy)]
+    assert torch.equal(tables[0][f"0.{side}.levels"], tables[1][f"0.{side}.levels"])
+
+
 def test_outliers_of_a_token_are_its_ends():
     rows = torch.arange(256.0).flip(0)[None, None]
     inliers, values, places = without_outliers(rows, 0.01)
@@ -199,6 +211,11 @@ def test_what_binding_refuses(file, tmp_path):
         bound(f"kvquant:bits=3,calibration={file}", "key").quantizer.quantize(torch.randn(1, 2, 4, 32))
     with pytest.raises(ValueError, match="use it through a SchemeCache"):
         parse_scheme(f"kvquant:bits=3,calibration={file}").value.quantizer.quantize(torch.randn(1, 2, 4, 64))
+    with pytest.raises(ValueError, match=r"leaves out 4 first tokens .*keeps 5 exact"):
+        parse_scheme(f"kvquant:bits=3,calibration={file},sink_tokens=5").bind(1, [0], lambda layer: Turning())
+    silent = written(tmp_path / "before.safetensors", sink_tokens=None)  # as made before sinks were left out
+    with pytest.raises(ValueError, match=r"leaves out 0 first tokens .*keeps 1 exact"):
+        parse_scheme(f"kvquant:bits=3,calibration={silent}").bind(1, [0], lambda layer: Turning())
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no")
     facts_path(broken).write_text(json.dumps({"text": TEXT}))
