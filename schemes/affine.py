@@ -6,7 +6,6 @@ Parameters are rounded to their storage type first; codes are computed with what
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -122,7 +121,9 @@ class AffineQuantizer(Quantizer):
     group_size: GroupSize = 64
     axis: Axis = "token"
 
-    bounded: ClassVar[bool | str] = True
+    @property
+    def bounded(self) -> bool | str:
+        return True
 
     def __post_init__(self) -> None:
         for length in {self.grouping.tokens_per_group, self.group_size} - {1, "all"}:
@@ -146,7 +147,7 @@ class AffineQuantizer(Quantizer):
         return Grouping(self.axis, self.group_size)
 
     @property
-    def tokens_per_group(self) -> int:  # type: ignore[override]
+    def tokens_per_group(self) -> int:
         return self.grouping.tokens_per_group
 
     def check(self, channels: int) -> None:

@@ -62,9 +62,9 @@ class QuantizedTensor(ABC):
         """Bytes as they are reported; differs from `nbytes` only where exact numbers are held, which count 16 bits."""
         return sum(self.nbytes().values())
 
-    def extended(self, new: Self, room: Callable[[int], int]) -> Self:
-        """With the tokens of `new` behind these, in place where the buffers have room; room(groups): how many groups a
-        buffer that must grow gets."""
+    def extended(self, new: "QuantizedTensor", room: Callable[[int], int]) -> Self:
+        """With the tokens of `new`, of the same layout, behind these, in place where the buffers have room; room(groups): how
+        many groups a buffer that must grow gets."""
         used, needed = self.groups, self.groups + new.groups
         parts = self.parts()
         for name, added in new.parts().items():
@@ -122,21 +122,38 @@ class Place:
 
 
 class Quantizer(ABC):
-    """Encodes one tensor. Subclasses are final frozen dataclasses: equal parameters, equal quantizers."""
+    """Encodes one tensor. Subclasses are final frozen dataclasses: equal parameters, equal quantizers. What it promises
+    is held by the conformance suite."""
 
-    tokens_per_group: int = 1
     lossless: ClassVar[bool] = False
-    independent: ClassVar[bool | str] = True
-    """Whether batch rows and heads are encoded independently; a string says why not."""
-    appends: ClassVar[bool | str] = True
-    """Whether blocks are encoded independently, so that k at once equal k times one; a string says why not."""
-    bounded: ClassVar[bool | str] = False
-    """Whether |x − x̂| is at most half a step (scale, times the largest gap of its levels) up to the rounding of the
-    stored parameters; a string says why not, False that there are no such parameters."""
-    constants: ClassVar[bool | str] = True
-    """Whether a constant is rebuilt to the rounding of one stored float16; a string says why not."""
     needs_place: ClassVar[bool] = False
     """Whether `bind` must be called first: it works with what a model's layer is, not with keys and values alone."""
+
+    @property
+    def tokens_per_group(self) -> int:
+        """Tokens that are encoded together."""
+        return 1
+
+    @property
+    def independent(self) -> bool | str:
+        """Whether batch rows and heads are encoded independently; a string says why not."""
+        return True
+
+    @property
+    def appends(self) -> bool | str:
+        """Whether blocks are encoded independently, so that k at once equal k times one; a string says why not."""
+        return True
+
+    @property
+    def bounded(self) -> bool | str:
+        """Whether |x − x̂| is at most half a step (scale, times the largest gap of its levels) up to the rounding of the
+        stored parameters; a string says why not, False that there are no such parameters."""
+        return False
+
+    @property
+    def constants(self) -> bool | str:
+        """Whether a constant is rebuilt to the rounding of one stored float16; a string says why not."""
+        return True
 
     @abstractmethod
     def quantize(self, x: KV) -> QuantizedTensor:

@@ -4,9 +4,9 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 parameters one a group, [groups]; codes are round(x · inverse + zero), and x̂ = (code − zero) / inverse.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,8 @@ def start(groups: Rows, max_code: int, limit: Each | None = None) -> tuple[Each,
 
 def _quick_power(x: Rows, exponent: float) -> Rows:
     """x^exponent for x ≥ 0 to the last bit or two; half the time of torch.pow, most of a step's, on a CPU."""
+    if exponent == 0:  # p = 1, soft thresholding: 0 · log 0 would be no number
+        return torch.ones_like(x)
     return x.log().mul_(exponent).exp_()
 
 
@@ -104,10 +106,21 @@ class HalfQuadratic:
         return (codes - (x - shrunk) * inverse).mean(dim=-1, keepdim=True)
 
 
+class ZeroSolver(ABC):
+    """Chooses the inverse scale and the zero of each group. Subclasses are final frozen dataclasses."""
+
+    @property
+    def independent(self) -> bool | str:
+        """Whether groups are solved independently; a string says why not."""
+        return True
+
+    @abstractmethod
+    def solve(self, groups: Rows, max_code: int) -> tuple[Each, Each]: ...
+
+
 @dataclass(frozen=True)
-class HalfQuadraticQuantizer(AffineQuantizer):
-    """x̂ = (code − zero) · scale, zero in code units and not an integer: of min–max parameters the zero is optimised, a
-    fixed number of steps, groups independent, no host synchronization.
+class GroupSolver(ZeroSolver):
+    """Of min–max parameters the zero is optimised: a fixed number of steps, groups independent, no host synchronization.
 
     normalize: divide each group by its range before solving (ours), so that beta means the same for all.
     """
@@ -117,36 +130,51 @@ class HalfQuadraticQuantizer(AffineQuantizer):
     beta: float = 10.0
     normalize: bool = False
 
-    bounded: ClassVar[bool | str] = "the optimised zero may clip the ends of a group"
-
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iters < 1:
-            raise UserError(f"iters={self.iters}: the solver makes at least 1 iteration")
-        if not 0 < self.p <= 1:
-            raise UserError(f"p={self.p}: the norm of the error has 0 < p ≤ 1")
-        if not 0 < self.beta < float("inf"):
-            raise UserError(f"beta={self.beta}: the shrinkage 1/beta needs a positive, finite beta")
+        check_steps(self.iters, self.p, self.beta)
+
+    def solve(self, groups: Rows, max_code: int) -> tuple[Each, Each]:
+        # a zero beyond float16 could not be stored: nearly constant groups far from 0 get a coarser scale
+        limit = FLOAT16_MAX / groups.abs().amax(-1).clamp_(min=1e-30)
+        inverse, zero = start(groups, max_code, limit)
+        steps = HalfQuadratic(max_code, self.iters, self.p, self.beta)
+        if not self.normalize:
+            return inverse, steps.solve(groups, inverse, zero)
+        # in units of the range that the scale spans: solved there, the zero is the same number of codes
+        unit = inverse / max_code
+        return inverse, steps.solve(groups * unit[:, None], torch.full_like(inverse, max_code), zero)
+
+
+def check_steps(iters: int, p: float, beta: float) -> None:
+    """UserError for settings without a meaning."""
+    if iters < 1:
+        raise UserError(f"iters={iters}: the solver makes at least 1 iteration")
+    if not 0 < p <= 1:
+        raise UserError(f"p={p}: the norm of the error has 0 < p ≤ 1")
+    if not 0 < beta < float("inf"):
+        raise UserError(f"beta={beta}: the shrinkage 1/beta needs a positive, finite beta")
+
+
+@dataclass(frozen=True)
+class HalfQuadraticQuantizer(AffineQuantizer):
+    """x̂ = (code − zero) · scale, zero in code units and not an integer: the one that `solver` finds."""
+
+    solver: ZeroSolver = GroupSolver()
 
     @property
-    def solver_of_steps(self) -> HalfQuadratic:
-        return HalfQuadratic(self.max_code, self.iters, self.p, self.beta)
+    def bounded(self) -> bool | str:
+        return "the optimised zero may clip the ends of a group"
+
+    @property
+    def independent(self) -> bool | str:
+        return self.solver.independent
+
+    @property
+    def appends(self) -> bool | str:
+        return self.solver.independent
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
-        flat = groups.flatten(0, -2)
-        # a zero beyond float16 could not be stored: nearly constant groups far from 0 get a coarser scale
-        limit = FLOAT16_MAX / flat.abs().amax(-1).clamp_(min=1e-30)
-        inverse, zero = start(flat, self.max_code, limit)
-        if self.normalize:
-            # in units of the range that the scale spans: solved there, the zero is the same number of codes
-            unit = inverse / self.max_code
-            zero = self.solver_of_steps.solve(flat * unit[:, None], torch.full_like(inverse, self.max_code), zero)
-        else:
-            zero = self.solver_of_steps.solve(flat, inverse, zero)
-        return stored_parameters(inverse, zero, groups)
-
-
-def stored_parameters(inverse: Each, zero: Each, groups: Float[Tensor, "*lead group"]) -> QParams:
-    """As they are stored, in the layout of `groups`."""
-    lead = groups.shape[:-1]
-    return QParams(stored_scale(1.0 / inverse).view(lead), zero=zero.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().view(lead))
+        lead = groups.shape[:-1]
+        inverse, zero = self.solver.solve(groups.flatten(0, -2), self.max_code)
+        zero = zero.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+        return QParams(stored_scale(1.0 / inverse).view(lead), zero=zero.view(lead))

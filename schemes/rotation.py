@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -74,7 +74,9 @@ class RotatedQuantizer(Wrapper):
     kind: Kind = "hadamard"
     seed: int = 0
 
-    constants: ClassVar[bool | str] = "a constant vector is no constant after the rotation"  # type: ignore[override]
+    @property
+    def constants(self) -> bool | str:
+        return "a constant vector is no constant after the rotation"
 
     def quantize(self, x: KV) -> RotatedTensor:
         held = self.inner.quantize(rotate(x.float(), self.kind, self.seed))

@@ -9,7 +9,7 @@ from torch import Tensor
 from schemes.affine import stored_offset
 from schemes.base import KV
 from schemes.errors import UserError
-from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor, unblocked
+from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
 
 BYTE, WORD = 256, 65536  # places that 8 and 16 bits can name
 
@@ -32,7 +32,7 @@ class SparseTensor(WrappedTensor):
 
 
 @dataclass(frozen=True)
-class SparseQuantizer(BlockWrapper):
+class SparseQuantizer(Wrapper):
     """The largest |x| of each head and block in float16; the inner quantizer has the median of their line (the
     channel's over the block, or the token's where a block is one token) in their place."""
 

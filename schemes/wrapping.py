@@ -74,31 +74,40 @@ class WrappedTensor(QuantizedTensor):
 
 @dataclass(frozen=True)
 class Wrapper(Quantizer):
-    """A quantizer around another; what it does not say itself it has from the inner one.
+    """A quantizer around another, on blocks of `block` tokens: by default (0) those of the inner one. What it does not
+    promise itself it has from the inner one.
 
-    ValueError where the inner one works with a model's layers: its numbers must not be changed before.
+    UserError where the inner one works with a model's layers: its numbers must not be changed before.
     """
 
     inner: Quantizer
+    block: int = 0
 
     def __post_init__(self) -> None:
         if self.inner.needs_place:
             raise UserError("a scheme that was calibrated for a model's own keys and values cannot be wrapped")
+        group = self.inner.tokens_per_group
+        if self.block == 0:
+            object.__setattr__(self, "block", group)
+        if self.block < 1 or self.block % group:
+            raise UserError(
+                f"block={self.block}: a block of tokens is whole groups of the quantizer inside, which takes {group}"
+            )
 
     @property
-    def tokens_per_group(self) -> int:  # type: ignore[override]
-        return self.inner.tokens_per_group
+    def tokens_per_group(self) -> int:
+        return self.block
 
     @property
-    def independent(self) -> bool | str:  # type: ignore[override]
+    def independent(self) -> bool | str:
         return self.inner.independent
 
     @property
-    def appends(self) -> bool | str:  # type: ignore[override]
+    def appends(self) -> bool | str:
         return self.inner.appends
 
     @property
-    def constants(self) -> bool | str:  # type: ignore[override]
+    def constants(self) -> bool | str:
         return self.inner.constants
 
     @property
@@ -108,34 +117,13 @@ class Wrapper(Quantizer):
     def check(self, channels: int) -> None:
         self.inner.check(channels)
 
-
-@dataclass(frozen=True)
-class BlockWrapper(Wrapper):
-    """A wrapper that takes blocks of `block` tokens; by default those of the inner quantizer."""
-
-    block: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block == 0:
-            object.__setattr__(self, "block", self.inner.tokens_per_group)
-        if self.block < 1 or self.block % self.inner.tokens_per_group:
-            raise UserError(
-                f"block={self.block}: a block of tokens is whole groups of the quantizer inside, which takes "
-                f"{self.inner.tokens_per_group}"
-            )
-
-    @property
-    def tokens_per_group(self) -> int:  # type: ignore[override]
-        return self.block
-
     def blocks(self, x: KV) -> Float[Tensor, "batch heads blocks channels block"]:
-        """In float32, the tokens of a block last; ValueError where tokens do not fill blocks."""
+        """In float32, the tokens of a block last; UserError where tokens do not fill blocks."""
         return Grouping("channel", self.block).split(x.float())[0]
 
 
 def unblocked(blocks: Float[Tensor, "batch heads blocks channels block"]) -> Decoded:
-    """The inverse of `BlockWrapper.blocks`."""
+    """The inverse of `Wrapper.blocks`."""
     return Grouping("channel", blocks.shape[-1]).merge([blocks])
 
 
@@ -144,10 +132,10 @@ def wrap(
 ) -> tuple[TensorScheme, TensorScheme]:
     """Both sides, or one ("key", "value"), with the quantizer that `make` makes of the inner one; flushed in blocks
     that both take."""
-    found = []
+    wrapped = []
     for name, side in (("key", key), ("value", value)):
         if sides in ("both", name):
             quantizer = make(side.quantizer)
             side = replace(side, quantizer=quantizer, flush_every=lcm(side.flush_every, quantizer.tokens_per_group))
-        found.append(side)
-    return found[0], found[1]
+        wrapped.append(side)
+    return wrapped[0], wrapped[1]

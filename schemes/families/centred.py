@@ -8,7 +8,7 @@ from torch import Tensor
 from schemes.affine import stored_offset
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
-from schemes.wrapping import BlockWrapper, Decoded, Sides, WrappedTensor, unblocked, wrap
+from schemes.wrapping import Decoded, Sides, WrappedTensor, Wrapper, unblocked, wrap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,7 +20,7 @@ class CentredTensor(WrappedTensor):
 
 
 @dataclass(frozen=True)
-class CentredQuantizer(BlockWrapper):
+class CentredQuantizer(Wrapper):
     """The inner quantizer on x − mean; one mean a head and channel over a block of tokens, float16."""
 
     def quantize(self, x: KV) -> CentredTensor:

@@ -1,7 +1,6 @@
 """Clip each group before the inner scheme: a smaller step for most numbers, a larger error for the ends."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -17,7 +16,9 @@ class ClippedQuantizer(Wrapper):
 
     c: float = 0.92
 
-    constants: ClassVar[bool | str] = "min and max of a constant are scaled too"  # type: ignore[override]
+    @property
+    def constants(self) -> bool | str:
+        return "min and max of a constant are scaled too"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,7 +36,7 @@ class ClippedQuantizer(Wrapper):
 def clip(
     key: TensorScheme, value: TensorScheme, *, sides: Sides = "both", c: float = 0.92
 ) -> tuple[TensorScheme, TensorScheme]:
-    return wrap(key, value, sides, lambda inner: ClippedQuantizer(inner, c))
+    return wrap(key, value, sides, lambda inner: ClippedQuantizer(inner, c=c))
 
 
 FAMILY = Family(

@@ -57,15 +57,15 @@ class Fp8Quantizer(Quantizer):
     block: int = 1
 
     @property
-    def constants(self) -> bool | str:  # type: ignore[override]
+    def constants(self) -> bool | str:
         return "without a scale a constant falls between two floats" if self.scale == "none" else True
 
     @property
-    def tokens_per_group(self) -> int:  # type: ignore[override]
+    def tokens_per_group(self) -> int:
         return self.block
 
     @property
-    def independent(self) -> bool | str:  # type: ignore[override]
+    def independent(self) -> bool | str:
         return "one scale for all heads of a block" if self.scale == "tensor" else True
 
     def quantize(self, x: KV) -> Fp8Tensor:

@@ -11,7 +11,7 @@ from schemes.base import KV, TensorScheme
 from schemes.errors import UserError
 from schemes.family import Family
 from schemes.sparse_blocks import SparseQuantizer
-from schemes.wrapping import BlockWrapper, Decoded, Sides, WrappedTensor, wrap
+from schemes.wrapping import Decoded, Sides, WrappedTensor, Wrapper, wrap
 
 POWER_STEPS = 2
 
@@ -41,7 +41,7 @@ def orthonormal(x: Float[Tensor, "*lead rows rank"]) -> Float[Tensor, "*lead row
 
 
 @dataclass(frozen=True)
-class LowRankQuantizer(BlockWrapper):
+class LowRankQuantizer(Wrapper):
     """The inner quantizer, and beside it the best-effort rank-`rank` part of x − x̂ of each head and block, by two
     power iterations from a fixed random start."""
 

@@ -21,7 +21,7 @@ def hadamard(
     kind = "hadamard" if signs == "none" else "signed-hadamard"
     if signs == "none" and seed:
         raise UserError(f"seed={seed} draws random signs; add signs=random or leave it out")
-    return wrap(key, value, sides, lambda inner: RotatedQuantizer(inner, kind, seed))
+    return wrap(key, value, sides, lambda inner: RotatedQuantizer(inner, kind=kind, seed=seed))
 
 
 FAMILY = Family(

@@ -6,72 +6,73 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
-from schemes.affine import QParams
 from schemes.base import TensorScheme
 from schemes.errors import UserError
 from schemes.family import Family
 from schemes.grouping import Axis, GroupSize
-from schemes.half_quadratic import HalfQuadraticQuantizer, start, stored_parameters
+from schemes.half_quadratic import (
+    Each,
+    GroupSolver,
+    HalfQuadratic,
+    HalfQuadraticQuantizer,
+    Rows,
+    ZeroSolver,
+    check_steps,
+    start,
+)
 
 Bits = Literal[1, 2, 3, 4, 8]
 Solver = Literal["batched", "library"]
 Stop = Literal["groups", "reference"]
 
-# iters, p, beta (which the package does not let a caller choose), our own options at their defaults
 PACKAGE_SETTINGS = (20, 0.7, 10.0, False, "groups")
+"""iters, p, beta (which the package does not let a caller choose), our own options at their defaults."""
+COUPLED = "one stopping error over the whole tensor couples its groups"
 
 
 @dataclass(frozen=True)
-class HQQQuantizer(HalfQuadraticQuantizer):
-    """solver="batched" (ours): each group keeps the zero with the least mean |x − x̂| (stop="groups").
-    stop="reference" stops where the package would, by one error over the whole tensor, and gives its codes.
-    solver="library": the package itself."""
+class ReferenceSolver(ZeroSolver):
+    """Stops where the package would, by one error over the whole tensor, and gives its codes."""
 
-    solver: Solver = "batched"
-    stop: Stop = "groups"
+    iters: int
+    p: float
+    beta: float
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        asked = (self.iters, self.p, self.beta, self.normalize, self.stop)
-        if self.solver == "library" and asked != PACKAGE_SETTINGS:
-            raise UserError(
-                "solver=library takes no iters, p, beta, normalize or stop: the package's quantizer has its own 20, 0.7, "
-                "10 and a stop over the whole tensor; leave them out, or use solver=batched"
-            )
-        if self.stop == "reference" and self.normalize:
-            raise UserError("stop=reference gives the package's codes, which does not normalize; leave one of them out")
+        check_steps(self.iters, self.p, self.beta)
 
     @property
-    def independent(self) -> bool | str:  # type: ignore[override]
-        if self.solver == "library" or self.stop == "reference":
-            return "one stopping error over the whole tensor couples its groups"
-        return True
+    def independent(self) -> bool | str:
+        return COUPLED
+
+    def solve(self, groups: Rows, max_code: int) -> tuple[Each, Each]:
+        inverse, zero = start(groups, max_code)
+        steps = HalfQuadratic(max_code, self.iters, self.p, self.beta)
+        return inverse, steps.solve_as_reference(groups, inverse, zero)
+
+
+@dataclass(frozen=True)
+class PackageSolver(ZeroSolver):
+    """The package itself, with its own settings."""
 
     @property
-    def appends(self) -> bool | str:  # type: ignore[override]
-        return self.independent
+    def independent(self) -> bool | str:
+        return COUPLED
 
-    def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
-        if self.solver == "batched" and self.stop == "groups":
-            return super().choose_qparams(groups)
-        flat = groups.flatten(0, -2)
-        if self.solver == "library":
-            scale, zero = self._library(flat)
-            return stored_parameters(1.0 / scale, zero, groups)
-        inverse, zero = start(flat, self.max_code)
-        return stored_parameters(inverse, self.solver_of_steps.solve_as_reference(flat, inverse, zero), groups)
-
-    def _library(self, flat: Float[Tensor, "groups group"]) -> tuple[Tensor, Tensor]:
+    def solve(self, groups: Rows, max_code: int) -> tuple[Each, Each]:
         from hqq.core.quantize import Quantizer as Library
 
         _, meta = Library.quantize(
-            flat, nbits=self.bits, group_size=flat.shape[-1], axis=1, bitpack=False, device=str(flat.device)
+            groups,
+            nbits=max_code.bit_length(),
+            group_size=groups.shape[-1],
+            axis=1,
+            bitpack=False,
+            device=str(groups.device),
         )
         # cloned: the package returns tensors of inference mode
-        return meta["scale"].float().clone().flatten(), meta["zero"].float().clone().flatten()
+        scale, zero = (meta[name].float().clone().flatten() for name in ("scale", "zero"))
+        return 1.0 / scale, zero
 
 
 def hqq(
@@ -88,10 +89,23 @@ def hqq(
     solver: Solver = "batched",
     stop: Stop = "groups",
 ) -> tuple[TensorScheme, TensorScheme]:
-    shared = (iters, p, beta, normalize, solver, stop)
+    """solver="batched" (ours): each group keeps the zero with the least mean |x − x̂| (stop="groups"), or all stop where
+    the package would (stop="reference"). solver="library": the package itself."""
+    if solver == "library" and (iters, p, beta, normalize, stop) != PACKAGE_SETTINGS:
+        raise UserError(
+            "solver=library takes no iters, p, beta, normalize or stop: the package's quantizer has its own 20, 0.7, 10 "
+            "and a stop over the whole tensor; leave them out, or use solver=batched"
+        )
+    if stop == "reference" and normalize:
+        raise UserError("stop=reference gives the package's codes, which does not normalize; leave one of them out")
+    zero: ZeroSolver = GroupSolver(iters, p, beta, normalize)
+    if solver == "library":
+        zero = PackageSolver()
+    elif stop == "reference":
+        zero = ReferenceSolver(iters, p, beta)
     return (
-        TensorScheme(HQQQuantizer(key_bits, group_size, key_axis, *shared)),
-        TensorScheme(HQQQuantizer(value_bits, group_size, value_axis, *shared)),
+        TensorScheme(HalfQuadraticQuantizer(key_bits, group_size, key_axis, zero)),
+        TensorScheme(HalfQuadraticQuantizer(value_bits, group_size, value_axis, zero)),
     )
 
 

@@ -64,7 +64,7 @@ class MixedQuantizer(Quantizer):
         check_packable(LOW, self.block)
 
     @property
-    def tokens_per_group(self) -> int:  # type: ignore[override]
+    def tokens_per_group(self) -> int:
         return self.block
 
     @property

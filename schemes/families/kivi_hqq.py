@@ -4,7 +4,7 @@ from typing import Literal
 
 from schemes.base import TensorScheme
 from schemes.family import Family
-from schemes.half_quadratic import HalfQuadraticQuantizer
+from schemes.half_quadratic import GroupSolver, HalfQuadraticQuantizer
 from schemes.residual_window import windowed
 
 Bits = Literal[1, 2, 3, 4, 8]
@@ -21,7 +21,7 @@ def kivi_hqq(
     """Residual rule as in `kivi`; zero as in `hqq`."""
 
     def quantizer(bits: int, axis: Literal["token", "channel"]) -> HalfQuadraticQuantizer:
-        return HalfQuadraticQuantizer(bits, group_size, axis, normalize=normalize)
+        return HalfQuadraticQuantizer(bits, group_size, axis, GroupSolver(normalize=normalize))
 
     return windowed(quantizer(key_bits, "channel"), quantizer(value_bits, "token"), residual_length)
 

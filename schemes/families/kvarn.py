@@ -1,7 +1,7 @@
 """KVarN: rotate, even out the variances of tokens and channels of a tile, then asymmetric codes."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from schemes.affine import MinMaxQuantizer, stored_scale
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
 from schemes.rotation import RotatedQuantizer
-from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor, unblocked
+from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
 
 Bits = Literal[1, 2, 3, 4, 8]
 Blocks = Float[Tensor, "batch heads blocks channels block"]
@@ -69,14 +69,16 @@ class EvenedTensor(WrappedTensor):
 
 
 @dataclass(frozen=True)
-class EvenedQuantizer(BlockWrapper):
+class EvenedQuantizer(Wrapper):
     """Divides a tile by one scale a token (along="token", around a per-channel quantizer) or a channel (around a
     per-token one). The scales along the inner quantizer's own groups are folded into its scale and offset, which
     min–max does by itself: they only decide, in `even_out`, what the others are."""
 
     along: Literal["token", "channel"] = "token"
 
-    constants: ClassVar[bool | str] = "tile and vector are rounded apart"  # type: ignore[override]
+    @property
+    def constants(self) -> bool | str:
+        return "tile and vector are rounded apart"
 
     def quantize(self, x: KV) -> EvenedTensor:
         tiles = self.blocks(x)

@@ -59,7 +59,8 @@ class KeyTensor(QuantizedTensor):
         cropped = super().crop(tokens)
         return replace(cropped, outliers=self.outliers.first(cropped._kept))
 
-    def extended(self, new: Self, room: Callable[[int], int]) -> Self:  # type: ignore[override]
+    def extended(self, new: QuantizedTensor, room: Callable[[int], int]) -> Self:
+        assert isinstance(new, KeyTensor)
         outliers = self.outliers.first(self._kept).followed_by(new.outliers)
         return replace(super().extended(new, room), outliers=outliers)
 
@@ -84,8 +85,14 @@ class CalibratedQuantizer(Quantizer):
     file: str
 
     needs_place: ClassVar[bool] = True
-    bounded: ClassVar[bool | str] = "levels are not evenly spaced"
-    constants: ClassVar[bool | str] = "the levels come from a calibration text"
+
+    @property
+    def bounded(self) -> bool | str:
+        return "levels are not evenly spaced"
+
+    @property
+    def constants(self) -> bool | str:
+        return "the levels come from a calibration text"
 
     @property
     def calibrated_on(self) -> Mapping[str, Any] | None:
@@ -93,9 +100,6 @@ class CalibratedQuantizer(Quantizer):
 
     def check(self, channels: int) -> None:
         check_packable(self.bits, channels)
-
-    def quantize(self, x: KV) -> QuantizedTensor:
-        raise UserError(_UNBOUND)
 
     def _table(self, name: str, place: Place) -> Tensor:
         """Of the calibration: the table `name` of the layer and side of `place`."""
@@ -129,7 +133,10 @@ _UNBOUND = "kvquant works with a model's layers: use it through a SchemeCache, o
 
 @dataclass(frozen=True)
 class KeyQuantizer(CalibratedQuantizer):
-    """Per-channel keys before rotation."""
+    """Per-channel keys before rotation, of no layer yet."""
+
+    def quantize(self, x: KV) -> KeyTensor:
+        raise UserError(_UNBOUND)
 
     def bind(self, place: Place) -> "BoundKeys":
         if place.rotary is None:
@@ -153,7 +160,10 @@ class BoundKeys(CalibratedQuantizer):
     rotary: Rotary = field(compare=False, repr=False)
 
     needs_place: ClassVar[bool] = True
-    independent: ClassVar[bool | str] = "thresholds are those of a head, and the rotation of a position"
+
+    @property
+    def independent(self) -> bool | str:
+        return "thresholds are those of a head, and the rotation of a position"
 
     def middle_and_half(self, device: torch.device) -> tuple[Tensor, Tensor]:
         lower, upper = self.lower.to(device)[:, None], self.upper.to(device)[:, None]
@@ -213,7 +223,9 @@ class ValueQuantizer(CalibratedQuantizer):
     layer: int = -1
     levels: Levels = field(default=(), repr=False)
 
-    independent: ClassVar[bool | str] = "one range a token over all KV heads"
+    @property
+    def independent(self) -> bool | str:
+        return "one range a token over all KV heads"
 
     def bind(self, place: Place) -> "ValueQuantizer":
         levels = tuple(self._table("levels", place).tolist())

@@ -1,23 +1,32 @@
 """MXFP4: 4-bit floats (e2m1) in groups of 32 with a power of two as scale."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import QParams
+from schemes.affine import AffineQuantizer, QParams
 from schemes.base import TensorScheme
-from schemes.e2m1 import LEVELS, E2M1Quantizer
+from schemes.e2m1 import LEVELS, MAX_CODE, UNBOUNDED
 from schemes.family import Family
 
 
 @dataclass(frozen=True)
-class MXFP4Quantizer(E2M1Quantizer):
+class MXFP4Quantizer(AffineQuantizer):
     """scale = 2^(⌊log2 amax⌋ − 2), stored as 8 bits of exponent; what lies beyond 6 · scale saturates."""
 
-    constants: ClassVar[bool | str] = "the scale is a power of two"
+    @property
+    def max_code(self) -> int:
+        return MAX_CODE
+
+    @property
+    def bounded(self) -> bool | str:
+        return UNBOUNDED
+
+    @property
+    def constants(self) -> bool | str:
+        return "the scale is a power of two"
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         largest = torch.linalg.vector_norm(groups, float("inf"), dim=-1)

@@ -1,25 +1,34 @@
 """NVFP4: 4-bit floats (e2m1) in groups of 16 with an 8-bit float as scale."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import QParams
+from schemes.affine import AffineQuantizer, QParams
 from schemes.base import TensorScheme
-from schemes.e2m1 import LARGEST, LEVELS, E2M1Quantizer
+from schemes.e2m1 import LARGEST, LEVELS, MAX_CODE, UNBOUNDED
 from schemes.family import Family
 
 SCALE_TINY, SCALE_MAX = 2.0**-9, 448.0  # of e4m3
 
 
 @dataclass(frozen=True)
-class NVFP4Quantizer(E2M1Quantizer):
+class NVFP4Quantizer(AffineQuantizer):
     """scale = amax/6, rounded to e4m3 and at least its smallest number."""
 
-    constants: ClassVar[bool | str] = "the scale has 3 bits of mantissa"
+    @property
+    def max_code(self) -> int:
+        return MAX_CODE
+
+    @property
+    def bounded(self) -> bool | str:
+        return UNBOUNDED
+
+    @property
+    def constants(self) -> bool | str:
+        return "the scale has 3 bits of mantissa"
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         largest = torch.linalg.vector_norm(groups, float("inf"), dim=-1)

@@ -1,7 +1,7 @@
 """OScaR: rotated keys, tokens divided by their norm over all heads, then per channel; rotated values per token."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from schemes.base import KV, TensorScheme
 from schemes.family import Family
 from schemes.grouping import require_whole_groups
 from schemes.rotation import RotatedQuantizer
-from schemes.wrapping import BlockWrapper, Decoded, WrappedTensor
+from schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 Bits = Literal[1, 2, 3, 4, 8]
 
@@ -28,11 +28,16 @@ class NormedTensor(WrappedTensor):
 
 
 @dataclass(frozen=True)
-class TokenNormQuantizer(BlockWrapper):
+class TokenNormQuantizer(Wrapper):
     """The inner quantizer on tokens divided by their L2 norm over all KV heads and channels."""
 
-    independent: ClassVar[bool | str] = "one norm a token over all KV heads"  # type: ignore[override]
-    constants: ClassVar[bool | str] = "norm and quotient are rounded apart"  # type: ignore[override]
+    @property
+    def independent(self) -> bool | str:
+        return "one norm a token over all KV heads"
+
+    @property
+    def constants(self) -> bool | str:
+        return "norm and quotient are rounded apart"
 
     def quantize(self, x: KV) -> NormedTensor:
         require_whole_groups(x.shape[2], self.tokens_per_group)

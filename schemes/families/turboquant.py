@@ -1,7 +1,7 @@
 """TurboQuant, its form for the mean squared error: random rotation, then the best levels for a normal distribution."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from schemes.base import KV, TensorScheme
 from schemes.family import Family
 from schemes.packing import unpack
 from schemes.rotation import RotatedQuantizer
+from schemes.wrapping import Wrapper
 
 Bits = Literal[1, 2, 3, 4]
 
@@ -25,15 +26,15 @@ HALVES = {  # Lloyd–Max levels of N(0, 1), the positive half
 
 @dataclass(frozen=True)
 class LloydMaxQuantizer(AffineQuantizer):
-    """One token of a head is a group: scale = ‖x‖/√D, codes are the nearest levels.
+    """One token of a head is a group: scale = ‖x‖/√D, codes are the nearest levels."""
 
-    corrected: the stored scale is ‖x‖/‖levels of its codes‖, so that x̂ has the norm of x.
-    """
+    @property
+    def bounded(self) -> bool | str:
+        return "levels are not evenly spaced, and the largest numbers lie beyond the last one"
 
-    corrected: bool = False
-
-    bounded: ClassVar[bool | str] = "levels are not evenly spaced, and the largest numbers lie beyond the last one"
-    constants: ClassVar[bool | str] = "the levels are those of a normal distribution"
+    @property
+    def constants(self) -> bool | str:
+        return "the levels are those of a normal distribution"
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         norm = torch.linalg.vector_norm(groups, dim=-1)
@@ -42,12 +43,17 @@ class LloydMaxQuantizer(AffineQuantizer):
         scale = torch.where(norm == 0, 1.0, norm / groups.shape[-1] ** 0.5)
         return QParams(stored_scale(scale) * (norm > 0), levels=levels)
 
+
+@dataclass(frozen=True)
+class NormCorrectedQuantizer(Wrapper):
+    """The codes of the inner quantizer with ‖x‖/‖levels of its codes‖ as the stored scale, so that x̂ has the norm of x."""
+
+    inner: LloydMaxQuantizer
+
     def quantize(self, x: KV) -> AffineTensor:
-        held = super().quantize(x)
-        if not self.corrected:
-            return held
+        held = self.inner.quantize(x)
         assert held.levels is not None
-        unit = level_table(held.levels, x.device)[unpack(held.codes, self.bits).int()]
+        unit = level_table(held.levels, x.device)[unpack(held.codes, held.bits).int()]
         norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
         scale = norm / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
         return replace(held, scale=stored_scale(scale) * (norm > 0))
@@ -65,7 +71,9 @@ def turboquant(
     kind = "orthogonal" if rotation == "orthogonal" else "signed-hadamard"
 
     def side(bits: int) -> TensorScheme:
-        return TensorScheme(RotatedQuantizer(LloydMaxQuantizer(bits, "all", "token", correct_norm), kind, seed))
+        nearest_levels = LloydMaxQuantizer(bits, "all", "token")
+        quantizer = NormCorrectedQuantizer(nearest_levels) if correct_norm else nearest_levels
+        return TensorScheme(RotatedQuantizer(quantizer, kind=kind, seed=seed))
 
     return side(key_bits), side(value_bits)
 

@@ -5,8 +5,7 @@ import torch
 from hqq.core.quantize import Quantizer as Library
 
 from schemes import half_quadratic, parse_scheme
-from schemes.families.hqq import HQQQuantizer
-from schemes.half_quadratic import TILE, HalfQuadratic, start
+from schemes.half_quadratic import TILE, HalfQuadratic, HalfQuadraticQuantizer, start
 
 STEPS = {"iters": 20, "p": 0.7, "beta": 10.0}
 
@@ -91,7 +90,7 @@ def test_no_group_ends_above_its_start_and_more_steps_never_hurt(kind, bits):
 
 def test_only_the_zero_moves():
     x = torch.randn(1, 2, 64, 64)
-    hqq_scale = HQQQuantizer(4).quantize(x).scale
+    hqq_scale = HalfQuadraticQuantizer(4).quantize(x).scale
     assert torch.equal(hqq_scale, parse_scheme("asym4").key.quantizer.quantize(x).scale)
 
 
@@ -111,7 +110,34 @@ def test_beta_is_absolute():
 def test_a_nearly_constant_group_far_from_0_keeps_its_level():
     """Its zero in code units would not fit in float16, or only coarsely: as near as a rounded offset would be."""
     x = 1000 + 0.01 * torch.randn(1, 1, 8, 64)
-    assert (HQQQuantizer(4).quantize(x).dequantize() - x).abs().max() <= 1000 * 2.0**-10
+    assert (HalfQuadraticQuantizer(4).quantize(x).dequantize() - x).abs().max() <= 1000 * 2.0**-10
+
+
+def test_p_of_1_is_soft_thresholding():
+    """The shrinkage |d|^(p−1)/beta is then 1/beta for every d, of residuals that are 0 too (Badri and Shaji's formula)."""
+    x, max_code, beta, iters = groups_like("gauss").double(), 3, 4.0, 6
+    x[:, :8] = 0.0  # with an integer zero these are rebuilt exactly
+    inverse, zero = start(x, max_code)
+    zero = zero.round()
+    scale, at, kept, least = 1 / inverse[:, None], zero[:, None], zero, torch.full_like(zero, float("inf"))
+    for _ in range(iters):
+        codes = (x / scale + at).round().clamp(0, max_code)
+        residual = x - (codes - at) * scale
+        kept = torch.where(residual.abs().mean(-1) < least, at[:, 0], kept)
+        least = torch.minimum(least, residual.abs().mean(-1))
+        soft = residual.sign() * (residual.abs() - 1 / beta).clamp(min=0)
+        at = (codes - (x - soft) / scale).mean(-1, keepdim=True)
+    best = HalfQuadratic(max_code, iters, 1.0, beta).solve(x, inverse, zero)
+    assert torch.allclose(best, kept, atol=1e-9)
+    assert not torch.equal(best, zero)  # it does something
+
+
+def test_p_of_1_lowers_the_error():
+    x = groups_like("tails")[None, None]
+    errors = [
+        (parse_scheme(spec).key.quantizer.quantize(x).dequantize() - x).abs().mean() for spec in ("hqq2:p=1", "asym2")
+    ]
+    assert errors[0] < 0.98 * errors[1]
 
 
 @pytest.mark.parametrize("setting", ["iters=0", "beta=0", "beta=-1", "beta=nan", "beta=inf", "p=0", "p=nan", "p=1.5"])

@@ -1,12 +1,13 @@
 """Specs: the same scheme from the same settings, and a clear answer to any other."""
 
+from inspect import isabstract
 from typing import Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from schemes import SCHEMES, Scheme, TensorScheme, parse_scheme
+from schemes import SCHEMES, Quantizer, Scheme, TensorScheme, parse_scheme
 from schemes.affine import MinMaxQuantizer
 from schemes.calibration_file import CalibrationFile
 from schemes.families.symmetric import SymmetricQuantizer
@@ -219,3 +220,15 @@ def test_bad_specs(spec, parts):
     assert str(caught.value).startswith(f"scheme {spec!r}: ")
     for part in parts:
         assert part in str(caught.value)
+
+
+def _quantizers(kind: type = Quantizer) -> list[type]:
+    return [kind, *(deeper for one in kind.__subclasses__() for deeper in _quantizers(one))]
+
+
+def test_a_quantizer_is_the_interface_one_tier_or_final():
+    """Interface or final class, at most one tier between; what is tweaked is wrapped."""
+    for kind in _quantizers():
+        if "schemes." in kind.__module__:
+            assert len([one for one in kind.__mro__ if issubclass(one, Quantizer)]) <= 3, kind
+            assert isabstract(kind) or not kind.__subclasses__(), kind
