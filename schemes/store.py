@@ -32,6 +32,8 @@ class _Run:
         return self.tokens % self.held.tokens_per_group == 0
 
     def extend(self, new: QuantizedTensor) -> None:
+        if not torch.is_inference_mode_enabled() and any(part.is_inference() for part in self.held.parts().values()):
+            self.held = self.held.map_parts(torch.clone)  # what inference mode made cannot be written to outside it
         self.held = self.held.extended(new, lambda needed: max(needed, int(needed * _GROWTH) + 1))
 
     def crop(self, tokens: int) -> None:
