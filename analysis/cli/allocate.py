@@ -48,7 +48,7 @@ def allocate(
     run, _ = scoring.score(contenders, replace(options, out=str(folder / "verify")), subject)
     against = run.contenders[2].label
     rows = summary.summarize(run, against)
-    named = {row["scheme"]: row for row in rows}
+    named = {row.scheme: row for row in rows}
     if format in ("json", "csv"):
         print(listings.as_text(rows, format), end="")
     else:

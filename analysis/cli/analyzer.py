@@ -1,5 +1,6 @@
 """The analyzer's commands: measure, then show and draw what the record says. Light: imports what a command needs in it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +12,8 @@ from analysis.reading.selection import checked_sides, indices
 from harness.options import Options
 
 if TYPE_CHECKING:
-    from analysis.reading.listings import Row, Table
+    from analysis.reading.listings import Table
+    from analysis.reading.rows import Row
     from harness.records.run import Header
 
 analyzer = typer.Typer()
@@ -69,13 +71,14 @@ def errors(
     subject = load_subject(options)
     from analysis.measuring.errors import measure_errors
     from analysis.reading import listings
+    from analysis.reading.error_measures import error_rows
     from harness.comparison import DEFAULT_SCHEMES
     from harness.records.measurement import measured_arrays
 
     specs = scheme or [spec for spec in DEFAULT_SCHEMES if spec != "exact"]
     record, folder = measure_errors(specs, options, subject, layers=chosen, gradients=gradients, on_note=note)
     arrays = measured_arrays(folder, record)
-    rows = listings.error_rows(record, arrays, by)
+    rows = error_rows(record, arrays, by)
     _show(record, rows, {"": listings.error_table(record, arrays, by)}, format, listings.ERRORS)
     return _drawn(folder, style)
 
@@ -118,8 +121,8 @@ def sensitivity(
     if len(record.settings.windows) < 2:
         note("1 window gives no interval; give --windows 2 or more")
     _drawn(folder, style)
-    if unread := [row for row in rows if not row["read"]]:
-        named = ", ".join(f"{row['scheme']} {row['side']} of layer {row['layer']}" for row in unread[:5])
+    if unread := [row for row in rows if not row.read]:
+        named = ", ".join(f"{row.scheme} {row.side} of layer {row.layer}" for row in unread[:5])
         note(f"audit failed: the logits do not move with {named}: cache not read")
         return 3
     return 0
@@ -144,7 +147,7 @@ def relate(
     note(f"ranking the measures for {len(asked)} questions; then the figures, some seconds each")
     rankings = {question.title: agreement.ranking(question) for question in asked}
     record = joined.headers[0][1]
-    rows = [{"question": title, **row} for title, ranking in rankings.items() for row in ranking]
+    rows = [row for ranking in rankings.values() for row in ranking]
     _show(
         record,
         rows,
@@ -216,7 +219,7 @@ def check_style(style: str | None) -> None:
             pass
 
 
-def _show(record: "Header", rows: "list[Row]", shown: "dict[str, Table]", format: str, legend: str) -> None:
+def _show(record: "Header", rows: "Sequence[Row]", shown: "dict[str, Table]", format: str, legend: str) -> None:
     """rows: every figure, for programs; shown: titled tables for people."""
     from analysis.cli import terminal
     from analysis.reading import listings, tables

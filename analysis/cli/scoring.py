@@ -5,8 +5,8 @@ from pathlib import Path
 
 from analysis.cli import terminal
 from analysis.cli.starting import note
+from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
-from analysis.reading.tables import finite
 from harness import comparison
 from harness.caches.contenders import Contender
 from harness.options import Options
@@ -20,7 +20,7 @@ def score(contenders: Sequence[Contender], options: Options, subject: Subject) -
     """Run, with progress on stderr."""
     progress = terminal.progress(len(subject.windows), len(contenders))
     run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
-    run.summary = finite(summarize(run, nll=load_nll(folder, run)))
+    run.summary = plain(summarize(run, nll=load_nll(folder, run)))
     save_run(run, folder)
     note(f"record: {folder}")
     return run, folder

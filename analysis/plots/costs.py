@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,6 +23,7 @@ from analysis.plots.canvas import (
 from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, floored, look, scheme_label, with_unit
 from analysis.reading import ablations
 from analysis.reading.error_measures import MEASURES, by_layer
+from analysis.reading.summary import SummaryRow
 from harness.records.measurement import Arrays, Measurement
 
 
@@ -70,11 +70,11 @@ def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     figure, panels = panel_figure(record, f"What one quantized layer costs{whiskers}", len(sides), 2, 2.4)
     t = float(special.stdtrit(windows - 1, 0.975)) if windows > 1 else np.nan
     for (divergence, loss), side in zip(panels, sides, strict=True):
-        at_side = [row for row in found if row["side"] == side]
-        floor = log_floor(divergence, np.array([row["kl"] for row in at_side]))
+        at_side = [row for row in found if row.side == side]
+        floor = log_floor(divergence, np.array([row.kl for row in at_side]))
         for turn, (label, name) in enumerate(names.items()):
-            rows = [row for row in at_side if row["scheme"] == label]
-            kl, half = np.array([row["kl"] for row in rows]), t * np.array([row["kl_se"] for row in rows])
+            rows = [row for row in at_side if row.scheme == label]
+            kl, half = np.array([row.kl for row in rows]), t * np.array([row.kl_se for row in rows])
             scheme_line(
                 divergence,
                 record.measured_layers,
@@ -86,11 +86,11 @@ def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
                 low=kl - half,
                 high=kl + half,
             )
-            low, high = (np.array([row[f"delta_nll_{end}"] for row in rows]) for end in ("low", "high"))
+            low, high = np.array([(row.delta_nll_low, row.delta_nll_high) for row in rows]).T
             scheme_line(
                 loss,
                 record.measured_layers,
-                np.array([row["delta_nll"] for row in rows]),
+                np.array([row.delta_nll for row in rows]),
                 name,
                 turn,
                 len(names),
@@ -142,11 +142,11 @@ MANY = 24
 """Schemes beyond which a legend is longer than its figure."""
 
 
-def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+def bits_against_loss(rows: Sequence[SummaryRow], title: str) -> Figure:
     """ΔNLL with its 95 % interval against the measured bits per number, from the rows of `summarize`; a lossless
     scheme, one whose bytes were not measurable, and one that failed are left out. Of many schemes, mean KL against bits,
     and names for those that no other beats at as many bits or fewer."""
-    shown = [row for row in rows if row["bits"] is not None and row["name"] != "exact" and np.isfinite(row["kl"])]
+    shown = [row for row in rows if row.bits is not None and row.name != "exact" and np.isfinite(row.kl)]
     figure, panels = grid_figure(title, 1, 1, 3.6)
     axes = panels[0, 0]
     axes.set_xlabel("measured bits per number of K and V")
@@ -154,8 +154,8 @@ def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     draw = _divergence if len(shown) > MANY else _loss
     height, low, high, named = draw(axes, shown)
     if draw is _loss:
-        scheme_legend(figure, panels, 1, [row["name"] for row in shown], lines=False)
-    bits, names = np.array([row["bits"] for row in shown], dtype=float), [scheme_label(row["name"]) for row in shown]
+        scheme_legend(figure, panels, 1, [row.name for row in shown], lines=False)
+    bits, names = np.array([row.bits for row in shown], dtype=float), [scheme_label(row.name) for row in shown]
     settle(figure)
     places = np.flatnonzero(named)
     label_points(axes, figure.dpi, bits[places], height[places], [names[i] for i in places], low[places], high[places])
@@ -165,15 +165,14 @@ def bits_against_loss(rows: Sequence[dict[str, Any]], title: str) -> Figure:
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _loss(axes: Axes, shown: Sequence[dict[str, Any]]) -> Drawn:
+def _loss(axes: Axes, shown: Sequence[SummaryRow]) -> Drawn:
     """ΔNLL, its interval, and that all get a name."""
-    loss, low, high = (
-        np.array([row[key] for row in shown], dtype=float) for key in ("delta_nll", "delta_nll_low", "delta_nll_high")
-    )
+    ends = [(row.bits, row.delta_nll, row.delta_nll_low, row.delta_nll_high) for row in shown]
+    bits, loss, low, high = np.array(ends, dtype=float).reshape(-1, 4).T
     low, high = np.where(np.isnan(low), loss, low), np.where(np.isnan(high), loss, high)  # one window has no interval
     for i, row in enumerate(shown):
-        ends = [[loss[i] - low[i]], [high[i] - loss[i]]]
-        axes.errorbar(row["bits"], loss[i], yerr=ends, elinewidth=0.8, capsize=1.5, **look(row["name"], line=False))
+        whiskers = [[loss[i] - low[i]], [high[i] - loss[i]]]
+        axes.errorbar(bits[i], loss[i], yerr=whiskers, elinewidth=0.8, capsize=1.5, **look(row.name, line=False))
     if low.size and low.min() <= 0:
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.axhline(0, color=ink(), linewidth=0.6, zorder=1)
@@ -183,15 +182,15 @@ def _loss(axes: Axes, shown: Sequence[dict[str, Any]]) -> Drawn:
     return loss, low, high, np.ones(len(shown), dtype=bool)
 
 
-def _divergence(axes: Axes, shown: Sequence[dict[str, Any]]) -> Drawn:
+def _divergence(axes: Axes, shown: Sequence[SummaryRow]) -> Drawn:
     """Mean KL, its interval of two standard errors, and who is beaten by nobody."""
-    bits, kl = (np.array([row[key] for row in shown], dtype=float) for key in ("bits", "kl"))
-    errors = 2 * np.array([row["kl_se"] if np.isfinite(row["kl_se"]) else 0.0 for row in shown])
+    bits, kl = np.array([(row.bits, row.kl) for row in shown], dtype=float).T
+    errors = 2 * np.array([row.kl_se if np.isfinite(row.kl_se) else 0.0 for row in shown])
     as_good = (bits[:, None] <= bits) & (kl[:, None] <= kl)
     beaten = as_good & ((bits[:, None] < bits) | (kl[:, None] < kl))
     best = np.logical_not(beaten.any(axis=0))
     for i in map(int, np.flatnonzero(best)):
-        axes.errorbar(bits[i], kl[i], yerr=errors[i], elinewidth=0.8, capsize=1.5, **look(shown[i]["name"], line=False))
+        axes.errorbar(bits[i], kl[i], yerr=errors[i], elinewidth=0.8, capsize=1.5, **look(shown[i].name, line=False))
     axes.plot(bits[~best], kl[~best], linestyle="none", marker=".", markersize=4, color="0.6", zorder=1)
     axes.set(yscale="log", ylabel="mean KL(exact ‖ scheme) (nats per token, ± 2 SE)")
     axes.set_title(f"named: {best.sum()} of {len(shown)} that no other beats at as many bits or fewer", fontsize=7)

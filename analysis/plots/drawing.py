@@ -14,7 +14,7 @@ from harness.records.measurement import Arrays, Measurement
 from harness.records.run import Header, Run
 
 if TYPE_CHECKING:
-    from analysis.reading.agreement import Question, Row
+    from analysis.reading.agreement import AgreementRow, Question
 
 Named = Iterator[tuple[str, plots.Figure]]
 
@@ -38,7 +38,7 @@ def draw(folder: Path, style: str | None = None) -> list[Path]:
 
 def draw_relations(
     questions: "Sequence[Question]",
-    rankings: "Mapping[str, list[Row]]",
+    rankings: "Mapping[str, list[AgreementRow]]",
     where: str,
     folder: Path,
     style: str | None = None,
@@ -49,17 +49,17 @@ def draw_relations(
         for i, question in enumerate(questions):
             x, kl, delta = question.draw(np.arange(question.windows))
             labels = question.points if question.bits is None else [scheme_label(name) for name in question.names]
-            ranked = {row["measure"]: row for row in rankings[question.title]}
-            for target, y, key in (
-                ("KL (nats a token)", kl, "spearman_kl"),
-                ("ΔNLL (nats a token)", delta, "spearman_delta"),
+            ranked = {row.measure: row for row in rankings[question.title]}
+            for target, y, name, correlation in (
+                ("KL (nats a token)", kl, "kl", _with_kl),
+                ("ΔNLL (nats a token)", delta, "delta", _with_delta),
             ):
                 series = [
-                    plots.Series(MEASURES[name].label, x[m], y, labels, question.names, _note(ranked[name], key))
-                    for m, name in enumerate(question.measures)
+                    plots.Series(MEASURES[measure].label, x[m], y, labels, question.names, correlation(ranked[measure]))
+                    for m, measure in enumerate(question.measures)
                 ]
                 figure = plots.measure_scatter(series, target, f"{question.title}\n{where}")
-                yield from plots.save(figure, folder, f"relate-{i + 1}-{key.removeprefix('spearman_')}")
+                yield from plots.save(figure, folder, f"relate-{i + 1}-{name}")
 
 
 def draw_allocation(
@@ -75,8 +75,12 @@ def subject_line(record: Header) -> str:
     return f"{record.model_name}; {record.text_name}, {count} window{'s' * (count != 1)}"
 
 
-def _note(row: "Row", key: str) -> str:
-    return f"ρ {row[key]:.2f} [{row[f'{key}_low']:.2f}, {row[f'{key}_high']:.2f}]"
+def _with_kl(row: "AgreementRow") -> str:
+    return f"ρ {row.spearman_kl:.2f} [{row.spearman_kl_low:.2f}, {row.spearman_kl_high:.2f}]"
+
+
+def _with_delta(row: "AgreementRow") -> str:
+    return f"ρ {row.spearman_delta:.2f} [{row.spearman_delta_low:.2f}, {row.spearman_delta_high:.2f}]"
 
 
 def _saved(folder: Path, figures: Named) -> list[Path]:

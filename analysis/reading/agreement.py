@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
 from analysis.reading.error_measures import MEASURES
+from analysis.reading.rows import Row
 
 RESAMPLES = 1000
 EQUAL_BITS = 0.02  # measured bits a number; schemes closer than this are compared as equals
 
-Row = dict[str, Any]
 Vector = Float64[np.ndarray, "points"]
 
 
@@ -34,16 +33,42 @@ class Question:
     bits: list[float] | None = None  # of each point, where the points are schemes
 
 
-def ranking(question: Question, seed: int = 0) -> list[Row]:
-    """One row a measure, best first: Spearman and log–log Pearson with KL, Spearman with ΔNLL, each with a 95 %
-    percentile interval of a bootstrap over windows and points together.
+@dataclass(frozen=True)
+class AgreementRow(Row):
+    """How one error measure ranks the damage of a question: Spearman and log–log Pearson with KL, Spearman with ΔNLL,
+    each with a 95 % percentile interval of a bootstrap over windows and points together.
 
     wrong: the interval of the Spearman with KL lies at or below 0, so agreement is excluded. worse: its difference to
-    the best measure's excludes 0. pairs, right: pairs of schemes at equal bits, and how many of them it orders as KL.
+    the best measure's excludes 0. pairs, right: pairs of schemes at equal bits, and how many of them it orders as KL;
+    None where the points are layers.
     """
+
+    question: str
+    measure: str
+    label: str
+    spearman_kl: float
+    spearman_kl_low: float
+    spearman_kl_high: float
+    pearson_kl: float
+    pearson_kl_low: float
+    pearson_kl_high: float
+    spearman_delta: float
+    spearman_delta_low: float
+    spearman_delta_high: float
+    wrong: bool
+    worse: bool
+    pairs: int | None = None
+    right: int | None = None
+
+
+CORRELATIONS = ("spearman_kl", "pearson_kl", "spearman_delta")
+
+
+def ranking(question: Question, seed: int = 0) -> list[AgreementRow]:
+    """One row a measure, best first."""
     everything = np.arange(question.windows)
     x, kl, delta = question.draw(everything)
-    found = _agreement(x, kl, delta)
+    measured = _agreement(x, kl, delta)
     rng = np.random.default_rng(seed)
     points = len(question.points)
     drawn = []
@@ -53,18 +78,25 @@ def ranking(question: Question, seed: int = 0) -> list[Row]:
         drawn.append(_agreement(x_w[:, at], kl_w[at], delta_w[at]))
     sample = np.array(drawn)  # [resamples, 3, measures]
     low, high = np.nanpercentile(sample, [2.5, 97.5], axis=0)
-    best = int(np.nanargmax(found[0]))
+    best = int(np.nanargmax(measured[0]))
     behind = np.nanpercentile(sample[:, 0] - sample[:, 0, best : best + 1], 97.5, axis=0)
-    rows: list[Row] = []
+    rows = []
     for m, name in enumerate(question.measures):
-        row: Row = {"measure": name, "label": MEASURES[name].label}
-        for k, what in enumerate(("spearman_kl", "pearson_kl", "spearman_delta")):
-            row |= {what: float(found[k, m]), f"{what}_low": float(low[k, m]), f"{what}_high": float(high[k, m])}
-        row |= {"wrong": bool(high[0, m] <= 0), "worse": bool(m != best and behind[m] < 0)}
-        if question.bits is not None:
-            row["pairs"], row["right"] = _ordered_pairs(x[m], kl, question.bits)
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row["spearman_kl"])
+        ends = {"": measured, "_low": low, "_high": high}
+        pairs, right = _ordered_pairs(x[m], kl, question.bits) if question.bits is not None else (None, None)
+        rows.append(
+            AgreementRow(
+                question=question.title,
+                measure=name,
+                label=MEASURES[name].label,
+                **{what + end: float(at[k, m]) for k, what in enumerate(CORRELATIONS) for end, at in ends.items()},
+                wrong=bool(high[0, m] <= 0),
+                worse=bool(m != best and behind[m] < 0),
+                pairs=pairs,
+                right=right,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.spearman_kl)
 
 
 def _agreement(x: np.ndarray, kl: Vector, delta: Vector) -> np.ndarray:
@@ -93,7 +125,7 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _ordered_pairs(x: Vector, kl: Vector, bits: list[float]) -> tuple[int, int]:
     pairs = [(i, j) for i in range(len(x)) for j in range(i) if abs(bits[i] - bits[j]) <= EQUAL_BITS]
-    return len(pairs), sum((x[i] - x[j]) * (kl[i] - kl[j]) > 0 for i, j in pairs)
+    return len(pairs), sum(bool((x[i] - x[j]) * (kl[i] - kl[j]) > 0) for i, j in pairs)
 
 
 def agreement_of_windows(question: Question) -> float:

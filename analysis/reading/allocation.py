@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy import optimize, sparse
 
+from analysis.reading.summary import SummaryRow
 from schemes.errors import UserError
 
 SIDES = ("key", "value")
@@ -92,11 +93,11 @@ def uniform_file(costs: Costs, pair: tuple[int, int]) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def verdict(rows: dict[str, dict[str, Any]], won: str, against: str) -> str:
+def verdict(rows: dict[str, SummaryRow], won: str, against: str) -> str:
     """In words, from rows whose deltas are against the uniform scheme."""
     row = rows[won]
-    if not row["delta_nll_high"] < 0:
-        if row["delta_nll_low"] > 0:
+    if not row.delta_nll_high < 0:
+        if row.delta_nll_low > 0:
             return f"The map does not win: it loses more than {against}, and the interval excludes 0."
         return f"The map does not win: these windows do not tell it from {against} (the interval of the difference holds 0)."
     return f"The map wins against {against}: the interval of the difference excludes 0."

@@ -1,11 +1,13 @@
-"""The error measures: what each is called, and how it follows from the sums of an errors record."""
+"""The error measures: what each is called, how it follows from the sums of an errors record, and rows of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from harness.records.measurement import Arrays
+from analysis.reading.rows import Row, plain_value
+from harness.records.measurement import Arrays, Measurement
 
 Figures = dict[str, np.ndarray]
 
@@ -110,3 +112,34 @@ def by_layer(arrays: Arrays) -> Figures:
 def by_head(arrays: Arrays) -> Figures:
     """Over all windows: [schemes, layers, KV heads]."""
     return figures(pooled(arrays, (0,)))
+
+
+By = Literal["scheme", "layer", "head"]
+
+
+@dataclass(frozen=True)
+class ErrorRow(Row):
+    """Every error measure of a scheme: over all layers, of one layer, or of one KV head of it."""
+
+    scheme: str
+    measures: Mapping[str, float]
+    layer: int | None = None
+    head: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        places = super().plain()
+        figures = places.pop("measures")
+        return places | {name: plain_value(figure) for name, figure in figures.items()}
+
+
+def error_rows(record: Measurement, arrays: Arrays, by: By = "scheme") -> list[ErrorRow]:
+    """One row a scheme, a scheme and layer, or a scheme, layer and KV head."""
+    measured = {"scheme": by_scheme, "layer": by_layer, "head": by_head}[by](arrays)
+    rows = []
+    shape = next(iter(measured.values())).shape
+    for place in np.ndindex(*shape):
+        layer = record.measured_layers[place[1]] if len(shape) > 1 else None
+        head = record.kv_heads[place[2]] if len(shape) > 2 else None
+        figures_here = {name: float(figure[place]) for name, figure in measured.items()}
+        rows.append(ErrorRow(record.labels[place[0]], figures_here, layer, head))
+    return rows

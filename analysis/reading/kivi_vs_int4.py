@@ -1,5 +1,7 @@
 """KIVI against naive INT4: which schemes, and the tables of their record."""
 
+from dataclasses import replace
+
 from analysis.reading import summary, tables
 from harness.records.run import Run
 
@@ -41,11 +43,11 @@ def kivi_tables(run: Run) -> dict[str, Table]:
     """By title: the published settings, the grid of axes and bits, and one change at a time from INT4 to KIVI."""
     rows = summary.summarize(run)
 
-    def row(spec: str) -> summary.Row:
+    def row(spec: str) -> summary.SummaryRow:
         return rows[summary.find(run, spec)]
 
     grid = {axes: {bits: row(spec) for bits, spec in line.items()} for axes, line in GRID.items()}
-    ladder = [{**row(spec), "scheme": step} for spec, step in LADDER.items()]
+    ladder = [replace(row(spec), scheme=step) for spec, step in LADDER.items()]
     return {
         "Published settings": tables.cells([row("exact"), *map(row, PUBLISHED)]),
         "Asymmetric, groups of 32: ΔNLL ± SE": tables.cost_matrix(grid),

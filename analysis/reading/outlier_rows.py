@@ -1,10 +1,12 @@
 """Rows of an outliers record: which channels stand out, by side, layer and KV head, and whether they stay the same."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
+from analysis.reading.rows import Row
 from harness.records.measurement import Arrays, Measurement
 
 OUTLIER = 3.0  # a channel is named where its mean |x| is over 3 times the head's median
@@ -34,13 +36,33 @@ def persistence(mean_abs: np.ndarray) -> np.ndarray:
     return np.mean(overlaps, axis=0) if overlaps else np.full(mean_abs.shape[1:-1], np.nan)
 
 
-Row = dict[str, Any]
+@dataclass(frozen=True)
+class OutlierRow(Row):
+    """One KV head of a layer and side, over all windows: its most outlying channel, and what the head is like.
+
+    ratio: largest over median channel of mean |x|. outliers: the channels over 3 times the median. Of `channel`, the
+    largest: max |x|, offset |mean|/sd, kurtosis. energy: share of x² in the top channels; persistence: their overlap
+    between windows (nan for one). sink: norm of the first token over the median.
+    """
+
+    side: str
+    layer: int
+    head: int
+    ratio: float
+    channel: int
+    outliers: tuple[int, ...]
+    max: float
+    offset: float
+    kurtosis: float
+    energy: float
+    persistence: float
+    sink: float
 
 
-def head_rows(record: Measurement, arrays: Arrays) -> list[Row]:
-    """One row a side, layer and KV head, over all windows: its most outlying channel and the measures of the head."""
+def head_rows(record: Measurement, arrays: Arrays) -> list[OutlierRow]:
+    """One row a side, layer and KV head."""
     sides = [side for side in ("key", "pre_rope_key", "value") if f"{side}_mean_abs" in arrays]
-    rows: list[Row] = []
+    rows = []
     for side in sides:
         each = arrays[f"{side}_mean_abs"]
         mean_abs = each.mean(axis=0)
@@ -54,48 +76,48 @@ def head_rows(record: Measurement, arrays: Arrays) -> list[Row]:
             channel = int(mean_abs[at, h].argmax())
             median = float(np.median(mean_abs[at, h]))
             rows.append(
-                {
-                    "side": side,
-                    "layer": record.measured_layers[at],
-                    "head": record.kv_heads[h],
-                    "ratio": float(ratio[at, h]),
-                    "channel": channel,
-                    "outliers": [int(c) for c in np.flatnonzero(mean_abs[at, h] > OUTLIER * median)],
-                    "max": float(arrays[f"{side}_max"][:, at, h, channel].max()),
-                    "offset": float(abs(mean[at, h, channel]) / sd[at, h, channel]) if sd[at, h, channel] else np.inf,
-                    "kurtosis": float(arrays[f"{side}_kurtosis"][:, at, h, channel].mean()),
-                    "energy": float(share[at, h]),
-                    "persistence": float(lasting[at, h]),
-                    "sink": float(sink[at, h]),
-                }
+                OutlierRow(
+                    side=side,
+                    layer=record.measured_layers[at],
+                    head=record.kv_heads[h],
+                    ratio=float(ratio[at, h]),
+                    channel=channel,
+                    outliers=tuple(int(c) for c in np.flatnonzero(mean_abs[at, h] > OUTLIER * median)),
+                    max=float(arrays[f"{side}_max"][:, at, h, channel].max()),
+                    offset=float(abs(mean[at, h, channel]) / sd[at, h, channel]) if sd[at, h, channel] else np.inf,
+                    kurtosis=float(arrays[f"{side}_kurtosis"][:, at, h, channel].mean()),
+                    energy=float(share[at, h]),
+                    persistence=float(lasting[at, h]),
+                    sink=float(sink[at, h]),
+                )
             )
     return rows
 
 
-def layer_rows(rows: list[Row]) -> list[Row]:
+def layer_rows(rows: Sequence[OutlierRow]) -> list[OutlierRow]:
     """For each side and layer its most outlying head: a layer's figure is the largest over its heads."""
-    best: dict[tuple[str, int], Row] = {}
+    best: dict[tuple[str, int], OutlierRow] = {}
     for row in rows:
-        place = (row["side"], row["layer"])
-        if place not in best or row["ratio"] > best[place]["ratio"]:
+        place = (row.side, row.layer)
+        if place not in best or row.ratio > best[place].ratio:
             best[place] = row
     return list(best.values())
 
 
-def sentences(rows: list[Row]) -> list[str]:
+def sentences(rows: Sequence[OutlierRow]) -> list[str]:
     """What there is to see, in words: the range of the ratio by side, and in how many layers keys are the outlier side."""
-    by_side: dict[str, dict[int, Row]] = {}
+    by_side: dict[str, dict[int, OutlierRow]] = {}
     for row in layer_rows(rows):
-        by_side.setdefault(row["side"], {})[row["layer"]] = row
+        by_side.setdefault(row.side, {})[row.layer] = row
     said = []
     names = {"key": "keys", "pre_rope_key": "keys before RoPE", "value": "values"}
     for side, layers in by_side.items():
-        ratios = [row["ratio"] for row in layers.values()]
+        ratios = [row.ratio for row in layers.values()]
         over = sum(ratio > 5 for ratio in ratios)
         said.append(
             f"{names[side]}: largest over median channel {min(ratios):.1f} to {max(ratios):.1f}; over 5 in {over} of "
             f"{len(ratios)} layers"
         )
     key, value = by_side["key"], by_side["value"]
-    more = sum(key[layer]["ratio"] > value[layer]["ratio"] for layer in key)
+    more = sum(key[layer].ratio > value[layer].ratio for layer in key)
     return [*said, f"keys stand out more than values in {more} of {len(key)} layers"]

@@ -6,9 +6,10 @@ import numpy as np
 
 from analysis.reading import error_measures as measures
 from analysis.reading import summary
-from analysis.reading.agreement import EQUAL_BITS, Question, Row
+from analysis.reading.agreement import EQUAL_BITS, Question
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joining import Joined
+from analysis.reading.summary import SummaryRow
 from harness.records.measurement import Arrays, Measurement
 from schemes.errors import UserError
 
@@ -115,15 +116,15 @@ def worked_example(joined: Joined) -> str | None:
     for _, errors, sums in joined.errors:
         figures = measures.by_scheme(sums)
         for _, run in joined.runs:
-            rows = {row["name"]: row for row in summary.summarize(run)}
+            rows = {row.name: row for row in summary.summarize(run)}
             shared = [name for name in errors.settings.contenders if name in rows and name != "exact"]
             for a, b in [(a, b) for a in shared for b in shared if a != b]:
                 i, j = errors.settings.contenders.index(a), errors.settings.contenders.index(b)
                 same_keys = _side(a, "key") == _side(b, "key")
-                near = abs((rows[a]["bits"] or 0) - (rows[b]["bits"] or 9)) <= EQUAL_BITS
+                near = abs((rows[a].bits or 0) - (rows[b].bits or 9)) <= EQUAL_BITS
                 v, out = figures["value_error"], figures["output_both"]
-                if same_keys and near and v[i] <= NO_WORSE * v[j] and rows[a]["kl"] > rows[b]["kl"]:
-                    found.append((rows[a]["kl"] / rows[b]["kl"], _example(rows[a], rows[b], v[[i, j]], out[[i, j]])))
+                if same_keys and near and v[i] <= NO_WORSE * v[j] and rows[a].kl > rows[b].kl:
+                    found.append((rows[a].kl / rows[b].kl, _example(rows[a], rows[b], v[[i, j]], out[[i, j]])))
     return max(found)[1] if found else None
 
 
@@ -136,11 +137,11 @@ def _side(name: str, side: str) -> object:
         return name
 
 
-def _example(a: Row, b: Row, value_error: np.ndarray, output: np.ndarray) -> str:
+def _example(a: SummaryRow, b: SummaryRow, value_error: np.ndarray, output: np.ndarray) -> str:
     return (
-        f"Reconstruction error picks the wrong scheme: {a['scheme']} and {b['scheme']} have the same keys and "
-        f"{a['bits']:.2f} bits; the first rebuilds values to {value_error[0]:.3f}, the second to {value_error[1]:.3f} "
+        f"Reconstruction error picks the wrong scheme: {a.scheme} and {b.scheme} have the same keys and "
+        f"{a.bits:.2f} bits; the first rebuilds values to {value_error[0]:.3f}, the second to {value_error[1]:.3f} "
         f"(relative error), but its attention output is {output[0] / output[1]:.1f} times further off ({output[0]:.3f} "
-        f"against {output[1]:.3f}), its KL {a['kl'] / b['kl']:.1f} times larger, and it loses {a['delta_nll']:+.4f} "
-        f"nats a token against {b['delta_nll']:+.4f}."
+        f"against {output[1]:.3f}), its KL {a.kl / b.kl:.1f} times larger, and it loses {a.delta_nll:+.4f} "
+        f"nats a token against {b.delta_nll:+.4f}."
     )

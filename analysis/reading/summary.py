@@ -1,18 +1,67 @@
 """What a run says of each contender: one row of derived figures, from its record alone."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from analysis.reading.rows import Row
 from harness import statistics
 from harness.records.run import ContenderRecord, Run
 from schemes.errors import UserError
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class SummaryRow(Row):
+    """One contender over all windows. Deltas are against the baseline, KL and top-1 against exact whatever that is.
+
+    scheme: its label; name: its canonical spec. ppl: perplexity, delta_ppl its difference, delta_pct the same in per
+    cent, ratio the quotient. delta_nll in nats a token, with standard error, 95 % t interval and bootstrap interval over
+    windows, p of a t-test; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token. top1: %.
+    delta_p: of the target's probability. bits: measured bits a number, and compression against 16; None where bytes were
+    not measurable. coverage: share of attended pairs read from packed storage. iid_*: as llama.cpp reports them, tokens
+    taken for independent; None without the NLL of every token. Figures of a contender that failed are NaN.
+    """
+
+    scheme: str
+    name: str
+    note: str
+    evicts: bool
+    error: str | None
+    ppl: float
+    delta_ppl: float
+    delta_pct: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    delta_nll: float
+    delta_nll_se: float
+    delta_nll_low: float
+    delta_nll_high: float
+    bootstrap_low: float
+    bootstrap_high: float
+    p: float
+    kl: float
+    kl_se: float
+    top1: float
+    delta_p: float
+    delta_p_se: float
+    bits: float | None
+    compression: float | None
+    key_coverage: float
+    value_coverage: float
+    coverage: float
+    within_noise: bool
+    audit: str
+    iid_nll: float | None = None
+    iid_nll_se: float | None = None
+    iid_log_ratio: float | None = None
+    iid_log_ratio_se: float | None = None
+    p_holm: float | None = None
 
 
-def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = None) -> list[Row]:
+def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = None) -> list[SummaryRow]:
     """One row a contender, from sums per window; deltas against `baseline` (a label or name; without it, exact).
 
     A contender that failed has a row of NaN, and no part in Holm's correction.
@@ -26,7 +75,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             f"{run.contenders[base].label} failed, so there are no deltas against it; choose another baseline"
         )
     counts = [w.count for w in run.windows]
-    rows: list[Row] = []
+    rows: list[SummaryRow] = []
     for i, contender in enumerate(run.contenders):
         if contender.error:
             rows.append(_failed_row(run, i))
@@ -38,46 +87,49 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
         shift = [w.probability[i] - w.probability[base] for w in run.windows]
         delta_p, delta_p_se = statistics.clustered_mean(shift, counts)
         bits = measured_bits(contender)
-        floor = run.noise_floor
-        row = {
+        floor, covered = run.noise_floor, _coverage(run, i)
+        row = SummaryRow(
             **_names(contender),
-            "ppl": statistics.perplexity(losses, counts),
-            "delta_ppl": statistics.delta_ppl(losses, base_losses, counts),
-            "delta_pct": 100 * math.expm1(paired.delta),
-            "ratio": ratio,
-            "ratio_low": ratio_low,
-            "ratio_high": ratio_high,
-            "delta_nll": paired.delta,
-            "delta_nll_se": paired.se,
-            "delta_nll_low": paired.low,
-            "delta_nll_high": paired.high,
-            "bootstrap_low": paired.bootstrap_low,
-            "bootstrap_high": paired.bootstrap_high,
-            "p": paired.p,
-            "kl": kl,
-            "kl_se": kl_se,
-            "top1": 100 * sum(w.top1[i] for w in run.windows) / sum(counts),
-            "delta_p": delta_p,
-            "delta_p_se": delta_p_se,
-            "bits": bits,
-            "compression": 16 / bits if bits else None,
-            **_coverage(run, i),
-            "within_noise": bool(
+            ppl=statistics.perplexity(losses, counts),
+            delta_ppl=statistics.delta_ppl(losses, base_losses, counts),
+            delta_pct=100 * math.expm1(paired.delta),
+            ratio=ratio,
+            ratio_low=ratio_low,
+            ratio_high=ratio_high,
+            delta_nll=paired.delta,
+            delta_nll_se=paired.se,
+            delta_nll_low=paired.low,
+            delta_nll_high=paired.high,
+            bootstrap_low=paired.bootstrap_low,
+            bootstrap_high=paired.bootstrap_high,
+            p=paired.p,
+            kl=kl,
+            kl_se=kl_se,
+            top1=100 * sum(w.top1[i] for w in run.windows) / sum(counts),
+            delta_p=delta_p,
+            delta_p_se=delta_p_se,
+            bits=bits,
+            compression=16 / bits if bits else None,
+            key_coverage=covered["key"],
+            value_coverage=covered["value"],
+            coverage=_mean_coverage(contender, covered),
+            within_noise=bool(
                 i != base and floor and abs(paired.delta) <= floor.delta_nll and (base != 0 or kl <= floor.kl)
             ),
-            "audit": "; ".join(run.audit.failures.get(contender.label, [])) or "ok",
-        }
+            audit="; ".join(run.audit.failures.get(contender.label, [])) or "ok",
+        )
         if nll is not None:
-            row["iid_nll"], row["iid_nll_se"] = statistics.iid_mean(nll[i])
-            row["iid_log_ratio"], row["iid_log_ratio_se"] = statistics.iid_log_ratio(nll[i], nll[base])
+            mean, mean_se = statistics.iid_mean(nll[i])
+            ratio, ratio_se = statistics.iid_log_ratio(nll[i], nll[base])
+            row = replace(row, iid_nll=mean, iid_nll_se=mean_se, iid_log_ratio=ratio, iid_log_ratio_se=ratio_se)
         rows.append(row)
-    others = [row for i, row in enumerate(rows) if i != base]
-    for row, adjusted in zip(others, statistics.holm([row["p"] for row in others]), strict=True):
-        row["p_holm"] = adjusted
+    others = [i for i in range(len(rows)) if i != base]
+    for i, adjusted in zip(others, statistics.holm([rows[i].p for i in others]), strict=True):
+        rows[i] = replace(rows[i], p_holm=adjusted)
     return rows
 
 
-def _names(contender: ContenderRecord) -> Row:
+def _names(contender: ContenderRecord) -> dict[str, Any]:
     return {
         "scheme": contender.label,
         "name": contender.name,
@@ -93,16 +145,16 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def _failed_row(run: Run, i: int) -> Row:
-    return {
+def _failed_row(run: Run, i: int) -> SummaryRow:
+    return SummaryRow(
         **_names(run.contenders[i]),
         **dict.fromkeys(_FIGURES, math.nan),
-        "bits": None,
-        "compression": None,
+        bits=None,
+        compression=None,
         **dict.fromkeys(("key_coverage", "value_coverage", "coverage"), math.nan),
-        "within_noise": False,
-        "audit": "; ".join(run.audit.failures.get(run.contenders[i].label, ["it failed"])),
-    }
+        within_noise=False,
+        audit="; ".join(run.audit.failures.get(run.contenders[i].label, ["it failed"])),
+    )
 
 
 def measured_bits(contender: ContenderRecord) -> float | None:
@@ -114,15 +166,16 @@ def measured_bits(contender: ContenderRecord) -> float | None:
 
 
 def _coverage(run: Run, i: int) -> dict[str, float]:
+    """Of each side."""
     pairs = sum(w.pairs[i] for w in run.windows)
     read = {"key": sum(w.key_pairs[i] for w in run.windows), "value": sum(w.value_pairs[i] for w in run.windows)}
-    covered = {side: count / pairs if pairs else 0.0 for side, count in read.items()}
-    counted = run.contenders[i].quantized_sides or list(covered)
-    return {
-        "key_coverage": covered["key"],
-        "value_coverage": covered["value"],
-        "coverage": sum(covered[side] for side in counted) / len(counted),
-    }
+    return {side: count / pairs if pairs else 0.0 for side, count in read.items()}
+
+
+def _mean_coverage(contender: ContenderRecord, covered: dict[str, float]) -> float:
+    """Over the sides that the contender quantizes."""
+    counted = contender.quantized_sides or list(covered)
+    return sum(covered[side] for side in counted) / len(counted)
 
 
 def find(run: Run, name: str) -> int:
@@ -155,13 +208,13 @@ def equal_bits_headline(run: Run, first: str, second: str) -> str:
     """One sentence that compares two schemes at their measured bits."""
     rows = summarize(run, second)
     a, b = rows[find(run, first)], rows[find(run, second)]
-    more = "more" if a["delta_nll"] >= 0 else "less"
+    more = "more" if a.delta_nll >= 0 else "less"
     sentence = (
-        f"At {a['bits']:.2f} against {b['bits']:.2f} measured bits, {a['scheme']} loses {abs(a['delta_nll']):.4f} nats "
-        f"a token {more} than {b['scheme']}"
+        f"At {a.bits:.2f} against {b.bits:.2f} measured bits, {a.scheme} loses {abs(a.delta_nll):.4f} nats "
+        f"a token {more} than {b.scheme}"
     )
-    if math.isnan(a["p"]):
+    if math.isnan(a.p):
         return f"{sentence}; one window has no interval."
-    interval = f"95 % interval [{a['delta_nll_low']:+.4f}, {a['delta_nll_high']:+.4f}]"
-    unclear = ", so these windows do not tell them apart" if a["delta_nll_low"] <= 0 <= a["delta_nll_high"] else ""
+    interval = f"95 % interval [{a.delta_nll_low:+.4f}, {a.delta_nll_high:+.4f}]"
+    unclear = ", so these windows do not tell them apart" if a.delta_nll_low <= 0 <= a.delta_nll_high else ""
     return f"{sentence} ({interval}){unclear}."

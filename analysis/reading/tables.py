@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import math
-from typing import Any
+from collections.abc import Sequence
 
-from analysis.reading.summary import Row
+from analysis.reading.rows import plain
+from analysis.reading.summary import SummaryRow
 from harness.records.run import Run
 
 CSV_COLUMNS = [
@@ -19,17 +20,17 @@ EVICTS = "†"  # marks a row that changes what is attended
 NOT_MEASURABLE = "not measurable"
 
 
-def in_order(rows: list[Row], baseline: int, sort: str) -> tuple[list[Row], int]:
+def in_order(rows: Sequence[SummaryRow], baseline: int, sort: str) -> tuple[Sequence[SummaryRow], int]:
     """The rows as given ("run"), by measured bits with the most first, or by KL with the least first, and where the
     baseline is among them; what has no such number comes last."""
     if sort == "run":
         return rows, baseline
-    keys = {"bits": lambda row: -(row["bits"] or 0.0), "kl": lambda row: row["kl"] if row["kl"] >= 0 else math.inf}
+    keys = {"bits": lambda row: -(row.bits or 0.0), "kl": lambda row: row.kl if row.kl >= 0 else math.inf}
     ordered = sorted(rows, key=lambda row: (row is not rows[0], keys[sort](row)))  # exact stays at the top
     return ordered, next(i for i, row in enumerate(ordered) if row is rows[baseline])
 
 
-def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
+def as_text(run: Run, rows: Sequence[SummaryRow], baseline: int, format: str) -> str:
     """As md, json or csv."""
     if format == "csv":
         return as_csv(rows)
@@ -39,11 +40,11 @@ def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
     return text + "".join(f"\n{line}\n" for line in notes(rows))
 
 
-def as_csv(rows: list[Row]) -> str:
+def as_csv(rows: Sequence[SummaryRow]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(finite(rows))
+    writer.writerows(plain(rows))
     return out.getvalue()
 
 
@@ -53,73 +54,64 @@ def csv_text(header: list[str], body: list[list[str]]) -> str:
     return out.getvalue()
 
 
-def as_json(run: Run, rows: list[Row], baseline: int = 0) -> str:
+def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:
     content = {
         "model": run.model_name,
         "text": run.text_name,
         "protocol": run.settings.protocol,
         "step": run.settings.step,
         "windows": len(run.windows),
-        "baseline": rows[baseline]["scheme"],
+        "baseline": rows[baseline].scheme,
         "noise_floor": run.noise_floor.model_dump() if run.noise_floor else None,
         "audit": run.audit.model_dump(),
-        "rows": finite(rows),
+        "rows": plain(rows),
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def finite(rows: list[Row]) -> list[Row]:
-    """JSON has no NaN: what one window cannot tell (an interval) is None."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return [{name: plain(value) for name, value in row.items()} for row in rows]
-
-
-def cells(rows: list[Row], baseline: int = 0) -> tuple[list[str], list[list[str]]]:
+def cells(rows: Sequence[SummaryRow], baseline: int = 0) -> tuple[list[str], list[list[str]]]:
     """Header and text cells, for people."""
     header = ["scheme", "ppl", "Δ%", "ΔNLL [95 %]", "p (Holm)", "KL", "top-1 %", "bits", "×", "read K", "read V"]
     return header, [_cells(row, is_baseline=i == baseline) for i, row in enumerate(rows)]
 
 
-def _cells(row: Row, is_baseline: bool) -> list[str]:
-    scheme = f"{row['scheme']} {EVICTS}" if row["evicts"] else row["scheme"]
-    if row["error"]:
+def _cells(row: SummaryRow, is_baseline: bool) -> list[str]:
+    scheme = f"{row.scheme} {EVICTS}" if row.evicts else row.scheme
+    if row.error:
         return [scheme, "–", "–", "failed", *["–"] * 7]
-    size = [NOT_MEASURABLE, "–"] if row["bits"] is None else [f"{row['bits']:.2f}", f"{row['compression']:.2f}"]
-    read = [f"{row['key_coverage']:.3f}", f"{row['value_coverage']:.3f}"]
-    if row["audit"] != "ok":
-        why = "cache not read" if "cache not read" in row["audit"] else "audit failed"
+    size = [NOT_MEASURABLE, "–"] if row.bits is None else [f"{row.bits:.2f}", f"{row.compression:.2f}"]
+    read = [f"{row.key_coverage:.3f}", f"{row.value_coverage:.3f}"]
+    if row.audit != "ok":
+        why = "cache not read" if "cache not read" in row.audit else "audit failed"
         return [scheme, "–", "–", why, "–", "–", "–", *size, *read]
     if is_baseline:
         delta = ["–", "baseline", "–"]
-    elif row["within_noise"]:
-        delta = [signed(row["delta_pct"], 2), "within noise", "–"]
-    elif math.isnan(row["p"]):
-        delta = [signed(row["delta_pct"], 2), signed(row["delta_nll"], 4), "–"]
+    elif row.within_noise:
+        delta = [signed(row.delta_pct, 2), "within noise", "–"]
+    elif row.p_holm is None or math.isnan(row.p):
+        delta = [signed(row.delta_pct, 2), signed(row.delta_nll, 4), "–"]
     else:
-        interval = f"[{signed(row['delta_nll_low'], 4)}, {signed(row['delta_nll_high'], 4)}]"
-        delta = [signed(row["delta_pct"], 2), f"{signed(row['delta_nll'], 4)} {interval}", chance(row["p_holm"])]
-    return [scheme, f"{row['ppl']:.4f}", *delta, f"{row['kl']:.2g}", f"{row['top1']:.1f}", *size, *read]
+        interval = f"[{signed(row.delta_nll_low, 4)}, {signed(row.delta_nll_high, 4)}]"
+        delta = [signed(row.delta_pct, 2), f"{signed(row.delta_nll, 4)} {interval}", chance(row.p_holm)]
+    return [scheme, f"{row.ppl:.4f}", *delta, f"{row.kl:.2g}", f"{row.top1:.1f}", *size, *read]
 
 
-def notes(rows: list[Row]) -> list[str]:
+def notes(rows: Sequence[SummaryRow]) -> list[str]:
     """A line for each row that is not a scheme of ours: what it really does; and why it failed, where it did."""
     lines = []
     for row in rows:
-        said = [*([f"failed: {row['error']}"] if row["error"] else []), *([row["note"]] if row["note"] else [])]
-        mark = f" {EVICTS} (changes what is attended)" if row["evicts"] else ""
-        lines += [f"{row['scheme']}{mark}: {'; '.join(said)}"] if said else []
+        said = [*([f"failed: {row.error}"] if row.error else []), *([row.note] if row.note else [])]
+        mark = f" {EVICTS} (changes what is attended)" if row.evicts else ""
+        lines += [f"{row.scheme}{mark}: {'; '.join(said)}"] if said else []
     return lines
 
 
-def cost_matrix(lines: dict[str, dict[str, Row]]) -> tuple[list[str], list[list[str]]]:
+def cost_matrix(lines: dict[str, dict[str, SummaryRow]]) -> tuple[list[str], list[list[str]]]:
     """ΔNLL ± SE of rows laid out in two dimensions."""
 
-    def cost(row: Row) -> str:
-        error = "" if math.isnan(row["delta_nll_se"]) else f" ± {row['delta_nll_se']:.4f}"
-        return "–" if row["audit"] != "ok" else signed(row["delta_nll"], 4) + error
+    def cost(row: SummaryRow) -> str:
+        error = "" if math.isnan(row.delta_nll_se) else f" ± {row.delta_nll_se:.4f}"
+        return "–" if row.audit != "ok" else signed(row.delta_nll, 4) + error
 
     columns = list(next(iter(lines.values())))
     return ["", *columns], [[name, *(cost(line[column]) for column in columns)] for name, line in lines.items()]

@@ -78,9 +78,9 @@ def test_a_run_in_float16(subject, options):
     assert run.audit.identity_is_exact
     assert run.settings.device == torch.cuda.get_device_name()
     rows = [summary.summarize(one) for one in (on_cpu, run)]
-    assert [row["bits"] for row in rows[0]] == [row["bits"] for row in rows[1]]
+    assert [row.bits for row in rows[0]] == [row.bits for row in rows[1]]
     # The deltas themselves differ: in float16 a number near a tie gets another code, which is a whole step at 2 bits.
     # What must not differ is which scheme is nearer to exact, and that both are further from it than round-off.
-    kl = [{row["scheme"]: row["kl"] for row in one} for one in rows]
+    kl = [{row.scheme: row.kl for row in one} for one in rows]
     assert sorted(kl[0], key=kl[0].get) == sorted(kl[1], key=kl[1].get) == specs
     assert kl[1]["int8:group_size=16"] > run.noise_floor.kl

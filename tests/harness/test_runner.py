@@ -30,26 +30,26 @@ def test_every_summary_is_recomputable_from_the_raw_part(subject, options):
     rows = summary.summarize(saved)
     for i, row in enumerate(rows):
         d = (nll[:, i] - nll[:, 0]).mean(axis=1)
-        assert row["ppl"] == pytest.approx(np.exp(nll[:, i].mean()), rel=1e-12)
-        assert row["delta_nll"] == pytest.approx(d.mean(), abs=1e-12)
-        assert row["delta_nll_se"] == pytest.approx(d.std(ddof=1) / np.sqrt(len(d)), abs=1e-12)
+        assert row.ppl == pytest.approx(np.exp(nll[:, i].mean()), rel=1e-12)
+        assert row.delta_nll == pytest.approx(d.mean(), abs=1e-12)
+        assert row.delta_nll_se == pytest.approx(d.std(ddof=1) / np.sqrt(len(d)), abs=1e-12)
 
 
 def test_exact_row_is_exact(subject, options):
     run, _ = compare(["exact", "asym2:group_size=16"], options, subject=subject)
     rows = summary.summarize(run)
-    assert (rows[0]["delta_nll"], rows[0]["kl"], rows[0]["top1"], rows[0]["bits"]) == (0, 0, 100, 16)
-    assert rows[1]["kl"] > 0
+    assert (rows[0].delta_nll, rows[0].kl, rows[0].top1, rows[0].bits) == (0, 0, 100, 16)
+    assert rows[1].kl > 0
     assert run.noise_floor.kl < 1e-9
 
 
 def test_measured_bits_and_bytes(subject, options):
     """asym2 with groups of 16: 2 + 32/16 bits; KIVI's exact tail counts 16 bits though float32 is held."""
     run, _ = compare(["asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"], options, subject=subject)
-    rows = {row["scheme"]: row for row in summary.summarize(run)}
-    assert rows["asym2:group_size=16"]["bits"] == 4
+    rows = {row.scheme: row for row in summary.summarize(run)}
+    assert rows["asym2:group_size=16"].bits == 4
     key, value = 2 + 32 / 8, ((2 + 32 / 8) * 80 + 16 * 16) / 96
-    assert rows["kivi:bits=2,group_size=8,residual_length=16"]["bits"] == pytest.approx((key + value) / 2)
+    assert rows["kivi:bits=2,group_size=8,residual_length=16"].bits == pytest.approx((key + value) / 2)
     held = run.contenders[2].bytes["value"].held
     assert held["tail"] == 2 * 2 * 16 * 16 * 4  # layers, heads, tokens, channels, bytes of float32
     assert held["codes"] == 2 * 2 * 80 * 16 * 2 // 8

@@ -76,6 +76,9 @@ def test_relate_and_plot(kvdelta, tmp_path):
     assert "12" in out.split("equal bits")[1].splitlines()[2]
     assert "KL agrees with itself between even and odd windows at ρ =" in out
     assert "figure: errors/figures/relate-1-kl.svg" in err
+    _, out, _ = kvdelta("relate", "errors", "run", "--format", "json")
+    best = json.loads(out)[0]
+    assert (best["question"], best["pairs"]) == ("all layers at once, 8 schemes", 12)
     drawn = (tmp_path / "errors" / "figures" / "errors-by-layer.svg").read_bytes()
     code, _, err = kvdelta("plot", "errors", "run")
     assert code == 0

@@ -178,14 +178,14 @@ def test_all_layers_at_once_is_the_scheme_itself(sensitivity, subject, options, 
 def test_rows_of_a_sensitivity_record(sensitivity, errors):
     record, arrays = sensitivity
     rows = layer_rows(record, arrays)
-    assert [(row["side"], row["layer"]) for row in rows] == [(s, i) for s in ("key", "value", "both") for i in (0, 1)]
-    assert all(row["read"] and row["kl"] > 0 and row["delta_nll_low"] <= row["delta_nll"] for row in rows)
+    assert [(row.side, row.layer) for row in rows] == [(s, i) for s in ("key", "value", "both") for i in (0, 1)]
+    assert all(row.read and row.kl > 0 and row.delta_nll_low <= row.delta_nll for row in rows)
     for row in additivity_rows(record, arrays):
-        mine = [r for r in rows if r["side"] == row["side"]]
-        assert row["sum_delta_nll"] == pytest.approx(sum(r["delta_nll"] for r in mine))
-        assert row["difference"] == pytest.approx(row["sum_delta_nll"] - row["all_delta_nll"])
-        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+        mine = [r for r in rows if r.side == row.side]
+        assert row.sum_delta_nll == pytest.approx(sum(r.delta_nll for r in mine))
+        assert row.difference == pytest.approx(row.sum_delta_nll - row.all_delta_nll)
+        assert row.difference_low <= row.difference <= row.difference_high
     figures = measures.by_layer(errors[1])  # the predicted loss is the same wherever it is measured
     for row in rows:
-        name = {"key": "key_square", "value": "value_square", "both": "square"}[row["side"]]
-        assert row["square"] == pytest.approx(figures[name][2, row["layer"]], rel=1e-6)
+        name = {"key": "key_square", "value": "value_square", "both": "square"}[row.side]
+        assert row.square == pytest.approx(figures[name][2, row.layer], rel=1e-6)

@@ -42,20 +42,20 @@ def test_rows_of_a_tiny_model(subject, options, model):
     record, folder = outliers.measure_outliers(options, subject, pre_rope=True)
     arrays = measured_arrays(folder, record)
     rows = outlier_rows.head_rows(record, arrays)
-    assert [(row["side"], row["layer"], row["head"]) for row in rows] == [
+    assert [(row.side, row.layer, row.head) for row in rows] == [
         (side, layer, head) for side in ("key", "pre_rope_key", "value") for layer in (0, 1) for head in (0, 1)
     ]
     best = outlier_rows.layer_rows(rows)
     assert len(best) == 6
     for row in best:
-        heads = [other for other in rows if (other["side"], other["layer"]) == (row["side"], row["layer"])]
-        assert row["ratio"] == max(other["ratio"] for other in heads)
+        heads = [other for other in rows if (other.side, other.layer) == (row.side, row.layer)]
+        assert row.ratio == max(other.ratio for other in heads)
     assert arrays["picture_key"].shape == (1, 4, 96, 16)  # four heads are few enough to keep
     # rotation keeps the norm of a key
     np.testing.assert_allclose(arrays["key_norm"], arrays["pre_rope_key_norm"], rtol=1e-4)
     said = outlier_rows.sentences(rows)
     assert [sentence.split(":")[0] for sentence in said[:3]] == ["keys", "keys before RoPE", "values"]
-    by_layer = {(row["side"], row["layer"]): row["ratio"] for row in best}
+    by_layer = {(row.side, row.layer): row.ratio for row in best}
     more = sum(by_layer["key", layer] > by_layer["value", layer] for layer in (0, 1))
     assert said[3] == f"keys stand out more than values in {more} of 2 layers"
 

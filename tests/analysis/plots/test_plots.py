@@ -14,6 +14,8 @@ from harness.records.measurement import Measurement
 from harness.records.run import Settings
 from schemes import parse_scheme
 
+from ..rows import summary_row
+
 LAYERS, HEADS, TOKENS, CHANNELS = [2, 3, 5], [0, 1], 40, 16
 SPECS = ["int8", "int4", "kivi2"]
 NAMES = [parse_scheme(spec).name for spec in SPECS]
@@ -75,20 +77,12 @@ def sensitivity(windows=3, sides=("key", "value")):
     return record("sensitivity", windows, SPECS, sides=list(sides)), arrays
 
 
-def summary_row(spec, bits, delta, half=0.001):
-    ends = {"delta_nll_low": delta - half, "delta_nll_high": delta + half}
-    return {
-        "scheme": spec,
-        "name": parse_scheme(spec).name,
-        "bits": bits,
-        "delta_nll": delta,
-        "kl": 0.1,
-        "kl_se": 0.01,
-        **ends,
-    }
+def point(spec, bits, delta, half=0.001, **figures):
+    interval = {"delta_nll_low": delta - half, "delta_nll_high": delta + half}
+    return summary_row(spec, **{"bits": bits, "delta_nll": delta, "kl": 0.1, "kl_se": 0.01, **interval, **figures})
 
 
-ROWS = [summary_row("exact", 16.0, 0.0), summary_row("int8", 8.25, -2e-4), summary_row("kivi2", 3.5, 0.2)]
+ROWS = [point("exact", 16.0, 0.0), point("int8", 8.25, -2e-4), point("kivi2", 3.5, 0.2)]
 SCATTER = [
     plots.Series("K relative error", np.array([0.1, 0.0, 0.3]), np.array([1.0, 2.0, -3.0]), ["2", "3", "5"], NAMES, "ρ 0.9"),
     plots.Series("attention KL (nats)", np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, np.nan]), ["2", "3", "5"], NAMES),
@@ -282,9 +276,9 @@ def test_the_floor_of_a_log_axis_lies_below_what_is_positive():
 
 
 def test_bits_leave_exact_out_and_labels_do_not_overlap():
-    crowd = [summary_row(f"asym4:group_size={16 * g}", 4 + 0.14 * (g % 8), 0.1 + 0.02 * (g // 8)) for g in range(1, 21)]
+    crowd = [point(f"asym4:group_size={16 * g}", 4 + 0.14 * (g % 8), 0.1 + 0.02 * (g // 8)) for g in range(1, 21)]
     # the right one has room on its left alone, where the label of its neighbour is
-    crowd += [summary_row("asym8:group_size=32", 6.9, 0.01), summary_row("asym8:group_size=16", 9.0, 0.01)]
+    crowd += [point("asym8:group_size=32", 6.9, 0.01), point("asym8:group_size=16", 9.0, 0.01)]
     figure = plots.bits_against_loss([*ROWS, *crowd], "crowded")
     assert len(legend(figure)) == 2 + len(crowd)
     assert "exact" not in legend(figure)
@@ -298,18 +292,16 @@ def test_bits_leave_exact_out_and_labels_do_not_overlap():
 
 def test_of_many_schemes_the_unbeaten_are_named():
     """KL against bits, no legend: 28 schemes with the same KL, one below them, and one that failed."""
-    rows = [
-        summary_row(f"asym4:group_size={8 * g}", 2 + 0.1 * g, 0.5) | {"kl": 0.5, "kl_se": 0.1} for g in range(1, 29)
-    ]
-    rows += [summary_row("kivi2", 3.05, 0.1) | {"kl": 0.05, "kl_se": 0.01}]
-    rows += [summary_row("int2", 2.0, 0.1) | {"kl": float("nan"), "kl_se": float("nan")}]
+    rows = [point(f"asym4:group_size={8 * g}", 2 + 0.1 * g, 0.5, kl=0.5, kl_se=0.1) for g in range(1, 29)]
+    rows += [point("kivi2", 3.05, 0.1, kl=0.05, kl_se=0.01)]
+    rows += [point("int2", 2.0, 0.1, kl=float("nan"), kl_se=float("nan"))]
     figure = plots.bits_against_loss(rows, "many")
     assert figure.legends == []
     (axes,) = panels(figure)
     assert "KL" in axes.get_ylabel()
     assert axes.get_yscale() == "log"
     named = {text.get_text() for text in figure.findobj(Annotation) if text.get_text()}
-    assert named == {"kivi2", scheme_label(rows[0]["name"])}  # the others have as much KL at more bits
+    assert named == {"kivi2", scheme_label(rows[0].name)}  # the others have as much KL at more bits
     assert "named: 2 of 29" in axes.get_title(loc="left")
 
 

@@ -14,6 +14,8 @@ from analysis.reading.allocation import Costs
 from harness.records.measurement import measured_arrays
 from schemes import parse_scheme
 
+from ..rows import summary_row
+
 SPECS = [f"asym{bits}:key_axis=channel,group_size=16" for bits in (2, 4, 8)]
 
 
@@ -100,7 +102,7 @@ def test_costs_from_records(subject, options, tmp_path, refused):
 
 def test_the_verdict_says_when_the_map_does_not_win():
     def said(low, high):
-        rows = {"the map": {"delta_nll_low": low, "delta_nll_high": high}}
+        rows = {"the map": summary_row(delta_nll_low=low, delta_nll_high=high)}
         return allocation.verdict(rows, "the map", "asym4")
 
     assert "wins against asym4" in said(-0.2, -0.1)

@@ -31,27 +31,27 @@ def planted(points=30, windows=8, noise=0.1):
 
 
 def test_planted_ranking():
-    rows = {row["measure"]: row for row in agreement.ranking(planted())}
+    rows = {row.measure: row for row in agreement.ranking(planted())}
     assert list(rows) == ["attention_kl", "key_error", "output_key"]
     good, unrelated, reversed_ = rows["attention_kl"], rows["key_error"], rows["output_key"]
-    assert good["spearman_kl"] > 0.98
-    assert good["pearson_kl"] == pytest.approx(1, abs=0.02)  # a power law is a line in log–log
-    assert good["spearman_kl"] == good["spearman_delta"]
-    assert not good["wrong"]
-    assert not good["worse"]
-    assert unrelated["spearman_kl_low"] < 0 < unrelated["spearman_kl_high"]
-    assert not unrelated["wrong"]  # its interval does not exclude agreement
-    assert unrelated["worse"]
-    assert reversed_["spearman_kl_high"] < -0.9
-    assert reversed_["wrong"]
-    assert reversed_["worse"]
-    assert good["pairs"] == 30 * 29 // 2
-    assert good["right"] > 0.95 * good["pairs"] > good["pairs"] / 2 > reversed_["right"]
+    assert good.spearman_kl > 0.98
+    assert good.pearson_kl == pytest.approx(1, abs=0.02)  # a power law is a line in log–log
+    assert good.spearman_kl == good.spearman_delta
+    assert not good.wrong
+    assert not good.worse
+    assert unrelated.spearman_kl_low < 0 < unrelated.spearman_kl_high
+    assert not unrelated.wrong  # its interval does not exclude agreement
+    assert unrelated.worse
+    assert reversed_.spearman_kl_high < -0.9
+    assert reversed_.wrong
+    assert reversed_.worse
+    assert good.pairs == 30 * 29 // 2
+    assert good.right > 0.95 * good.pairs > good.pairs / 2 > reversed_.right
 
 
 def test_the_interval_is_wider_with_fewer_points():
-    few, many = ({row["measure"]: row for row in agreement.ranking(planted(points))}["key_error"] for points in (8, 60))
-    width = [row["spearman_kl_high"] - row["spearman_kl_low"] for row in (few, many)]
+    few, many = ({row.measure: row for row in agreement.ranking(planted(points))}["key_error"] for points in (8, 60))
+    width = [row.spearman_kl_high - row.spearman_kl_low for row in (few, many)]
     assert width[0] > 1.5 * width[1]
 
 
@@ -96,9 +96,9 @@ def test_schemes_of_a_comparison(folders):
     counts = sum(window.count for window in run.windows)
     assert kl[3] == pytest.approx(sum(window.kl[4] for window in run.windows) / counts)
     assert delta[3] == pytest.approx(sum(window.nll[4] - window.nll[0] for window in run.windows) / counts)
-    rows = {row["measure"]: row for row in agreement.ranking(question)}
-    assert rows["key_error"]["pairs"] == 12  # two sets of four schemes with equal bits
-    assert rows["square"]["spearman_kl"] > 0.5
+    rows = {row.measure: row for row in agreement.ranking(question)}
+    assert rows["key_error"].pairs == 12  # two sets of four schemes with equal bits
+    assert rows["square"].spearman_kl > 0.5
 
 
 def test_layers_of_an_ablation(folders, monkeypatch):

@@ -12,53 +12,53 @@ from harness import statistics
 
 def test_deltas_against_exact(run):
     row = summary.summarize(run)[2]
-    assert row["delta_nll"] == pytest.approx(0.2)
-    assert row["delta_nll_se"] == pytest.approx(0.1 / math.sqrt(3))
+    assert row.delta_nll == pytest.approx(0.2)
+    assert row.delta_nll_se == pytest.approx(0.1 / math.sqrt(3))
     half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
-    assert (row["delta_nll_low"], row["delta_nll_high"]) == pytest.approx((0.2 - half, 0.2 + half))
-    assert row["p"] == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.3], 0).pvalue)
-    assert row["ppl"] == pytest.approx(math.exp(2.2))
-    assert row["delta_ppl"] == pytest.approx(math.exp(2.2) - math.exp(2))
-    assert row["delta_pct"] == pytest.approx(100 * (math.exp(0.2) - 1))
-    assert (row["ratio"], row["ratio_low"]) == pytest.approx((math.exp(0.2), math.exp(0.2 - half)))
-    assert (row["kl"], row["top1"], row["delta_p"]) == pytest.approx((0.05, 90, -0.1))
+    assert (row.delta_nll_low, row.delta_nll_high) == pytest.approx((0.2 - half, 0.2 + half))
+    assert row.p == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.3], 0).pvalue)
+    assert row.ppl == pytest.approx(math.exp(2.2))
+    assert row.delta_ppl == pytest.approx(math.exp(2.2) - math.exp(2))
+    assert row.delta_pct == pytest.approx(100 * (math.exp(0.2) - 1))
+    assert (row.ratio, row.ratio_low) == pytest.approx((math.exp(0.2), math.exp(0.2 - half)))
+    assert (row.kl, row.top1, row.delta_p) == pytest.approx((0.05, 90, -0.1))
 
 
 def test_deltas_against_another_scheme(run):
-    rows = {row["scheme"]: row for row in summary.summarize(run, "int4")}
-    assert rows["int4"]["delta_nll"] == 0
-    assert rows["exact"]["delta_nll"] == pytest.approx(-0.2)
-    assert rows["kivi2"]["delta_nll"] == pytest.approx(0.8)
-    assert rows["kivi2"]["delta_p"] == pytest.approx(-0.3)
-    assert rows["kivi2"]["kl"] == pytest.approx(0.5)  # against exact whatever the baseline
-    assert "p_holm" not in rows["int4"]
+    rows = {row.scheme: row for row in summary.summarize(run, "int4")}
+    assert rows["int4"].delta_nll == 0
+    assert rows["exact"].delta_nll == pytest.approx(-0.2)
+    assert rows["kivi2"].delta_nll == pytest.approx(0.8)
+    assert rows["kivi2"].delta_p == pytest.approx(-0.3)
+    assert rows["kivi2"].kl == pytest.approx(0.5)  # against exact whatever the baseline
+    assert "p_holm" not in rows["int4"].plain()
 
 
 def test_bits_and_coverage(run):
     rows = summary.summarize(run)
-    assert [row["bits"] for row in rows] == [16, 8.25, 4.25, 4]
-    assert rows[3]["compression"] == 4
-    assert (rows[3]["key_coverage"], rows[3]["value_coverage"], rows[3]["coverage"]) == pytest.approx((0.6, 0.3, 0.45))
+    assert [row.bits for row in rows] == [16, 8.25, 4.25, 4]
+    assert rows[3].compression == 4
+    assert (rows[3].key_coverage, rows[3].value_coverage, rows[3].coverage) == pytest.approx((0.6, 0.3, 0.45))
 
 
 def test_one_sided_schemes_are_covered_on_their_side(run):
     run.contenders[3].quantized_sides = ["value"]
-    assert summary.summarize(run)[3]["coverage"] == pytest.approx(0.3)
+    assert summary.summarize(run)[3].coverage == pytest.approx(0.3)
 
 
 def test_within_the_noise_floor(run):
     rows = summary.summarize(run)
-    assert [row["within_noise"] for row in rows] == [False, True, False, False]
+    assert [row.within_noise for row in rows] == [False, True, False, False]
     for window in run.windows:
         window.kl[1] = 0.01  # a mean KL of 0.001: above the floor though ΔNLL is 0
-    assert not summary.summarize(run)[1]["within_noise"]
+    assert not summary.summarize(run)[1].within_noise
 
 
 def test_one_window_has_no_interval(run):
     run.windows = run.windows[:1]
     row = summary.summarize(run)[2]
-    assert row["delta_nll"] == pytest.approx(0.1)
-    assert math.isnan(row["p"])
+    assert row.delta_nll == pytest.approx(0.1)
+    assert math.isnan(row.p)
     assert "one window has no interval" in summary.equal_bits_headline(run, "int4", "kivi2")
 
 
@@ -69,8 +69,8 @@ def test_iid_figures_are_llama_cpps(run):
     a, b, n = nll[2], nll[0], 30
     se = [math.sqrt(((x**2).sum() / n - x.mean() ** 2) / (n - 1)) for x in (a, b)]
     covariance = ((a * b).sum() / n - a.mean() * b.mean()) / (n - 1)
-    assert row["iid_nll_se"] == pytest.approx(se[0])
-    assert row["iid_log_ratio_se"] == pytest.approx(math.sqrt(se[0] ** 2 + se[1] ** 2 - 2 * covariance))
+    assert row.iid_nll_se == pytest.approx(se[0])
+    assert row.iid_log_ratio_se == pytest.approx(math.sqrt(se[0] ** 2 + se[1] ** 2 - 2 * covariance))
 
 
 def test_a_row_that_failed_takes_no_part(run):
@@ -78,14 +78,14 @@ def test_a_row_that_failed_takes_no_part(run):
     rng = np.random.default_rng(0)
     for window in run.windows:
         window.nll[1:] = [20.0 + x for x in rng.random(3)]
-    ps = [row["p"] for row in summary.summarize(run)]
+    ps = [row.p for row in summary.summarize(run)]
     run.contenders[2].error = "RuntimeError: no more"
     for window in run.windows:
         window.nll[2] = window.kl[2] = window.probability[2] = math.nan
     rows = summary.summarize(run, nll=rng.gamma(2, size=(4, 30)))
-    assert [row["p_holm"] for row in rows[1:]][::2] == statistics.holm([ps[1], ps[3]])
-    assert math.isnan(rows[2]["p_holm"])
-    assert (rows[2]["bits"], rows[2]["error"]) == (None, "RuntimeError: no more")
+    assert [row.p_holm for row in rows[1:]][::2] == statistics.holm([ps[1], ps[3]])
+    assert math.isnan(rows[2].p_holm)
+    assert (rows[2].bits, rows[2].error) == (None, "RuntimeError: no more")
     assert math.isnan(summary.perplexities(run)[2])
     with pytest.raises(ValueError, match="int4 failed, so there are no deltas against it"):
         summary.summarize(run, "int4")
@@ -101,7 +101,7 @@ def test_find(run):
 def test_bytes_that_were_not_measurable(run):
     run.contenders[3].bytes = None
     row = summary.summarize(run)[3]
-    assert (row["bits"], row["compression"]) == (None, None)
+    assert (row.bits, row.compression) == (None, None)
 
 
 def test_headline(run):

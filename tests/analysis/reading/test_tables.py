@@ -85,7 +85,7 @@ def test_a_bar_in_a_markdown_cell_is_no_column():
 def test_csv_and_markdown(run):
     rows = summary.summarize(run)
     read = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
-    assert float(read[2]["delta_nll"]) == rows[2]["delta_nll"]
+    assert float(read[2]["delta_nll"]) == rows[2].delta_nll
     lines = tables.as_markdown(*tables.cells(rows)).splitlines()
     assert len(lines) == 6
     assert {line.count("|") for line in lines} == {lines[0].count("|")}

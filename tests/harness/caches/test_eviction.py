@@ -108,16 +108,16 @@ def test_sliding_layers_of_a_hybrid_are_kept():
 def test_rows_at_the_bytes_that_were_asked_for(subject, options):
     asked = ["sliding-window:bits=4", "sink-window:sinks=4,bits=4", "sink-window:sinks=4,tokens=48"]
     run, _ = compare(["asym2:group_size=16", *asked], options, subject=subject)
-    rows = {row["scheme"]: row for row in summary.summarize(run)}
-    assert [rows[label]["bits"] for label in ("asym2:group_size=16", *asked)] == [4, 4, 4, 8]
+    rows = {row.scheme: row for row in summary.summarize(run)}
+    assert [rows[label].bits for label in ("asym2:group_size=16", *asked)] == [4, 4, 4, 8]
     assert run.contenders[2].bytes["key"].held == {
         "exact": 2 * 2 * 24 * 16 * 4
     }  # layers, heads, tokens, channels, bytes
     assert run.audit.failures == {}
     pairs = 31 * 96 + 31 * 32 / 2
-    assert rows[asked[0]]["key_coverage"] == pytest.approx(31 * 72 / pairs)  # what is missing counts as not exact
-    assert rows[asked[0]]["kl"] > rows[asked[2]]["kl"] > 0
-    assert [row["evicts"] for row in rows.values()] == [False, False, True, True, True]
+    assert rows[asked[0]].key_coverage == pytest.approx(31 * 72 / pairs)  # what is missing counts as not exact
+    assert rows[asked[0]].kl > rows[asked[2]].kl > 0
+    assert [row.evicts for row in rows.values()] == [False, False, True, True, True]
     _, body = tables.cells(list(rows.values()))
     assert [line[0].endswith(" †") for line in body] == [False, False, True, True, True]
     assert tables.notes(list(rows.values()))[1] == (

@@ -29,7 +29,7 @@ OURS = ["int8:group_size=16", "asym2:group_size=16"]
 
 
 def rows_of(run):
-    return {row["scheme"]: row for row in summary.summarize(run)}
+    return {row.scheme: row for row in summary.summarize(run)}
 
 
 def test_transformers_caches_in_our_table(subject, options):
@@ -38,7 +38,7 @@ def test_transformers_caches_in_our_table(subject, options):
     run, _ = compare(["hf-hqq4", small, *OURS], options, subject=subject)
     rows = rows_of(run)
     assert run.audit.failures == {}
-    assert (rows["hf-hqq4"]["bits"], rows[small]["bits"]) == (4 + 32 / 64, 2 + 32 / 16)
+    assert (rows["hf-hqq4"].bits, rows[small].bits) == (4 + 32 / 64, 2 + 32 / 16)
     assert run.contenders[1].bytes["both"].held == {"uint8": 4 * 1536, "float32": 4 * 2 * 48 * 4}
     assert run.contenders[1].bytes["both"].elements == 2 * 96 * 2 * 16 * 2  # sides, tokens, heads, channels, layers
     assert run.contenders[2].spec["axis_key"] == run.contenders[2].spec["axis_value"] == 1
@@ -55,9 +55,9 @@ def test_fp8_reads_its_own_tokens_in_fp8_too(subject, options):
     run, _ = compare(["hf-fp8", "int8:group_size=16"], options, subject=subject)
     rows = rows_of(run)
     assert run.audit.failures == {}
-    assert rows["hf-fp8"]["bits"] == pytest.approx(8 + 16 / 3072, abs=1e-12)  # and one scale a side and layer
-    assert rows["hf-fp8"]["key_coverage"] > 0.99 > rows["int8:group_size=16"]["key_coverage"]
-    assert "frozen at the first update; new tokens come back in fp8 too" in rows["hf-fp8"]["note"]
+    assert rows["hf-fp8"].bits == pytest.approx(8 + 16 / 3072, abs=1e-12)  # and one scale a side and layer
+    assert rows["hf-fp8"].key_coverage > 0.99 > rows["int8:group_size=16"].key_coverage
+    assert "frozen at the first update; new tokens come back in fp8 too" in rows["hf-fp8"].note
 
 
 @pytest.mark.skipif(importlib.util.find_spec("optimum") is None, reason="optimum-quanto is not installed")
@@ -66,7 +66,7 @@ def test_quanto_is_measured(subject, options, axis):
     run, _ = compare([f"hf-quanto4:axis={axis}", f"hf-quanto2:axis={axis}"], options, subject=subject)
     rows = list(rows_of(run).values())
     assert run.audit.failures == {}
-    assert [row["bits"] for row in rows[1:]] == [4 + 32 / 64, 2 + 32 / 64]  # codes, scale and shift
+    assert [row.bits for row in rows[1:]] == [4 + 32 / 64, 2 + 32 / 64]  # codes, scale and shift
 
 
 def test_notes_say_which_numbers_share_a_scale():
@@ -279,7 +279,7 @@ def test_a_failure_in_a_later_window(subject, options):
     assert len(made) == 2
     assert [np.isfinite(w.nll[1]) for w in run.windows] == [True, False, False]
     assert run.contenders[1].bytes is not None
-    assert rows_of(run)["bad"]["error"] == "RuntimeError: no more"
+    assert rows_of(run)["bad"].error == "RuntimeError: no more"
     assert np.isnan(summary.perplexities(run)[1])
     shown, sentences = trap_verdict(run, run)
     assert (shown, "bad failed" in sentences[0]) == (False, True)
