@@ -9,10 +9,10 @@ from torch import Tensor
 
 from harness.caches.rotary import rotary_of
 from harness.capture import full_layers, pre_rope_keys, suffix_gradients
+from harness.leaks import seen_text
 from harness.protocols import prefill
 from harness.records.writing import write_file
 from harness.subject.prepared import Subject
-from harness.subject.text import token_sha256
 from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.registry import calibrated_family
 
@@ -46,11 +46,7 @@ def calibrate(
         **{name: value for name, value in fields.items() if value != ""},
         "weights": weights,
         "model": subject.loaded.source,
-        "text": {
-            "name": subject.text.name,
-            "sha256": subject.text.source.get("sha256", ""),
-            "token_sha256": token_sha256(subject.tokens),
-        },
+        "text": seen_text(subject),
         "tokens": sum(window.prefix_length for window in subject.windows),
         "windows": [window.index for window in subject.windows],
         "layers": sorted(samples),

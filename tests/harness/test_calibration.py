@@ -12,10 +12,10 @@ from harness.caches.rotary import rotary_of
 from harness.caches.scheme import SchemeCache
 from harness.calibration import calibrate
 from harness.capture import pre_rope_keys
+from harness.leaks import seen_text
 from harness.protocols import prefill, suffix_logits
 from harness.records.measurement import measured_arrays
 from harness.subject.forward import cache_keyword, forward
-from harness.subject.text import token_sha256
 from schemes import parse_scheme
 from schemes.calibration_file import CalibrationFile, read
 
@@ -43,7 +43,7 @@ def test_what_is_written(calibrated):
     path, subject, notes = calibrated
     assert path.name == "tiny.safetensors"
     facts = json.loads(path.with_suffix(".json").read_text())
-    assert facts["text"] == {"name": "train", "sha256": "2" * 64, "token_sha256": token_sha256(subject.tokens)}
+    assert facts["text"] == seen_text(subject)
     assert (facts["tokens"], facts["bits"], facts["weights"], facts["layers"]) == (4 * 96, 4, "gradient", [0, 1])
     assert notes == [*(f"window {i}/4 captured" for i in range(1, 5)), "thresholds and levels of 2 layers"]
     tensors = read(CalibrationFile(str(path))).tensors
