@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from analysis.reading.escaping import markdown
 from analysis.reading.summary import Row
 from harness.records.run import Run
 
@@ -35,8 +36,8 @@ def as_text(run: Run, rows: list[Row], baseline: int, format: str) -> str:
         return as_csv(rows)
     if format == "json":
         return as_json(run, rows, baseline)
-    text = "\n\n".join(heading(run)) + "\n\n" + as_markdown(*cells(rows, baseline))
-    return text + "".join(f"\n{line}\n" for line in notes(rows))
+    text = "\n\n".join(map(markdown, heading(run))) + "\n\n" + as_markdown(*cells(rows, baseline))
+    return text + "".join(f"\n{markdown(line)}\n" for line in notes(rows))
 
 
 def as_csv(rows: list[Row]) -> str:
@@ -137,7 +138,7 @@ def chance(p: float) -> str:
 
 
 def as_markdown(header: list[str], body: list[list[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, *body]]  # as in Σ|g·e|
+    escaped = [[markdown(cell) for cell in line] for line in [header, *body]]
     lines = ["| " + " | ".join(line) + " |" for line in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
     return "\n".join(lines) + "\n"
