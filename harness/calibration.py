@@ -9,10 +9,10 @@ from torch import Tensor
 
 from harness.caches.rotary import rotary_of
 from harness.capture import full_layers, pre_rope_keys, suffix_gradients
+from harness.leaks import seen_text
 from harness.protocols import prefill
 from harness.records.writing import write_file
 from harness.subject.prepared import Subject
-from harness.subject.text import token_sha256
 from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.errors import UserError
 from schemes.registry import calibrated_family, parse_scheme
@@ -57,11 +57,7 @@ def calibrate(
         "sink_tokens": sinks,
         "weights": weights,
         "model": subject.loaded.source,
-        "text": {
-            "name": subject.text.name,
-            "sha256": subject.text.source.get("sha256", ""),
-            "token_sha256": token_sha256(subject.tokens),
-        },
+        "text": seen_text(subject),
         "tokens": sum(window.prefix_length - sinks for window in subject.windows),
         "windows": [window.index for window in subject.windows],
         "layers": sorted(samples),

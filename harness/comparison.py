@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from harness.caches.contenders import Contender, contenders_of
+from harness.leaks import check_texts
 from harness.options import Options
 from harness.records.provenance import host, open_folder
 from harness.records.run import RUN_FILE, Run, load_run
@@ -13,25 +13,8 @@ from harness.records.writing import write_file
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
-from harness.subject.text import token_sha256
-from schemes.errors import UserError
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
-
-ContenderT = TypeVar("ContenderT", bound=Contender)
-
-
-def check_text(contender: Contender, options: Options, subject: Subject) -> None:
-    """ValueError where a contender was calibrated on the text that it would be scored on, unless that is asked for."""
-    if options.same_text:
-        return
-    mine = {subject.text.source.get("sha256") or None, token_sha256(subject.tokens)}
-    for text in contender.calibrated_on:
-        if mine & {text["sha256"], text["token_sha256"]}:
-            raise UserError(
-                f"scheme {contender.label} was calibrated on this text ({text['name']}), so its score would flatter it; "
-                "score it on another text, or say --same-text"
-            )
 
 
 def compare(
@@ -54,7 +37,7 @@ def compare(
     model = subject.loaded.model
     for contender in contenders:
         contender.check(model, options.window_length - options.score_length)
-        check_text(contender, options, subject)
+    check_texts(contenders, options, subject)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
     run = run or Run(**header_of(options, subject, settings), contenders=[])

@@ -31,7 +31,7 @@ class Options:
     dtype: str | None = _asked(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
     seed: int = _asked(0, "of the bootstrap and of random schemes")
     out: str | None = _asked(None, "run folder; default: one under runs/, named by the settings")
-    same_text: bool = _asked(False, "score a calibrated scheme on the text that it was calibrated on")
+    same_text: bool = _asked(False, "score a scheme on tokens that its calibration, or its map, was made from")
     command: str = "harness.compare(…)"
 
     def __post_init__(self) -> None:

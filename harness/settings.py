@@ -1,6 +1,5 @@
 """What decides a run's numbers, and the header of its record, from options and subject."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ def settings_of(
 def header_of(options: Options, subject: Subject, settings: Settings) -> dict[str, Any]:
     """The fields that every record begins with."""
     return {
-        "kvdelta": importlib.metadata.version("kvdelta"),
+        "kvdelta": settings.versions["kvdelta"],
         "command": options.command,
         "commit": commit(),
         "model_name": subject.loaded.name,

@@ -36,7 +36,7 @@ class CalibrationFile(str):
 
 @dataclass(frozen=True)
 class Calibration:
-    """facts: scheme, bits, outliers, model, text (name, sha256, token_sha256), tokens, layers."""
+    """facts: scheme, bits, outliers, model, text (harness.leaks.seen_text), tokens, layers."""
 
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.cli import scoring, terminal
-from analysis.cli.starting import note
+from analysis.cli.starting import note, say
 from analysis.measuring.candidates import costs_of
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.loop import stored_places
@@ -52,15 +52,15 @@ def allocate(
     if format in ("json", "csv"):
         print(listings.as_text(rows, format), end="")
     else:
-        print(*tables.heading(run), sep="\n")
+        say(*tables.heading(run), format=format)
         fitted = f"{len(costs.windows)} other windows" if len(costs.windows) > 1 else "1 other window"
-        print(f"fitted to the {costs.measure} of {fitted}: {', '.join(map(str, costs.windows))}")
+        say(f"fitted to the {costs.measure} of {fitted}: {', '.join(map(str, costs.windows))}", format=format)
         _print("Bits by layer", _bits_table(costs, choice), format)
         _print("Verified by two passes, ΔNLL against exact", tables.cells(summary.summarize(run)), format)
-        print(summary.equal_bits_headline(run, MAP, against))
-        print(allocation.verdict(named, MAP, against))
+        say(summary.equal_bits_headline(run, MAP, against), format=format)
+        say(allocation.verdict(named, MAP, against), format=format)
         for contender in run.contenders[3:]:
-            print(summary.equal_bits_headline(run, MAP, contender.label))
+            say(summary.equal_bits_headline(run, MAP, contender.label), format=format)
     by_side = {
         side: {layer: float(costs.bits[s, choice[at, s]]) for at, layer in enumerate(costs.layers)}
         for s, side in enumerate(SIDES)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from analysis.cli.flags import Format, takes_options
-from analysis.cli.starting import load_subject, note
+from analysis.cli.starting import load_subject, note, say
+from analysis.reading.escaping import markdown
 from analysis.reading.selection import checked_sides, indices
 from harness.options import Options
 
@@ -49,7 +50,7 @@ def outliers(
     rows = outlier_rows.head_rows(record, measured_arrays(folder, record))
     _show(record, rows, {"": listings.outlier_table(rows)}, format, listings.OUTLIERS)
     if format == "table":
-        print(*outlier_rows.sentences(rows), sep="\n")
+        say(*outlier_rows.sentences(rows))
     return _drawn(folder, style)
 
 
@@ -158,9 +159,9 @@ def relate(
     if format == "table":
         for question in asked:
             ceiling = agreement.agreement_of_windows(question)
-            print(f"KL agrees with itself between even and odd windows at ρ = {ceiling:.2f} ({question.title}).")
+            say(f"KL agrees with itself between even and odd windows at ρ = {ceiling:.2f} ({question.title}).")
         if example := relating.worked_example(joined):
-            print(example)
+            say(example)
     from analysis.plots import drawing
 
     where = drawing.subject_line(record)
@@ -227,10 +228,10 @@ def _show(record: "Header", rows: "Sequence[Row]", shown: "dict[str, Table]", fo
     if format in ("json", "csv"):
         print(listings.as_text(rows, format), end="")
         return
-    print(*listings.heading(record), sep="\n")
+    say(*listings.heading(record), format=format)
     for title, table in shown.items():
         if format == "md":
-            print("\n".join(["", f"**{title}**", ""] if title else [""]))
+            print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))
             print(tables.as_markdown(*table), end="")
         else:
             terminal.print_table(*table, title)

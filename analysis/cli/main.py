@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from analysis.cli.analyzer import Style, analyzer, check_style
+from analysis.cli.ending import exit_code
 from analysis.cli.flags import Format, takes_options
-from analysis.cli.starting import load_subject, note
+from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
 from harness.subject.imports import import_quickly
 from schemes.errors import UserError
@@ -123,7 +124,7 @@ def calibrate(
 
     path = calibration.calibrate(scheme, subject, options.out, weights, note)
     note(f"calibrated on {subject.text.name}; score it with:")
-    print(f"kvdelta compare --scheme {calibration.spec_with(scheme, path)}")
+    say(f"kvdelta compare --scheme {calibration.spec_with(scheme, path)}")
     return 0
 
 
@@ -142,11 +143,11 @@ def reproduce_trap(options: Options) -> int:
         note(f"{protocol}:")
         out = str(Path(options.out) / protocol) if options.out else None
         runs.append(scoring.score(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
-    print(*tables.heading(runs[1])[:2], sep="\n")
+    say(*tables.heading(runs[1])[:2])
     terminal.print_table(*trap_table(*runs))
-    print(*tables.notes(summary.summarize(runs[1])), sep="\n")
+    say(*tables.notes(summary.summarize(runs[1])))
     shown, sentences = trap_verdict(*runs)
-    print(*sentences, sep="\n")
+    say(*sentences)
     return 0 if shown else scoring.AUDIT_FAILED
 
 
@@ -194,32 +195,18 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, so
     if format == "table":
         from analysis.cli import terminal
 
-        print(*tables.heading(run), sep="\n")
+        say(*tables.heading(run))
         terminal.print_table(*tables.cells(rows, position))
         print(tables.LEGEND)
-        print(*[f"\n{line}" for line in tables.notes(rows)], sep="", end="\n" if tables.notes(rows) else "")
+        if lines := tables.notes(rows):
+            say("", *lines)
     else:
         print(tables.as_text(run, rows, position, format), end="")
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 user error (one line), 3 audit failed."""
-    try:
-        code = app(standalone_mode=False)
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except Exception as error:
-        if isinstance(error, ValueError):
-            note(f"kvdelta: {error}")
-        elif hasattr(error, "format_message"):  # click's usage errors
-            note(f"kvdelta: {error.format_message()}")  # type: ignore[attr-defined]
-        else:
-            raise
-        code = 2
-    except KeyboardInterrupt:
-        note("\nkvdelta: interrupted; finished windows are kept: the same command goes on")
-        code = 130
-    sys.exit(code or 0)
+    """Exit codes: 0 done, 2 user error (one line), 3 audit failed, 130 interrupted."""
+    sys.exit(exit_code(app))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.cli import scoring, terminal
-from analysis.cli.starting import note
+from analysis.cli.starting import note, say
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.outliers import measure_outliers
 from analysis.plots import drawing
 from analysis.reading import agreement, joining, listings, outlier_rows, relating, summary, tables
 from analysis.reading import error_measures as measures
+from analysis.reading.escaping import code, markdown
 from analysis.reading.joining import Joined
 from analysis.reading.kivi_vs_int4 import EQUAL_BITS, GRID, kivi_specs, kivi_tables
 from harness.caches.contenders import contenders_of
@@ -32,10 +33,10 @@ PUBLISHED_RATIOS = {
 def kivi_report(options: Options, subject: Subject, style: str | None) -> int:
     """Compare, errors and outliers on the same windows, the tables on stdout, and report.md in the run folder."""
     run, folder = scoring.score(contenders_of(kivi_specs()), options, subject)
-    print(*tables.heading(run), sep="\n")
+    say(*tables.heading(run))
     for title, table in kivi_tables(run).items():
         terminal.print_table(*table, title)
-    print(summary.equal_bits_headline(run, *EQUAL_BITS))
+    say(summary.equal_bits_headline(run, *EQUAL_BITS))
     note("errors, for the report:")
     beside = replace(options, out=str(folder))
     measure_errors(error_specs(), beside, subject, on_note=note)
@@ -89,7 +90,7 @@ def write_report(folder: Path, style: str | None = None) -> Path:
     grid, ladder = shown["Asymmetric, groups of 32: ΔNLL ± SE"], shown["One change at a time"]
     parts = [
         "# KIVI against naive INT4, from outliers to perplexity",
-        "  \n".join([*tables.heading(run), f"`{run.command}`"]),
+        "  \n".join([*map(markdown, tables.heading(run)), code(run.command)]),
         "## 1. Keys have outlier channels",
         *_sentences(outlier_rows.sentences(heads)),
         _picture(f"figures/heat-map-layer-{layer}-head-{head}.png", "|K| and |V| over tokens and channels"),
@@ -108,12 +109,12 @@ def write_report(folder: Path, style: str | None = None) -> Path:
         tables.as_markdown(*grid).rstrip(),
         "One change at a time, from naive INT4 to KIVI:",
         tables.as_markdown(*_columns(ladder, ("scheme", "bits", "ΔNLL [95 %]", "KL"))).rstrip(),
-        summary.equal_bits_headline(run, *EQUAL_BITS),
+        markdown(summary.equal_bits_headline(run, *EQUAL_BITS)),
         "## 4. Which error would have told?",
-        f"Rank agreement ρ of each error measure with the KL of {next(iter(rankings))}, 95 % bootstrap intervals; the last "
+        f"Rank agreement ρ of each error measure with the KL of {markdown(next(iter(rankings)))}, 95 % bootstrap intervals; the last "
         "column counts pairs of schemes with equal bits that a measure orders as their KL is.",
         tables.as_markdown(*_columns(listings.relate_table(ranked), ("measure", "ρ with KL [95 %]", "r, log–log", "equal bits"))).rstrip(),
-        *([example] if (example := relating.worked_example(joined)) else []),
+        *([markdown(example)] if (example := relating.worked_example(joined)) else []),
         _picture("figures/relate-1-kl.png", "error measures against KL"),
     ]  # fmt: skip
     path = folder / "report.md"

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from analysis.reading.escaping import markdown, printable
 from harness.options import Options
 
 if TYPE_CHECKING:
@@ -11,16 +12,37 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
+_drawn = False  # does the cursor stand behind a line of progress, which the next line replaces?
+
+
+def say(*lines: str, format: str = "table") -> None:
+    """To stdout, where results go; each is one line, whatever is in it. format "md": as Markdown."""
+    print(*map(markdown if format == "md" else printable, lines), sep="\n")
+
 
 def note(text: str) -> None:
-    """To stderr, where progress goes."""
-    print(text, file=sys.stderr, flush=True)
+    """To stderr, where progress goes: one line, in the place of a line of progress that stands there."""
+    _replace(text, "\n")
+
+
+def redraw(text: str) -> None:
+    """To a terminal's stderr: a line of progress in the place of the one before."""
+    _replace(text, "")
+
+
+def _replace(text: str, end: str) -> None:
+    global _drawn
+    erased = "\r\x1b[2K" if _drawn else ""
+    _drawn = not end
+    print(f"{erased}{printable(text)}", end=end, file=sys.stderr, flush=True)
 
 
 def load_subject(options: Options) -> "Subject":
-    """Model, text and windows; says how long that took since the command began."""
+    """Model, text and windows; says how long that took since the command began. UserError for what cannot be had."""
+    from harness.records.provenance import versions
     from harness.subject.imports import import_quickly
 
+    versions()  # a checkout that is not installed says so before anything is loaded
     import_quickly()
     from harness.subject.prepared import prepare
 

@@ -1,13 +1,16 @@
 """What a person sees: progress on stderr, tables on stdout."""
 
 import math
+import os
 import sys
 import time
 
-from analysis.cli.starting import note
+from analysis.cli.starting import note, redraw
+from analysis.reading.escaping import printable
 from harness.runner import Progress
 
 SHOWN = 8  # contenders in a line of progress
+COLUMNS = 80  # of a terminal that does not say how wide it is
 
 
 def progress(total_windows: int, passes: int) -> Progress:
@@ -25,8 +28,8 @@ def progress(total_windows: int, passes: int) -> Progress:
         seconds = (time.monotonic() - started) / scored * left
         eta = f"about {duration(seconds)} left" if left else f"took {duration(time.monotonic() - started)}"
         if sys.stderr.isatty():
-            line = f"window {window + 1}/{total_windows}  {label}  ppl {_perplexity(losses[label])}  {eta}"
-            print(f"\r\x1b[2K{line}", end="" if left else "\n", file=sys.stderr, flush=True)
+            before, after = f"window {window + 1}/{total_windows}  ", f"  ppl {_perplexity(losses[label])}  {eta}"
+            (redraw if left else note)(_on_one_row(before, printable(label), after))
         elif contender == passes - 1:
             shown = list(losses.items())[:SHOWN]
             running = "  ".join(f"{name} {_perplexity(values)}" for name, values in shown)
@@ -34,6 +37,22 @@ def progress(total_windows: int, passes: int) -> Progress:
             note(f"window {window + 1}/{total_windows}  ppl so far: {running}{more}  {eta}")
 
     return Progress(on_pass, note)
+
+
+def _on_one_row(before: str, label: str, after: str) -> str:
+    """With the label cut to what the row has left: what wraps to a second row is not erased when it is redrawn."""
+    from rich.cells import cell_len, set_cell_size
+
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    room = (columns or COLUMNS) - 1  # a full row moves the cursor to the next one
+    left = max(0, room - cell_len(before + after))
+    if cell_len(label) > left:
+        label = set_cell_size(label, left - 1) + "…" if left else ""
+    line = before + label + after
+    return line if cell_len(line) <= room else set_cell_size(line, room)
 
 
 def _perplexity(losses: list[float]) -> str:
@@ -51,10 +70,16 @@ def print_table(header: list[str], body: list[list[str]], title: str = "") -> No
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    def text(content: str) -> Text:  # rich reads a string as markup
+        return Text(printable(content))
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title=text(title) if title else None, title_justify="left", pad_edge=False, highlight=False
+    )
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(text(name), justify="left" if i == 0 else "right", no_wrap=True)
     for row in body:
-        table.add_row(*row)
+        table.add_row(*map(text, row))
     Console(width=10_000, highlight=False).print(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.caches.contenders import SchemeContender, merged
 from harness.capture import full_layers
-from harness.comparison import check_text
+from harness.leaks import check_texts
 from harness.options import Options
 from harness.protocols import prefill
 from harness.records.measurement import (
@@ -33,7 +33,7 @@ def bound_schemes(
     model = subject.loaded.model
     for contender in found:
         contender.check(model, subject.windows[0].prefix_length)
-        check_text(contender, options, subject)
+    check_texts(found, options, subject)
     return [replace(contender, scheme=contender.empty(model).scheme) for contender in found]
 
 

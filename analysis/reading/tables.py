@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
+from analysis.reading.escaping import markdown
 from analysis.reading.rows import plain
 from analysis.reading.summary import SummaryRow
 from harness.records.run import Run
@@ -36,8 +37,8 @@ def as_text(run: Run, rows: Sequence[SummaryRow], baseline: int, format: str) ->
         return as_csv(rows)
     if format == "json":
         return as_json(run, rows, baseline)
-    text = "\n\n".join(heading(run)) + "\n\n" + as_markdown(*cells(rows, baseline))
-    return text + "".join(f"\n{line}\n" for line in notes(rows))
+    text = "\n\n".join(map(markdown, heading(run))) + "\n\n" + as_markdown(*cells(rows, baseline))
+    return text + "".join(f"\n{markdown(line)}\n" for line in notes(rows))
 
 
 def as_csv(rows: Sequence[SummaryRow]) -> str:
@@ -129,7 +130,7 @@ def chance(p: float) -> str:
 
 
 def as_markdown(header: list[str], body: list[list[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, *body]]  # as in Σ|g·e|
+    escaped = [[markdown(cell) for cell in line] for line in [header, *body]]
     lines = ["| " + " | ".join(line) + " |" for line in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
     return "\n".join(lines) + "\n"

@@ -32,7 +32,7 @@ class Contender(Protocol):
 
     @property
     def calibrated_on(self) -> Sequence[Mapping[str, Any]]:
-        """The texts it has seen: name, sha256 of the text, token_sha256 of its tokens."""
+        """The texts it has seen: name, sha256 of the text, token_sha256 of its tokens; runs, where they were kept."""
         ...
 
     def empty(self, model: Any) -> Any:
@@ -128,7 +128,7 @@ class SchemeContender:
         if self.scheme.layers:
             spec["layers"] = {index: other.name for index, other in self.scheme.layers}
         if self.calibrated_on:
-            spec["calibrated_on"] = dict(self.calibrated_on[0])
+            spec["calibrated_on"] = {name: said for name, said in self.calibrated_on[0].items() if name != "runs"}
         return spec
 
     def _note(self, saturated: int) -> str:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,5 +67,11 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose change may change the numbers."""
-    return {name: importlib.metadata.version(name) for name in VERSIONED}
+    """Of the packages whose change may change the numbers; UserError where one, or kvdelta itself, is not installed."""
+    try:
+        return {name: importlib.metadata.version(name) for name in VERSIONED}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed in {sys.prefix}, and its version is part of a record; in the checkout of "
+            f"kvdelta give {Path(sys.executable).name} -m pip install -e ."
+        ) from None

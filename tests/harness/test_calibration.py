@@ -13,12 +13,13 @@ from harness.caches.rotary import rotary_of
 from harness.caches.scheme import SchemeCache
 from harness.calibration import calibrate
 from harness.capture import pre_rope_keys, suffix_gradients
+from harness.leaks import seen_text
 from harness.protocols import prefill, suffix_logits
 from harness.records.measurement import measured_arrays
 from harness.subject.forward import cache_keyword, forward
 from harness.subject.model import LoadedModel
 from harness.subject.prepared import Subject
-from harness.subject.text import Text, token_sha256
+from harness.subject.text import Text
 from harness.subject.windows import cut_windows
 from schemes import parse_scheme
 from schemes.calibration_file import CalibrationFile, read
@@ -47,7 +48,7 @@ def test_what_is_written(calibrated):
     path, subject, notes = calibrated
     assert path.name == "tiny.safetensors"
     facts = json.loads(path.with_suffix(".json").read_text())
-    assert facts["text"] == {"name": "train", "sha256": "2" * 64, "token_sha256": token_sha256(subject.tokens)}
+    assert facts["text"] == seen_text(subject)
     assert (facts["tokens"], facts["bits"], facts["weights"], facts["layers"]) == (4 * 95, 4, "gradient", [0, 1])
     assert facts["sink_tokens"] == 1
     assert notes == [*(f"window {i}/4 captured" for i in range(1, 5)), "thresholds and levels of 2 layers"]

@@ -304,11 +304,15 @@ def test_calibrate_then_compare(kvdelta, files, tmp_path):
     code, out, _ = kvdelta("compare", "--scheme", spec, "--windows", "2", "--out", "run")
     assert code == 0
     assert f"{spec}: calibrated on train.txt" in out
-    assert load_run("run").contenders[1].spec["calibrated_on"]["name"] == "train.txt"
+    kept = load_run("run").contenders[1].spec["calibrated_on"]
+    assert (kept["name"], sorted(kept)) == ("train.txt", ["name", "sha256", "token_sha256"])
     code, _, err = kvdelta("compare", "--scheme", spec, *train)
     assert code == 2
-    assert "was calibrated on this text (train.txt)" in err
-    assert "--same-text" in err
+    assert re.search(r"has seen this text \(train\.txt; \d+ of the \d+ runs of 64 tokens .+ --same-text", err)
+    (tmp_path / "longer.txt").write_text(f"{' '.join(words)} {(tmp_path / 'train.txt').read_text()}")
+    code, _, err = kvdelta("compare", "--scheme", spec, "--text", str(tmp_path / "longer.txt"), "--windows", "all")
+    assert code == 2
+    assert "has seen this text (train.txt; " in err
     code, _, _ = kvdelta("compare", "--scheme", spec, *train, "--same-text", "--out", "same")
     assert code == 0
 

@@ -1,0 +1,46 @@
+"""How a command ends: its exit code, and one line for what went wrong."""
+
+import sys
+from typing import Any
+
+import typer
+
+from analysis.cli.starting import note
+from schemes.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, or that of typer's copy of click
+
+
+def exit_code(app: typer.Typer) -> int:
+    """Run the command that was typed. What is neither the user's error nor a device without room keeps its traceback."""
+    command: Any = typer.main.get_command(app)
+    try:
+        # not app(): that turns an interrupt into an exit without a word
+        with command.make_context("kvdelta", sys.argv[1:]) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except UserError as error:
+        note(f"kvdelta: {error}")
+    except ClickException as error:
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        for line in f"kvdelta: {message}".splitlines():  # more than one: the help of a command without words
+            note(line)
+    except KeyboardInterrupt:
+        note("kvdelta: interrupted; finished windows are kept: the same command goes on")
+        return INTERRUPTED
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        note(
+            "kvdelta: the device has no memory left; finished windows are kept: free some and give the same command again, "
+            "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
+        )
+    return USER_ERROR
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    torch = sys.modules.get("torch")  # not imported here: most commands that fail do so without it
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

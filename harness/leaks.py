@@ -1,0 +1,47 @@
+"""Nothing is scored, unasked, on tokens that it was made from: neither a calibration nor a map that was fitted."""
+
+from collections.abc import Mapping, Sequence
+
+from harness.caches.contenders import Contender
+from harness.options import Options
+from harness.subject.prepared import Subject
+from harness.subject.text import token_sha256
+from harness.subject.token_runs import RUN, seen_runs, shared_runs
+from schemes.errors import UserError
+
+
+def seen_text(subject: Subject) -> dict[str, str]:
+    """What a calibration, or a map, keeps of the windows that it was made from: name and sha256 of the text, token_sha256
+    of all its tokens, and runs, hashes of the tokens that the windows hold."""
+    return {
+        "name": subject.text.name,
+        "sha256": subject.text.source.get("sha256", ""),
+        "token_sha256": token_sha256(subject.tokens),
+        "runs": " ".join(seen_runs(subject.tokens, subject.windows)),
+    }
+
+
+def check_texts(contenders: Sequence[Contender], options: Options, subject: Subject) -> None:
+    """UserError where a contender has seen tokens of the windows that it would be scored on, unless that is asked for."""
+    if options.same_text:
+        return
+    for contender in contenders:
+        texts = {text["token_sha256"] + text.get("runs", ""): text for text in contender.calibrated_on}  # one a layer
+        for text in texts.values():
+            if overlap := _overlap(text, subject):
+                raise UserError(
+                    f"scheme {contender.label} has seen this text ({text['name']}; {overlap}), so its score would flatter "
+                    "it; score it on another text, or say --same-text"
+                )
+
+
+def _overlap(text: Mapping[str, str], subject: Subject) -> str:
+    """What of the windows was seen, in words; empty where nothing was."""
+    sha256 = subject.text.source.get("sha256")
+    same_text = bool(sha256) and text["sha256"] == sha256
+    same_tokens = text["token_sha256"] == token_sha256(subject.tokens)
+    runs = text.get("runs", "").split()
+    if not runs or (same_text and not same_tokens):  # from before runs were kept; or cut by another tokenizer
+        return "all of it" if same_text or same_tokens else ""
+    shared = shared_runs(runs, subject.tokens, subject.windows)
+    return f"{shared} of the {len(runs)} runs of {RUN} tokens that it saw are in the windows" if shared else ""

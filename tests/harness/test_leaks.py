@@ -1,0 +1,81 @@
+"""What was made from a text is not scored on it unasked: calibrations, maps, texts within texts, records of old."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.leaks import check_texts, seen_text
+from harness.options import Options
+from harness.subject.prepared import Subject
+from harness.subject.text import Text, token_sha256
+from harness.subject.windows import cut_windows
+
+IDS = torch.randint(1, 127, (1000,), generator=torch.Generator().manual_seed(5))
+OTHER = torch.randint(1, 127, (1000,), generator=torch.Generator().manual_seed(6))
+SIZES = {"window_length": 128, "score_length": 32}
+OPTIONS = Options(**SIZES)
+
+
+def a_text(ids, name="text.txt", sha256="1" * 64, chosen=None):
+    """A subject whose windows are those of `chosen` positions in the grid, or all."""
+    grid = cut_windows(ids, windows=None, **SIZES)
+    windows = grid if chosen is None else [grid[i] for i in chosen]
+    return Subject(None, Text(name, "", {"kind": "file", "sha256": sha256}), ids, windows, None)  # type: ignore[arg-type]
+
+
+def contender(*texts):
+    return SimpleNamespace(label="kvquant", calibrated_on=texts)
+
+
+SEEN = seen_text(a_text(IDS, "train.txt", chosen=[0, 8]))  # tokens 0…128 and 256…384
+OLD = {"name": "train.txt", "sha256": "1" * 64, "token_sha256": token_sha256(IDS)}
+
+
+def test_what_is_kept():
+    assert OLD | {"runs": SEEN["runs"]} == SEEN
+    assert [len(run) for run in SEEN["runs"].split()] == [16] * 4
+
+
+@pytest.mark.parametrize(
+    ("scored", "shared"),
+    [
+        (a_text(IDS, chosen=[0]), 2),
+        (a_text(IDS, chosen=[3, 20]), 1),  # 96…224: the second run of the first window
+        (a_text(IDS), 4),
+        (a_text(torch.cat([OTHER[:77], IDS, OTHER]), "longer.txt", "2" * 64), 4),
+        (a_text(torch.cat([OTHER, IDS[256:400]]), "with a part.txt", "2" * 64), 2),
+    ],
+)
+def test_windows_that_hold_what_was_seen_are_refused(scored, shared, refused):
+    message = rf"kvquant has seen this text \(train.txt; {shared} of the 4 runs of 64 tokens .+--same-text"
+    with refused(message):
+        check_texts([contender(), contender(SEEN)], OPTIONS, scored)
+    check_texts([contender(SEEN)], replace(OPTIONS, same_text=True), scored)
+
+
+@pytest.mark.parametrize("chosen", [[4], [12], [4, 12, 20]])
+def test_other_windows_of_the_text_are_not(chosen):
+    check_texts([contender(SEEN, SEEN)], OPTIONS, a_text(IDS, chosen=chosen))
+
+
+def test_another_text_is_not():
+    check_texts([contender(SEEN), contender(OLD)], OPTIONS, a_text(OTHER, "other.txt", "2" * 64))
+
+
+@pytest.mark.parametrize("scored", [a_text(IDS, chosen=[20], sha256="3" * 64), a_text(OTHER, chosen=[20])])
+def test_without_runs_the_whole_text_is_refused(scored, refused):
+    """By its tokens, or by its words."""
+    with refused(r"has seen this text \(train.txt; all of it\)"):
+        check_texts([contender(OLD)], OPTIONS, scored)
+
+
+def test_the_same_words_in_other_tokens_are_refused(refused):
+    """Another tokenizer cuts them otherwise, so runs cannot be compared."""
+    with refused(r"has seen this text \(train.txt; all of it\)"):
+        check_texts([contender(SEEN)], OPTIONS, a_text(OTHER, chosen=[20]))
+
+
+def test_texts_without_a_hash_are_told_by_their_tokens():
+    check_texts([contender(OLD | {"sha256": ""})], OPTIONS, a_text(OTHER, sha256=""))
