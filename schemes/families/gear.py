@@ -100,8 +100,9 @@ FAMILY = Family(
     "wrapper: the inner scheme, plus a low-rank part of its error, plus the largest numbers exact",
     "Kang et al. 2024 (GEAR), arXiv 2403.05527",
     formula="x̂ = inner(x − S) + A·Bᵀ + S: S the 2 % largest |x| of a head and block, A·Bᵀ the rank-4 part of the error by power "
-    "iteration. Bits at 64 channels, blocks of 128: inner + .64 + 1.5.",
+    "iteration. Published with one A·Bᵀ for a whole prompt. Bits at 64 channels: inner + .64 + 1 + 64/block, the last two "
+    "1.5 in blocks of 128, 1.08 at block=768, 1.04 over 1536 tokens.",
     good="an inner scheme with coherent errors, such as wide per-token groups at 2 bits.",
-    fails="equal bits: rank 4 at 64 channels costs 1.5 bits, for which a smaller group or a third bit gives more; over long "
-    "blocks and wide heads it is cheaper (0.5 bits at 128 channels and blocks of 512).",
+    fails="equal bits: rank 4 at 64 channels costs a bit and more, for which a smaller group or a third bit gives more; over "
+    "long blocks and wide heads it is cheaper (.54 bits at 128 channels over 1536 tokens), but a block must fill first.",
 )

@@ -161,7 +161,10 @@ def _both(format: Format) -> tuple[TensorScheme, TensorScheme]:
     return TensorScheme(GGMLQuantizer(format)), TensorScheme(GGMLQuantizer(format))
 
 
-_SOURCE = "ggml (llama.cpp), ggml-quants.c; its cache types of the same names"
+_SOURCE = (
+    "ggml (llama.cpp), ggml-quants.c; cache types of the same names, which llama.cpp rotates first since April 2026 (its pull "
+    "request 21038): hadamard(q4_0) is nearer to that"
+)
 _SYMMETRIC = (
     "d = (signed number of largest magnitude)/−2^(b−1), code = trunc(x/d + 2^(b−1) + ½), x̂ = (code − 2^(b−1))·d"
 )
@@ -175,28 +178,28 @@ def _family(format: Format, summary: str, formula: str, good: str, fails: str = 
 
 FAMILIES = (
     _family(
-        "q8_0", "llama.cpp: 8 bits, symmetric, blocks of 32 channels",
+        "q8_0", "ggml format, unrotated: 8 bits, symmetric, blocks of 32 channels",
         formula="d = absmax/127, code = round(x/d), x̂ = code·d. Bits: 8 + 16/32.",
         good="everywhere: 16 windows do not tell its loss from 0.", fails="it is twice as large as what 4 bits need.",
     ),
     _family(
-        "q4_0", "llama.cpp: 4 bits without offset, blocks of 32 channels",
+        "q4_0", "ggml format, unrotated: 4 bits without offset, blocks of 32 channels",
         formula=f"{_SYMMETRIC}. Bits: 4 + 16/32.", good="values; all 16 codes are used, unlike narrow symmetric.",
     ),
     _family(
-        "q4_1", "llama.cpp: 4 bits with offset, blocks of 32 channels",
-        formula=f"{_OFFSET}. Bits: 4 + 32/32.", good="what asymmetric:group_size=32 does, in llama.cpp.",
+        "q4_1", "ggml format, unrotated: 4 bits with offset, blocks of 32 channels",
+        formula=f"{_OFFSET}. Bits: 4 + 32/32.", good="what asymmetric:group_size=32 does, in ggml's layout.",
     ),
     _family(
-        "q5_0", "llama.cpp: 5 bits without offset, blocks of 32 channels",
+        "q5_0", "ggml format, unrotated: 5 bits without offset, blocks of 32 channels",
         formula=f"{_SYMMETRIC}. Bits: 5 + 16/32.", good="between 4 and 8 bits, where 4 cost too much.",
     ),
     _family(
-        "q5_1", "llama.cpp: 5 bits with offset, blocks of 32 channels",
+        "q5_1", "ggml format, unrotated: 5 bits with offset, blocks of 32 channels",
         formula=f"{_OFFSET}. Bits: 5 + 32/32.", good="keys with an offset, at 6 bits.",
     ),
     _family(
-        "iq4_nl", "llama.cpp: 4 bits, 16 uneven levels, blocks of 32 channels",
+        "iq4_nl", "ggml format, unrotated: 4 bits, 16 uneven levels, blocks of 32 channels",
         formula="x̂ = level·d, the nearest of 16 levels from −127 to 113; d by least squares, weighted by x². Bits: 4 + 16/32.",
         good="bell-shaped blocks: values, rotated keys.",
     ),

@@ -315,8 +315,9 @@ FAMILY = Family(
     "Hooper et al. 2024 (KVQuant), arXiv 2401.18079",
     formula="(x − middle)/half range to [−1, 1], nearest of 2^b levels of a weighted k-means (one set a layer and side); K before "
     "RoPE with the thresholds of a calibration text, V by the range of its token over all heads; outliers exact as value + "
-    "index. Bits: K b + .32 + 32/(H·D), V the same + 32/(H·D) for its middle and half range.",
-    good="2 and 3 bits: channels of keys keep their place before RoPE, and one set of thresholds needs no scale per group.",
+    "index. Calibrated on the tokens that are quantized: the first first_exact of a window are left out. Bits: K b + .32 + "
+    "32/(H·D), V the same + 32/(H·D) for its middle and half range.",
+    good="2 to 4 bits: channels of keys keep their place before RoPE, and one set of thresholds needs no scale per group.",
     fails="text unlike the calibration's; small models with few heads, where counts and ranges cost more bits. The keys are "
     "rotated again at every read.",
     calibrate=calibrate,
