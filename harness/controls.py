@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from harness.caches.contenders import Contender
 from harness.protocols import (
     Scores,
+    check_finite,
     fill_live,
     log_probabilities,
     score,
@@ -62,6 +63,7 @@ def noise_floor(
         routes[f"token by token, {few.shape[1] - 1} tokens"] = suffix_logits(model, copy.deepcopy(prefilled), few, 1)
     found = {}
     for name, logits in routes.items():
+        check_finite(logits, f"logits ({name})", window, settings.dtype)
         n = len(logits)
         other = score(log_probabilities(logits), log_p[:n], window.targets[:n])
         found[name] = {

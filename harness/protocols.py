@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
+from harness.divergence import kl_terms
 from harness.subject.forward import forward
 from harness.subject.windows import Window
 from schemes.errors import UserError
@@ -68,12 +69,18 @@ def single_pass_logits(model: Any, cache: Any, window: Window) -> Float[Tensor, 
     return forward(model, window.tokens[None], cache, logits_to_keep=keep).logits[0, :-1].float()
 
 
-def check_finite(logits: Tensor, model_name: str, window: Window) -> None:
-    """Raise ValueError where a logit is NaN or infinite."""
-    if not torch.isfinite(logits).all():
-        raise UserError(
-            f"{model_name}: NaN or infinite logits in window {window.index} (tokens from {window.start}); try --dtype bfloat16 or float32"
-        )
+class NotFinite(UserError):
+    """Numbers that are NaN or infinite in a window: the row that they are of has no score."""
+
+
+WIDER = {"float16": "try --dtype bfloat16 or float32", "bfloat16": "try --dtype float32"}
+
+
+def check_finite(numbers: Tensor, what: str, window: Window, dtype: str) -> None:
+    """Raise NotFinite where one is not. dtype: of the run, which decides what to try."""
+    if not torch.isfinite(numbers).all():
+        way_out = f"; {WIDER[dtype]}" if dtype in WIDER else ""
+        raise NotFinite(f"NaN or infinite {what} in window {window.index} (tokens from {window.start}){way_out}")
 
 
 @torch.inference_mode()
@@ -92,13 +99,12 @@ def score(
 ) -> Scores:
     """Scores of log q against the exact log p.
 
-    KL is Σ p·(expm1(δ) − δ) with δ = log q − log p: each term is ≥ 0, so nothing cancels in float32.
+    KL as `kl_terms` has it: nothing cancels in float32, nothing overflows.
     """
     targets = targets.to(log_q.device)
     kl, top1 = [], []
     for q, p in zip(log_q.split(ROWS), log_p.split(ROWS), strict=True):
-        delta = q - p
-        kl.append(torch.expm1(delta).sub_(delta).mul_(p.exp()).sum(dim=-1))
+        kl.append(kl_terms(q - p, p.exp(), lambda far, q=q: q[far].exp()).sum(dim=-1))
         top1.append(q.argmax(dim=-1) == p.argmax(dim=-1))
     nll = -log_q.gather(1, targets[:, None])[:, 0]
     return Scores(nll.cpu(), torch.cat(kl).cpu(), torch.cat(top1).cpu())

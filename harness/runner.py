@@ -14,6 +14,7 @@ from harness import controls
 from harness.audit import Observer, Reads
 from harness.caches.contenders import Contender
 from harness.protocols import (
+    NotFinite,
     Scores,
     check_finite,
     log_probabilities,
@@ -25,6 +26,7 @@ from harness.protocols import (
 from harness.records.run import ContenderRecord, Run, WindowRecord, save_run, save_tokens
 from harness.subject.errors import one_line
 from harness.subject.windows import Window
+from schemes.errors import UserError
 
 
 @dataclass
@@ -73,7 +75,11 @@ class Runner:
                 try:
                     outcome = self._score(position, contender, window, prefilled, log_p)
                 except Exception as error:
-                    if not contender.foreign:
+                    if position == 0 and isinstance(error, NotFinite):
+                        raise UserError(
+                            f"{self.model_name} in {self.run.settings.dtype}, exact cache: {error}"
+                        ) from None
+                    if not contender.foreign and not isinstance(error, NotFinite):
                         raise
                     self._fail(position, contender, error)
             scores, observed, log_q = outcome or (Scores.none(len(window.targets)), Reads(), None)
@@ -90,7 +96,9 @@ class Runner:
         with the contender's record and the controls."""
         first, settings = not self.run.windows, self.run.settings
         logits, observed, record = self._pass(contender, window, prefilled)
-        check_finite(logits, f"{self.model_name} in {settings.dtype}, scheme {contender.label}", window)
+        if record:
+            self.run.contenders.append(record)
+        check_finite(logits, "logits", window, settings.dtype)
         if first and position == 0:
             controls.check_identity(self.run.audit, self.model, window, logits, settings)
         if first and not (contender.lossless or contender.foreign) and settings.protocol != "single-pass":
@@ -98,10 +106,9 @@ class Runner:
         log_q = log_probabilities(logits)
         log_p = log_q if log_p is None else log_p
         scores = score(log_q, log_p, window.targets)
+        check_finite(torch.stack([scores.nll, scores.kl]), "losses or KL", window, settings.dtype)
         if first and position == 0:
             self.run.noise_floor = controls.noise_floor(self.model, window, prefilled, log_p, scores, settings)
-        if record:
-            self.run.contenders.append(record)
         return scores, observed, log_q
 
     def _failed(self, position: int) -> bool:
@@ -111,7 +118,8 @@ class Runner:
         """The row's record says why; the contender is not run again."""
         if position == len(self.run.contenders):
             self.run.contenders.append(contender.record(self.model, None, None))
-        self.run.contenders[position].error = reason = f"{type(error).__name__}: {one_line(error)}"
+        kind = "" if isinstance(error, NotFinite) else f"{type(error).__name__}: "
+        self.run.contenders[position].error = reason = f"{kind}{one_line(error)}"
         self.progress.on_note(f"{contender.label} failed, the others go on: {reason}")
 
     def _pass(

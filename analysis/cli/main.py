@@ -88,7 +88,7 @@ def show(
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
         _show(run, folder, format, baseline, sort)
         codes.append(scoring.verdict(run))
-    return max(codes)
+    return scoring.worst(codes)
 
 
 @app.command("schemes")
@@ -205,7 +205,8 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, so
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 user error (one line), 3 audit failed, 130 interrupted."""
+    """Exit codes: 0 done, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
+    interrupted."""
     sys.exit(exit_code(app))
 
 

@@ -13,7 +13,7 @@ from harness.options import Options
 from harness.records.run import Run, load_nll, save_run
 from harness.subject.prepared import Subject
 
-AUDIT_FAILED = 3
+AUDIT_FAILED, ROW_FAILED = 3, 4
 
 
 def score(contenders: Sequence[Contender], options: Options, subject: Subject) -> tuple[Run, Path]:
@@ -27,7 +27,16 @@ def score(contenders: Sequence[Contender], options: Options, subject: Subject) -
 
 
 def verdict(run: Run) -> int:
-    """Say which rows cannot be believed; the exit code."""
-    for label, reasons in run.audit.failures.items():
+    """Say which rows have no score and which cannot be believed; the exit code."""
+    failed = {contender.label: contender.error for contender in run.contenders if contender.error}
+    doubtful = {label: reasons for label, reasons in run.audit.failures.items() if label not in failed}
+    for label, error in failed.items():
+        note(f"failed: {label}: {error}")
+    for label, reasons in doubtful.items():
         note(f"audit failed: {label}: {'; '.join(reasons)}")
-    return AUDIT_FAILED if run.audit.failures else 0
+    return worst([AUDIT_FAILED] * bool(doubtful) + [ROW_FAILED] * bool(failed))
+
+
+def worst(codes: Sequence[int]) -> int:
+    """A failed audit, where there is one: numbers that mislead are worse than none."""
+    return AUDIT_FAILED if AUDIT_FAILED in codes else max(codes, default=0)

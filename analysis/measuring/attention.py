@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-LARGEST = 80.0  # of log p̂ − log p: exp of more than 88 overflows float32
+from harness.divergence import kl_terms
 
 
 class HeadAttention:
@@ -77,14 +77,8 @@ class HeadAttention:
         return logits.sub_(mean).masked_fill_(self.forbidden, 0)
 
     def _kl(self, difference: Tensor, shift: Tensor, scores: Tensor) -> float:
-        """Σ p·(expm1(δ) − δ) with δ = log p̂ − log p: no term is negative, so nothing cancels."""
-        delta = difference - shift
-        far = delta > LARGEST
-        delta.clamp_(max=LARGEST)
-        total = torch.expm1(delta).sub_(delta).mul_(self.scores).sum(dtype=torch.float64)
-        if far.any():  # p is nothing there, p̂ is all that the term has
-            total += scores[far].sum(dtype=torch.float64)
-        return float(total)
+        terms = kl_terms(difference - shift, self.scores, lambda far: scores[far])
+        return float(terms.sum(dtype=torch.float64))
 
 
 def _energy(x: Tensor) -> float:

@@ -65,7 +65,7 @@ class ContenderRecord(_Typed):
     bytes: dict[str, Bytes] | None  # by side, of foreign caches under "both"; None: not measurable
     note: str = ""
     evicts: bool = False  # drops tokens, which changes what is attended
-    error: str | None = None  # why a foreign cache failed: one line; its sums are NaN from that window on
+    error: str | None = None  # why it has no score: one line; its sums are NaN from the window on where it failed
 
 
 Sum = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # NaN is null on disk
@@ -160,8 +160,14 @@ def load_nll(folder: Path, run: Run) -> np.ndarray:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run folder; ValueError as `read_record`."""
-    return read_record(folder, RUN_FILE, Run)
+    """Read a run folder; ValueError as `read_record`. A row whose sums are not finite has failed; older records
+    do not say so."""
+    run = read_record(folder, RUN_FILE, Run)
+    for i, contender in enumerate(run.contenders):
+        bad = [w.index for w in run.windows if not all(map(math.isfinite, (w.nll[i], w.kl[i], w.probability[i])))]
+        if bad and contender.error is None:
+            contender.error = f"NaN or infinite losses or KL in window {bad[0]}"
+    return run
 
 
 def read_record(folder: str | Path, name: str, kind: type[HeaderT]) -> HeaderT:

@@ -75,3 +75,14 @@ def test_scores_against_float64():
 def test_kl_of_equal_distributions_is_0():
     p = log_probabilities(torch.randn(10, 50))
     assert score(p, p.clone(), torch.zeros(10, dtype=torch.long)).kl.abs().max() == 0
+
+
+@pytest.mark.parametrize("gap", [30.0, 60.0, 84.0, 100.0, 120.0, 60000.0])
+def test_kl_of_distributions_that_share_nothing(gap):
+    """Each sure of another token: gap nats, to float32; exp(gap) overflows from 88 on, and p is 0 from 104 on."""
+    p, q = torch.tensor([[gap, 0.0, 0.0]]), torch.tensor([[0.0, gap, 0.0]])
+    exact_p, exact_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    expected = (exact_p.exp() * (exact_p - exact_q)).sum().item()
+    kl = score(log_probabilities(q), log_probabilities(p), torch.zeros(1, dtype=torch.long)).kl.item()
+    assert kl == pytest.approx(expected, rel=1e-6)
+    assert kl == pytest.approx(gap, rel=1e-6)

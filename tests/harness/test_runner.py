@@ -7,13 +7,17 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from analysis.cli import scoring
 from analysis.reading import summary
-from harness.caches.contenders import contenders_of
+from harness.caches.contenders import SchemeContender, contenders_of
 from harness.caches.foreign import ForeignContender
 from harness.comparison import compare
+from harness.protocols import NotFinite, check_finite
 from harness.records import writing
-from harness.records.run import load_run, load_tokens
+from harness.records.run import load_run, load_tokens, save_run
 from harness.runner import Progress, window_sums
+from schemes import parse_scheme
+from schemes.errors import UserError
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
 
@@ -108,17 +112,70 @@ def test_a_prefix_within_the_residual_is_refused(subject, options):
         compare(["kivi4"], options, subject=subject)
 
 
-def test_non_finite_logits_stop_the_run(subject, options, monkeypatch):
+class Poisoned(SchemeContender):
+    """int8 whose values are infinite in every window but the first."""
+
+    def fill(self, cache, model, window, prefilled):
+        super().fill(cache, model, window, prefilled)
+        for _, side, store in cache.stores():
+            if window.start and side == "value":
+                store.runs[0].held.scale.fill_(float("inf"))
+
+
+def test_a_scheme_that_is_not_finite_is_its_own_row(subject, options, tmp_path):
+    """From the second window on; the others have what they have without it, and the record loads and shows."""
+    spec, other = "int8:group_size=16", "asym2:group_size=16"
+    bad = Poisoned("bad", parse_scheme(spec))
+    seen = []
+    progress = Progress(lambda window, contender, label, nll: seen.append((window, label)), seen.append)
+    run, folder = compare([bad, other], options, subject=subject, progress=progress)
+    alone, _ = compare([other], replace(options, out=str(tmp_path / "alone")), subject=subject)
+    reason = f"NaN or infinite logits in window {subject.windows[1].index} (tokens from {subject.windows[1].start})"
+    assert run.contenders[1].error == reason
+    assert f"bad failed, the others go on: {reason}" in seen
+    assert run.status == "complete"
+    assert [np.isfinite(w.nll[1]) for w in run.windows] == [True, False, False]
+    assert run.contenders[1].bytes is not None
+    rows = {row.scheme: row for row in summary.summarize(load_run(folder))}
+    assert rows[other] == {row.scheme: row for row in summary.summarize(alone)}[other]
+    assert rows["bad"].error == reason
+    assert scoring.verdict(run) == scoring.ROW_FAILED
+
+
+def test_records_that_do_not_say_what_failed_load(subject, options):
+    """As those that were written before KL was kept from overflowing."""
+    run, folder = compare(SPECS, options, subject=subject)
+    run.windows[1].kl[2] = float("inf")
+    save_run(run, folder)
+    loaded = load_run(folder)
+    assert [c.error for c in loaded.contenders] == [
+        None,
+        None,
+        f"NaN or infinite losses or KL in window {run.windows[1].index}",
+        None,
+    ]
+    assert np.isnan(summary.summarize(loaded)[2].kl)
+
+
+def test_non_finite_logits_of_the_exact_cache_stop_the_run(subject, options):
     weight = subject.loaded.model.lm_head.weight
     kept = weight.clone()
     try:
         with torch.no_grad():
             weight[5] = float("nan")
-        with pytest.raises(ValueError, match=r"tiny in float32.*NaN or infinite logits in window 0.*--dtype"):
+        with pytest.raises(UserError, match=r"tiny in float32, exact cache: NaN or infinite logits in window 0"):
             compare(SPECS, options, subject=subject)
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+@pytest.mark.parametrize(("dtype", "way_out"), [("float16", "bfloat16 or float32"), ("bfloat16", "float32")])
+def test_a_wider_dtype_is_named(subject, dtype, way_out):
+    with pytest.raises(
+        NotFinite, match=rf"NaN or infinite logits in window 0 \(tokens from 0\); try --dtype {way_out}$"
+    ):
+        check_finite(torch.tensor([1.0, float("inf")]), "logits", subject.windows[0], dtype)
 
 
 def test_no_disk_space_is_one_clear_line(subject, options, monkeypatch):
