@@ -13,6 +13,7 @@ from harness.records.writing import write_file
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
+from harness.subject.probing import check_continues
 from harness.subject.text import token_sha256
 from schemes.errors import UserError
 
@@ -55,6 +56,8 @@ def compare(
     for contender in contenders:
         contender.check(model, options.window_length - options.score_length)
         check_text(contender, options, subject)
+    if options.protocol != "single-pass" and options.step != 1:
+        check_continues(model)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
     run = run or Run(**header_of(options, subject, settings), contenders=[])
