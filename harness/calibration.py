@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from harness.caches.rotary import rotary_of
-from harness.capture import full_layers, pre_rope_keys, suffix_gradients
+from harness.capture import full_layers, suffix_gradients
 from harness.protocols import prefill
 from harness.records.writing import write_file
 from harness.subject.prepared import Subject
+from harness.subject.probing import check_continues, kv_shapes
 from harness.subject.text import token_sha256
 from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.registry import calibrated_family
@@ -72,18 +73,21 @@ def _captured(
 ) -> tuple[dict[int, dict[str, Tensor]], dict[int, dict[str, Tensor]]]:
     """Keys before RoPE and values of all windows, and their weights: [heads, tokens, channels] by layer and side."""
     model = subject.loaded.model
+    if weights == "gradient":
+        check_continues(model)
+    rotaries = {layer: rotary_of(model, layer) for layer in kv_shapes(model)}  # refused before any window
     found: list[dict[int, dict[str, list[Tensor]]]] = [{}, {}]
     for number, window in enumerate(subject.windows):
         prefilled = prefill(model, window.prefix)
         gradients = suffix_gradients(model, window, prefilled) if weights == "gradient" else None
         for layer in full_layers(prefilled):
             held: Any = prefilled.layers[layer]
-            seen = {"key": pre_rope_keys(model, layer, held.keys), "value": held.values.float()}
+            seen = {"key": rotaries[layer].unrotate(held.keys.float(), 0), "value": held.values.float()}
             if gradients is None:
                 counts = {side: torch.ones_like(x) for side, x in seen.items()}
             else:
                 gradient = gradients[layer]
-                rotated_back = rotary_of(model, layer).unrotate(gradient["key"].float(), 0)
+                rotated_back = rotaries[layer].unrotate(gradient["key"].float(), 0)
                 counts = {"key": rotated_back.square(), "value": gradient["value"].float().square()}
             for place, tensors in zip(found, (seen, counts), strict=True):
                 for side, x in tensors.items():
