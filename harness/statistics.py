@@ -21,7 +21,8 @@ class PairedDelta:
 
     delta: the mean. se: its standard error over windows. low, high: the 95 % t interval. p: two-sided t-test
     of "no difference". bootstrap_low, bootstrap_high: 95 % percentile interval of a bootstrap over windows.
-    One window has no spread: all but delta and windows are then nan.
+    One window has no spread, and windows that share scored tokens are no independent samples: all but delta and windows
+    are then nan.
     """
 
     delta: float
@@ -50,12 +51,19 @@ def delta_ppl(nll_a_sum: ArrayLike, nll_b_sum: ArrayLike, count: ArrayLike) -> f
 
 
 def paired_delta(
-    a_sums: ArrayLike, b_sums: ArrayLike, counts: ArrayLike, *, seed: int = 0, resamples: int = 2000
+    a_sums: ArrayLike,
+    b_sums: ArrayLike,
+    counts: ArrayLike,
+    *,
+    independent: bool = True,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> PairedDelta:
     """How much more scheme a loses than scheme b: Δ = mean over windows of (a_w − b_w) / n_w.
 
     a_sums, b_sums: NLL summed over the scored tokens of each window, [windows]. counts: scored tokens of
     each window, [windows], all equal. The interval is Δ ± t·SE with SE = sd/√W and W − 1 degrees of freedom.
+    independent: False where windows share scored tokens: then there is no interval, as for one window.
     Differences that are all equal have se 0 and an interval of one point; p is then 1 at Δ = 0, else 0.
 
     ValueError: NaN or infinite sums (the position is named); different lengths or counts; resamples under 1.
@@ -67,7 +75,7 @@ def paired_delta(
     d = (a - b) / _equal(n)
     delta, se = _mean_and_se(d)
     windows = len(d)
-    if windows == 1:
+    if windows == 1 or not independent:
         return PairedDelta(delta, nan, nan, nan, nan, windows, nan, nan)
     half = float(special.stdtrit(windows - 1, 0.975)) * se
     t = abs(delta) / se if se > 0 else inf if delta else 0.0
@@ -82,14 +90,15 @@ def ratio_interval(paired: PairedDelta) -> tuple[float, float, float]:
     return _exp(paired.delta), _exp(paired.low), _exp(paired.high)
 
 
-def clustered_mean(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
+def clustered_mean(sums: ArrayLike, counts: ArrayLike, *, independent: bool = True) -> tuple[float, float]:
     """Mean per token of a non-paired score (KL, Δp, top-1), with its standard error over windows.
 
     sums, counts: score summed over, and number of, the scored tokens of each window, [windows]; counts are
-    all equal. The error is nan for one window. ValueError: as `paired_delta`.
+    all equal. The error is nan for one window, and where windows are not independent. ValueError: as `paired_delta`.
     """
     values, n = _sums_and_counts("sums", sums, counts)
-    return _mean_and_se(values / _equal(n))
+    mean, se = _mean_and_se(values / _equal(n))
+    return mean, (se if independent else nan)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -45,10 +45,10 @@ class AdditivityRow(Row):
 
 def layer_rows(record: Measurement, arrays: Arrays) -> list[AblationRow]:
     """One row a scheme, side and layer."""
-    rows = []
+    rows, sound = [], record.settings.independent
     for i, j, at in np.ndindex(arrays["nll"].shape[1:]):
-        delta = statistics.paired_delta(arrays["nll"][:, i, j, at], arrays["exact_nll"], arrays["count"])
-        kl, kl_se = statistics.clustered_mean(arrays["kl"][:, i, j, at], arrays["count"])
+        delta = statistics.paired_delta(arrays["nll"][:, i, j, at], arrays["exact_nll"], arrays["count"], independent=sound)
+        kl, kl_se = statistics.clustered_mean(arrays["kl"][:, i, j, at], arrays["count"], independent=sound)
         rows.append(
             AblationRow(
                 scheme=record.labels[i],
@@ -75,7 +75,7 @@ def additivity_rows(record: Measurement, arrays: Arrays) -> list[AdditivityRow]:
         exact = arrays["exact_nll"]
         single = (arrays["nll"][:, i, j] - exact[:, None]).sum(axis=1)
         together = arrays["all_nll"][:, i, j] - exact
-        difference = statistics.paired_delta(single, together, count)
+        difference = statistics.paired_delta(single, together, count, independent=record.settings.independent)
         rows.append(
             AdditivityRow(
                 scheme=record.labels[i],

@@ -81,11 +81,11 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             rows.append(_failed_row(run, i))
             continue
         losses, base_losses = [w.nll[i] for w in run.windows], [w.nll[base] for w in run.windows]
-        paired = statistics.paired_delta(losses, base_losses, counts, seed=run.settings.seed)
+        paired = statistics.paired_delta(losses, base_losses, counts, independent=run.settings.independent, seed=run.settings.seed)
         ratio, ratio_low, ratio_high = statistics.ratio_interval(paired)
-        kl, kl_se = statistics.clustered_mean([w.kl[i] for w in run.windows], counts)
+        kl, kl_se = statistics.clustered_mean([w.kl[i] for w in run.windows], counts, independent=run.settings.independent)
         shift = [w.probability[i] - w.probability[base] for w in run.windows]
-        delta_p, delta_p_se = statistics.clustered_mean(shift, counts)
+        delta_p, delta_p_se = statistics.clustered_mean(shift, counts, independent=run.settings.independent)
         bits = measured_bits(contender)
         floor, covered = run.noise_floor, _coverage(run, i)
         row = SummaryRow(
@@ -114,7 +114,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             value_coverage=covered["value"],
             coverage=_mean_coverage(contender, covered),
             within_noise=bool(
-                i != base and floor and abs(paired.delta) <= floor.delta_nll and (base != 0 or kl <= floor.kl)
+                base == 0 and i != base and floor and kl <= floor.kl and abs(paired.delta) <= floor.delta_nll
             ),
             audit="; ".join(run.audit.failures.get(contender.label, [])) or "ok",
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from analysis.reading.escaping import markdown
 from analysis.reading.rows import plain
 from analysis.reading.summary import SummaryRow
-from harness.records.run import Run
+from harness.records.run import Run, Settings
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
@@ -142,19 +142,34 @@ def heading(run: Run) -> list[str]:
     count = f"{len(run.windows)} window" + "s" * (len(run.windows) != 1)
     sizes = f"prefix {settings.window_length - settings.score_length} + suffix {settings.score_length} tokens"
     step = f" (step {settings.step})" if settings.step else ""
+    stride = f"stride {settings.stride}, " if settings.stride != settings.score_length else ""
     lines = [
         f"{run.model_name}",
-        f"{run.text_name}: {count}, {sizes}, {settings.protocol}{step}, {settings.dtype} on {settings.device}",
+        f"{run.text_name}: {count}, {stride}{sizes}, {settings.protocol}{step}, {settings.dtype} on {settings.device}",
     ]
     if run.noise_floor:
         floor = run.noise_floor
         lines.append(f"noise floor (exact by another route): |ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats")
+    lines += overlap(settings)
     quantized = run.contenders[0].quantized_layers
     if len(quantized) < run.layers:
         lines.append(
             f"quantized: layers {', '.join(map(str, quantized))} of {run.layers}; the others are kept as they are"
         )
     return lines
+
+
+def overlap(settings: Settings) -> list[str]:
+    """What windows share, in a line; none where they share nothing."""
+    advance = settings.advance
+    if advance is None or advance >= settings.window_length:
+        return []
+    if settings.independent:
+        return [f"windows begin {advance} tokens apart: their prefixes overlap other windows, no token is scored twice"]
+    return [
+        f"windows begin {advance} tokens apart and score {settings.score_length - 1}: tokens are scored twice, so windows "
+        f"are no independent samples and there are no intervals; --stride {settings.score_length - 1} or more gives them"
+    ]
 
 
 LEGEND = """ΔNLL: nats a token more than the baseline, 95 % interval over windows. bits: a number, measured at the prefix length;

@@ -5,6 +5,7 @@ Everything that a table shows is recomputed from here.
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -42,6 +43,17 @@ class Settings(_Typed):
     contenders: list[str]  # canonical specs, in the order of the table; the first is exact
     versions: dict[str, str]
     measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
+
+    @property
+    def advance(self) -> int | None:
+        """Tokens from one window to the next, the least among those chosen; None for one window."""
+        pairs = pairwise(sorted(self.windows))
+        return min((later - earlier) * self.stride for earlier, later in pairs) if len(self.windows) > 1 else None
+
+    @property
+    def independent(self) -> bool:
+        """Whether no token is scored in two windows; else their losses are no independent samples."""
+        return self.advance is None or self.advance >= self.score_length - 1
 
 
 class Bytes(_Typed):
@@ -87,7 +99,12 @@ class WindowRecord(_Typed):
 
 
 class NoiseFloor(_Typed):
-    """How far an exact cache moves when it is evaluated by another route; the larger of them."""
+    """How far an exact cache moves when it is evaluated by another route, the largest over routes. delta_nll: of the mean
+    over all scored tokens of the run; kl: mean, nats a token. routes: of each the tokens compared, the root mean square
+    of their NLL differences, and their mean KL.
+
+    In records from before the root mean square, delta_nll is the |mean| of one window's differences.
+    """
 
     delta_nll: float
     kl: float
