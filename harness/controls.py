@@ -1,6 +1,7 @@
 """Controls that make a comparison believable: identity, zeroed codes, noise floor, and what fails the audit."""
 
 import copy
+from math import sqrt
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from harness.protocols import (
     suffix_logits,
 )
 from harness.records.run import Audit, NoiseFloor, Run, Settings
-from harness.subject.probing import continues
 from harness.subject.windows import Window
 
 FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
+FLOOR_WINDOWS = 3  # windows that the noise floor is measured on: each costs about two exact passes
 
 
 def check_identity(audit: Audit, model: Any, window: Window, logits: Tensor, settings: Settings) -> None:
@@ -50,32 +51,50 @@ def check_zeroed_codes(
 
 
 def noise_floor(
-    model: Any, window: Window, prefilled: DynamicCache, log_p: Tensor, exact: Scores, settings: Settings
+    before: NoiseFloor | None,
+    model: Any,
+    window: Window,
+    prefilled: DynamicCache,
+    log_p: Tensor,
+    exact: Scores,
+    settings: Settings,
 ) -> NoiseFloor:
-    """Exact by other routes, against the run's own exact pass (log_p): one forward over the window; the suffix in one
-    forward or, over its first tokens, token by token."""
-    routes: dict[str, Tensor] = {}
+    """Exact by other routes, against the run's own exact pass (log_p), pooled with the windows `before`: one forward over
+    the window; the suffix in one forward or, over its first tokens, token by token.
+
+    A mean of few signed differences is a draw, so the floor of ΔNLL comes from their root mean square: the mean of n
+    differences of random sign is about rms/√n, n being the tokens that the run scores.
+    """
+    logits_by_route: dict[str, Tensor] = {}
     if settings.protocol != "single-pass":
-        routes["single pass"] = single_pass_logits(model, DynamicCache(config=model.config), window)
-    if settings.protocol != "two-pass" and continues(model):
-        routes["two passes"] = suffix_logits(model, copy.deepcopy(prefilled), window.suffix)
+        logits_by_route["single pass"] = single_pass_logits(model, DynamicCache(config=model.config), window)
+    if settings.protocol != "two-pass":
+        logits_by_route["two passes"] = suffix_logits(model, copy.deepcopy(prefilled), window.suffix)
     if settings.step != 1:
         few = window.suffix[:, : FLOOR_TOKENS + 1]
-        routes[f"token by token, {few.shape[1] - 1} tokens"] = suffix_logits(model, copy.deepcopy(prefilled), few, 1)
-    found = {}
-    for name, logits in routes.items():
+        route = f"token by token, {few.shape[1] - 1} tokens a window"
+        logits_by_route[route] = suffix_logits(model, copy.deepcopy(prefilled), few, 1)
+    routes: dict[str, dict[str, float]] = {}
+    for name, logits in logits_by_route.items():
         check_finite(logits, f"logits ({name})", window, settings.dtype)
         n = len(logits)
         other = score(log_probabilities(logits), log_p[:n], window.targets[:n])
-        found[name] = {
-            "delta_nll": abs((other.nll.double() - exact.nll[:n].double()).mean().item()),
-            "kl": other.kl.double().mean().item(),
-        }
+        moved = other.nll.double() - exact.nll[:n].double()
+        mine = {"tokens": float(n), "rms": moved.square().mean().sqrt().item(), "kl": other.kl.double().mean().item()}
+        routes[name] = _pooled(before.routes[name], mine) if before else mine
+    scored = len(settings.windows) * (settings.score_length - 1)
     return NoiseFloor(
-        delta_nll=max(route["delta_nll"] for route in found.values()),
-        kl=max(route["kl"] for route in found.values()),
-        routes=found,
+        delta_nll=max(route["rms"] for route in routes.values()) / sqrt(scored),
+        kl=max(route["kl"] for route in routes.values()),
+        routes=routes,
     )
+
+
+def _pooled(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """Of the tokens of both."""
+    tokens = a["tokens"] + b["tokens"]
+    square, kl = (a["tokens"] * x + b["tokens"] * y for x, y in ((a["rms"] ** 2, b["rms"] ** 2), (a["kl"], b["kl"])))
+    return {"tokens": tokens, "rms": sqrt(square / tokens), "kl": kl / tokens}
 
 
 def failures(run: Run) -> dict[str, list[str]]:

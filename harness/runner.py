@@ -53,7 +53,9 @@ class Runner:
         """Score every window that the record does not have yet; save after each. Returns the complete run."""
         done = {window.index for window in self.run.windows}
         if not done:
-            self.progress.on_note("the first window takes longer: it also runs the controls and the noise floor")
+            self.progress.on_note(
+                "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
+            )
         for window in windows:
             if window.index not in done:
                 self._window(window)
@@ -107,8 +109,10 @@ class Runner:
         log_p = log_q if log_p is None else log_p
         scores = score(log_q, log_p, window.targets)
         check_finite(torch.stack([scores.nll, scores.kl]), "losses or KL", window, settings.dtype)
-        if first and position == 0:
-            self.run.noise_floor = controls.noise_floor(self.model, window, prefilled, log_p, scores, settings)
+        if position == 0 and len(self.run.windows) < controls.FLOOR_WINDOWS:
+            self.run.noise_floor = controls.noise_floor(
+                self.run.noise_floor, self.model, window, prefilled, log_p, scores, settings
+            )
         return scores, observed, log_q
 
     def _failed(self, position: int) -> bool:

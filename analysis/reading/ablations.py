@@ -47,7 +47,9 @@ def layer_rows(record: Measurement, arrays: Arrays) -> list[AblationRow]:
     """One row a scheme, side and layer."""
     rows, sound = [], record.settings.independent
     for i, j, at in np.ndindex(arrays["nll"].shape[1:]):
-        delta = statistics.paired_delta(arrays["nll"][:, i, j, at], arrays["exact_nll"], arrays["count"], independent=sound)
+        delta = statistics.paired_delta(
+            arrays["nll"][:, i, j, at], arrays["exact_nll"], arrays["count"], independent=sound
+        )
         kl, kl_se = statistics.clustered_mean(arrays["kl"][:, i, j, at], arrays["count"], independent=sound)
         rows.append(
             AblationRow(

@@ -25,7 +25,9 @@ def heading(record: Header) -> list[str]:
     settings = record.settings
     count = len(settings.windows)
     what = f"{count} window{'s' * (count != 1)}, prefix {settings.window_length - settings.score_length} + suffix {settings.score_length} tokens"
-    return [record.model_name, f"{record.text_name}: {what}, {settings.dtype} on {settings.device}"]
+    stride = f"stride {settings.stride}, " if settings.stride != settings.score_length else ""
+    line = f"{record.text_name}: {stride}{what}, {settings.dtype} on {settings.device}"
+    return [record.model_name, line, *tables.overlap(settings)]
 
 
 def as_text(rows: Sequence[Row], format: str) -> str:

@@ -29,6 +29,11 @@ def questions(joined: Joined) -> list[Question]:
             raise UserError(
                 f"{folder} has 1 window; agreement needs an interval, and an interval at least 2 windows (8 are better)"
             )
+        if not record.settings.independent:
+            raise UserError(
+                f"{folder} scores tokens in two windows (stride {record.settings.stride}), so its windows are no independent "
+                f"samples and agreement has no interval; measure it with --stride {record.settings.score_length - 1} or more"
+            )
     asked: list[Question] = []
     for _, errors, sums in joined.errors:
         for _, ablation, arrays in joined.sensitivity:

@@ -81,9 +81,13 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             rows.append(_failed_row(run, i))
             continue
         losses, base_losses = [w.nll[i] for w in run.windows], [w.nll[base] for w in run.windows]
-        paired = statistics.paired_delta(losses, base_losses, counts, independent=run.settings.independent, seed=run.settings.seed)
+        paired = statistics.paired_delta(
+            losses, base_losses, counts, independent=run.settings.independent, seed=run.settings.seed
+        )
         ratio, ratio_low, ratio_high = statistics.ratio_interval(paired)
-        kl, kl_se = statistics.clustered_mean([w.kl[i] for w in run.windows], counts, independent=run.settings.independent)
+        kl, kl_se = statistics.clustered_mean(
+            [w.kl[i] for w in run.windows], counts, independent=run.settings.independent
+        )
         shift = [w.probability[i] - w.probability[base] for w in run.windows]
         delta_p, delta_p_se = statistics.clustered_mean(shift, counts, independent=run.settings.independent)
         bits = measured_bits(contender)

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from analysis.cli import scoring
 from analysis.reading import summary
+from harness import controls
 from harness.caches.contenders import SchemeContender, contenders_of
 from harness.caches.foreign import ForeignContender
 from harness.comparison import compare
@@ -45,6 +46,35 @@ def test_exact_row_is_exact(subject, options):
     assert (rows[0].delta_nll, rows[0].kl, rows[0].top1, rows[0].bits) == (0, 0, 100, 16)
     assert rows[1].kl > 0
     assert run.noise_floor.kl < 1e-9
+
+
+def test_the_noise_floor_is_pooled_over_windows_and_scaled_to_the_mean_that_is_judged(subject, options):
+    one, _ = compare(
+        ["exact"],
+        replace(options, windows=1, out=f"{options.out}-1"),
+        subject=replace(subject, windows=subject.windows[:1]),
+    )
+    run, _ = compare(["exact"], options, subject=subject)
+    assert {name: route["tokens"] for name, route in run.noise_floor.routes.items()} == {
+        "single pass": 3 * 31,
+        "token by token, 31 tokens a window": 3 * 31,
+    }
+    largest = max(route["rms"] for route in run.noise_floor.routes.values())
+    assert run.noise_floor.delta_nll == pytest.approx(largest / (3 * 31) ** 0.5)
+    first = max(route["rms"] for route in one.noise_floor.routes.values())
+    assert one.noise_floor.delta_nll == pytest.approx(first / 31**0.5)
+    assert largest != first
+
+
+def test_pooled_routes_are_those_of_all_tokens_together():
+    moved = torch.randn(50).double()
+    parts = [
+        {"tokens": float(len(x)), "rms": float(x.square().mean().sqrt()), "kl": float(x.abs().mean())}
+        for x in moved.split([20, 30])
+    ]
+    whole = controls._pooled(*parts)
+    assert whole["rms"] == pytest.approx(float(moved.square().mean().sqrt()))
+    assert whole["kl"] == pytest.approx(float(moved.abs().mean()))
 
 
 def test_measured_bits_and_bytes(subject, options):

@@ -54,6 +54,24 @@ def test_within_the_noise_floor(run):
     assert not summary.summarize(run)[1].within_noise
 
 
+def test_the_noise_floor_of_exact_hides_nothing_against_another_scheme(run):
+    for window in run.windows:
+        window.nll[1] = window.nll[2] + 1e-4  # int8 and int4 differ by less than the floor, always in one direction
+    assert not any(row.within_noise for row in summary.summarize(run, "int4"))
+
+
+def test_windows_that_score_tokens_twice_have_no_interval(run):
+    run.settings.stride = run.settings.score_length - 1
+    assert not math.isnan(summary.summarize(run)[2].delta_nll_low)
+    run.settings.stride -= 1
+    row = summary.summarize(run)[2]
+    assert row.delta_nll == pytest.approx(0.2)
+    figures = (row.delta_nll_se, row.delta_nll_low, row.p, row.bootstrap_high, row.kl_se, row.delta_p_se, row.p_holm)
+    assert all(math.isnan(figure) for figure in figures)
+    run.settings.windows = [0, 2, 4]  # the same stride, windows farther apart
+    assert not math.isnan(summary.summarize(run)[2].p)
+
+
 def test_one_window_has_no_interval(run):
     run.windows = run.windows[:1]
     row = summary.summarize(run)[2]
