@@ -1,23 +1,27 @@
-"""Score contenders with progress for people; the record gets its summary."""
+"""Score contenders with progress for people; the record gets its summary. Light: `show` ends here too, without a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.cli import terminal
 from analysis.cli.starting import note
 from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
-from harness import comparison
-from harness.caches.contenders import Contender
 from harness.options import Options
 from harness.records.run import Run, load_nll, save_run
-from harness.subject.prepared import Subject
+
+if TYPE_CHECKING:
+    from harness.caches.contenders import Contender
+    from harness.subject.prepared import Subject
 
 AUDIT_FAILED, ROW_FAILED = 3, 4
 
 
-def score(contenders: Sequence[Contender], options: Options, subject: Subject) -> tuple[Run, Path]:
+def score(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
     """Run, with progress on stderr."""
+    from harness import comparison
+
     progress = terminal.progress(len(subject.windows), len(contenders))
     run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
     run.summary = plain(summarize(run, nll=load_nll(folder, run)))
