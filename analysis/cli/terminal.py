@@ -6,8 +6,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING
-
 from analysis.cli.starting import note, redraw
 from analysis.reading.escaping import printable
 

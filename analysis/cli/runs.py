@@ -1,4 +1,7 @@
-"""Score contenders with progress for people; the record gets its summary. Light: `show` ends here too, without a model."""
+"""A run as the command line makes it: with progress for people, a summary in its record, and its audit reported.
+
+Light: `show` ends here too, without a model.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 AUDIT_FAILED, ROW_FAILED = 3, 4
 
 
-def score(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
+def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
     """Run, with progress on stderr."""
     from harness import comparison
 
@@ -30,7 +33,7 @@ def score(contenders: "Sequence[Contender]", options: Options, subject: "Subject
     return run, folder
 
 
-def verdict(run: Run) -> int:
+def report_failures(run: Run) -> int:
     """Say which rows have no score and which cannot be believed; the exit code."""
     failed = {contender.label: contender.error for contender in run.contenders if contender.error}
     doubtful = {label: reasons for label, reasons in run.audit.failures.items() if label not in failed}
