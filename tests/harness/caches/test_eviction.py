@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from analysis.reading import summary
+from analysis.reading import run_tables, summary
 from harness.caches import specs
 from harness.caches.contenders import contender_of, contenders_of
 from harness.caches.eviction import EvictingCache, Eviction

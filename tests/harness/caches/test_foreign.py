@@ -12,7 +12,7 @@ from transformers import DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import HQQQuantizedLayer
 
 from analysis.cli.trap_contenders import stock_hqq
-from analysis.reading import summary
+from analysis.reading import run_tables, summary
 from analysis.reading.trap import trap_verdict
 from harness.caches.contenders import contender_of
 from harness.caches.foreign import ForeignContender, note_of
