@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.cli import scoring, terminal
+from analysis.cli import terminal
+from analysis.cli.runs import make_run, report_failures
 from analysis.cli.starting import note, say
-from analysis.measuring.candidates import costs_of
+from analysis.measuring.costs import costs_of
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.loop import stored_places
-from analysis.plots import drawing
-from analysis.reading import allocation, listings, summary, tables
+from analysis.plots import figures
+from analysis.reading import allocation, measurement_tables, run_tables, summary, tables
 from analysis.reading.allocation import SIDES, Costs
 from harness.caches.contenders import Contender, SchemeContender
 from harness.options import Options
@@ -29,7 +30,7 @@ from schemes.errors import UserError
 MAP = "the map"
 
 
-def allocate(
+def allocate_and_verify(
     options: Options,
     subject: Subject,
     budget: float,
@@ -45,18 +46,18 @@ def allocate(
     choice = allocation.choose(costs, budget)
     pairs = allocation.uniform(costs, budget)
     contenders = _contenders(costs, choice, pairs, folder)
-    run, _ = scoring.score(contenders, replace(options, out=str(folder / "verify")), subject)
+    run, _ = make_run(contenders, replace(options, out=str(folder / "verify")), subject)
     against = run.contenders[2].label
     rows = summary.summarize(run, against)
     named = {row.scheme: row for row in rows}
     if format in ("json", "csv"):
-        print(listings.as_text(rows, format), end="")
+        print(measurement_tables.as_text(rows, format), end="")
     else:
-        say(*tables.heading(run), format=format)
+        say(*run_tables.heading(run), format=format)
         fitted = f"{len(costs.windows)} other windows" if len(costs.windows) > 1 else "1 other window"
         say(f"fitted to the {costs.measure} of {fitted}: {', '.join(map(str, costs.windows))}", format=format)
         _print("Bits by layer", _bits_table(costs, choice), format)
-        _print("Verified by two passes, ΔNLL against exact", tables.cells(summary.summarize(run)), format)
+        _print("Verified by two passes, ΔNLL against exact", run_tables.cells(summary.summarize(run)), format)
         say(summary.equal_bits_headline(run, MAP, against), format=format)
         say(allocation.verdict(named, MAP, against), format=format)
         for contender in run.contenders[3:]:
@@ -66,9 +67,9 @@ def allocate(
         for s, side in enumerate(SIDES)
     }
     title = f"{allocation.mean_bits(costs, choice):.2f} bits by layer, fitted to {costs.measure}\n{run.model_name}"
-    for path in drawing.draw_allocation(by_side, title, folder / "figures", style):
+    for path in figures.draw_allocation(by_side, title, folder / "figures", style):
         note(f"figure: {path}")
-    return scoring.verdict(run)
+    return report_failures(run)
 
 
 def _default_folder(
@@ -143,28 +144,28 @@ def _contenders(costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], 
         write_file(path, content.encode())
         return f"@{path}"
 
-    found: list[Contender] = [SchemeContender.of("exact")]
+    contenders: list[Contender] = [SchemeContender.of("exact")]
     spec = written("map.json", allocation.map_file(costs, choice))
-    found.append(SchemeContender(MAP, parse_scheme(spec)))
+    contenders.append(SchemeContender(MAP, parse_scheme(spec)))
     for key, value in pairs:
         label = costs.candidates[key]
         if key != value:
             label = f"K {costs.bits[0, key]:.2f} b, V {costs.bits[1, value]:.2f} b"
             spec = written(f"uniform-{key}-{value}.json", allocation.uniform_file(costs, (key, value)))
-            found.append(SchemeContender(label, parse_scheme(spec)))
+            contenders.append(SchemeContender(label, parse_scheme(spec)))
         else:
-            found.append(SchemeContender.of(label))
-    return found
+            contenders.append(SchemeContender.of(label))
+    return contenders
 
 
-def _bits_table(costs: Costs, choice: np.ndarray) -> listings.Table:
+def _bits_table(costs: Costs, choice: np.ndarray) -> tables.Table:
     """Measured bits: a row a side, a column a layer."""
     header = ["layer", *map(str, costs.layers)]
     body = [[name, *(f"{costs.bits[s, c]:.3g}" for c in choice[:, s])] for s, name in enumerate("KV")]
     return header, body
 
 
-def _print(title: str, table: listings.Table, format: str) -> None:
+def _print(title: str, table: tables.Table, format: str) -> None:
     if format == "md":
         print(f"\n**{title}**\n\n{tables.as_markdown(*table)}", end="")
     else:

@@ -13,7 +13,7 @@ from analysis.reading.selection import checked_sides, indices
 from harness.options import Options
 
 if TYPE_CHECKING:
-    from analysis.reading.listings import Table
+    from analysis.reading.measurement_tables import Table
     from analysis.reading.rows import Row
     from harness.records.run import Header
 
@@ -37,20 +37,20 @@ def outliers(
     format: Format = "table",
 ) -> int:
     """Which channels of K and V stand out, by layer and head: statistics and figures."""
-    chosen = [indices(asked) if asked else None for asked in (layers, heads)]
+    chosen = [indices(named) if named else None for named in (layers, heads)]
     check_style(style)
     subject = load_subject(options)
-    from analysis.measuring.outliers import measure_outliers
-    from analysis.reading import listings, outlier_rows
+    from analysis.measuring.channel_statistics import measure_outliers
+    from analysis.reading import measurement_tables, outliers
     from harness.records.measurement import measured_arrays
 
     record, folder = measure_outliers(
         options, subject, layers=chosen[0], heads=chosen[1], pre_rope=pre_rope, on_note=note
     )
-    rows = outlier_rows.head_rows(record, measured_arrays(folder, record))
-    _show(record, rows, {"": listings.outlier_table(rows)}, format, listings.OUTLIERS)
+    rows = outliers.head_rows(record, measured_arrays(folder, record))
+    _show(record, rows, {"": measurement_tables.outlier_table(rows)}, format, measurement_tables.OUTLIERS)
     if format == "table":
-        say(*outlier_rows.sentences(rows))
+        say(*outliers.sentences(rows))
     return _drawn(folder, style)
 
 
@@ -71,7 +71,7 @@ def errors(
     check_style(style)
     subject = load_subject(options)
     from analysis.measuring.errors import measure_errors
-    from analysis.reading import listings
+    from analysis.reading import measurement_tables
     from analysis.reading.error_measures import error_rows
     from harness.comparison import DEFAULT_SCHEMES
     from harness.records.measurement import measured_arrays
@@ -80,7 +80,7 @@ def errors(
     record, folder = measure_errors(specs, options, subject, layers=chosen, gradients=gradients, on_note=note)
     arrays = measured_arrays(folder, record)
     rows = error_rows(record, arrays, by)
-    _show(record, rows, {"": listings.error_table(record, arrays, by)}, format, listings.ERRORS)
+    _show(record, rows, {"": measurement_tables.error_table(record, arrays, by)}, format, measurement_tables.ERRORS)
     return _drawn(folder, style)
 
 
@@ -108,7 +108,7 @@ def sensitivity(
     check_style(style)
     subject = load_subject(options)
     from analysis.measuring.sensitivity import measure_sensitivity
-    from analysis.reading import ablations, listings
+    from analysis.reading import ablations, measurement_tables
     from harness.records.measurement import measured_arrays
 
     record, folder = measure_sensitivity(
@@ -116,9 +116,9 @@ def sensitivity(
     )
     arrays = measured_arrays(folder, record)
     rows, sums = ablations.layer_rows(record, arrays), ablations.additivity_rows(record, arrays)
-    shown = {"One layer at a time": listings.sensitivity_table(rows)}
-    shown["Do the layers add up?"] = listings.additivity_table(sums)
-    _show(record, rows, shown, format, listings.SENSITIVITY)
+    shown = {"One layer at a time": measurement_tables.sensitivity_table(rows)}
+    shown["Do the layers add up?"] = measurement_tables.additivity_table(sums)
+    _show(record, rows, shown, format, measurement_tables.SENSITIVITY)
     if len(record.settings.windows) < 2:
         note("1 window gives no interval; give --windows 2 or more")
     _drawn(folder, style)
@@ -140,32 +140,35 @@ def relate(
 ) -> int:
     """Which error measure tells what a layer, or a scheme, costs? Joins errors with sensitivity and compare."""
     check_style(style)
-    from analysis.reading import agreement, joining, listings, relating
+    from analysis.reading import agreement, measurement_tables
+    from analysis.reading.joined import check_joins, gather
+    from analysis.reading.questions import questions_of
+    from analysis.reading.worked_example import worked_example
 
-    joined = joining.gather(runs)
-    joining.check_joins(joined)
-    asked = relating.questions(joined)
-    note(f"ranking the measures for {len(asked)} questions; then the figures, some seconds each")
-    rankings = {question.title: agreement.ranking(question) for question in asked}
+    joined = gather(runs)
+    check_joins(joined)
+    questions = questions_of(joined)
+    note(f"ranking the measures for {len(questions)} questions; then the figures, some seconds each")
+    rankings = {question.title: agreement.ranking(question) for question in questions}
     record = joined.headers[0][1]
     rows = [row for ranking in rankings.values() for row in ranking]
     _show(
         record,
         rows,
-        {title: listings.relate_table(ranking) for title, ranking in rankings.items()},
+        {title: measurement_tables.relate_table(ranking) for title, ranking in rankings.items()},
         format,
-        listings.RELATE,
+        measurement_tables.RELATE,
     )
     if format == "table":
-        for question in asked:
+        for question in questions:
             ceiling = agreement.agreement_of_windows(question)
             say(f"KL agrees with itself between even and odd windows at ρ = {ceiling:.2f} ({question.title}).")
-        if example := relating.worked_example(joined):
+        if example := worked_example(joined):
             say(example)
-    from analysis.plots import drawing
+    from analysis.plots import figures
 
-    where = drawing.subject_line(record)
-    for path in drawing.draw_relations(asked, rankings, where, out or Path(runs[0]) / "figures", style):
+    where = figures.subject_line(record)
+    for path in figures.draw_relations(questions, rankings, where, out or Path(runs[0]) / "figures", style):
         note(f"figure: {path}")
     return 0
 
@@ -174,10 +177,10 @@ def relate(
 def plot(runs: Runs, style: Style = None) -> int:
     """Draw the figures of saved records again, without a model."""
     check_style(style)
-    from analysis.plots import drawing
+    from analysis.plots import figures
 
     for folder in runs:
-        for path in drawing.draw(folder, style):
+        for path in figures.draw(folder, style):
             note(f"figure: {path}")
     return 0
 
@@ -200,9 +203,9 @@ def allocate(
     _check_specs(scheme)
     check_style(style)
     subject = load_subject(options)
-    from analysis.cli import allocate as allocating
+    from analysis.cli.allocate import allocate_and_verify
 
-    return allocating.allocate(options, subject, budget, scheme, run, fit_windows, style, format)
+    return allocate_and_verify(options, subject, budget, scheme, run, fit_windows, style, format)
 
 
 def _check_specs(specs: list[str] | None) -> None:
@@ -223,12 +226,12 @@ def check_style(style: str | None) -> None:
 def _show(record: "Header", rows: "Sequence[Row]", shown: "dict[str, Table]", format: str, legend: str) -> None:
     """rows: every figure, for programs; shown: titled tables for people."""
     from analysis.cli import terminal
-    from analysis.reading import listings, tables
+    from analysis.reading import measurement_tables, tables
 
     if format in ("json", "csv"):
-        print(listings.as_text(rows, format), end="")
+        print(measurement_tables.as_text(rows, format), end="")
         return
-    say(*listings.heading(record), format=format)
+    say(*measurement_tables.heading(record), format=format)
     for title, table in shown.items():
         if format == "md":
             print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))
@@ -240,8 +243,8 @@ def _show(record: "Header", rows: "Sequence[Row]", shown: "dict[str, Table]", fo
 
 
 def _drawn(folder: Path, style: str | None) -> int:
-    from analysis.plots import drawing
+    from analysis.plots import figures
 
-    paths = drawing.draw(folder, style)
+    paths = figures.draw(folder, style)
     note(f"record: {folder}, with {len(paths)} figures in {folder / 'figures'}")
     return 0

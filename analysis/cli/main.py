@@ -61,11 +61,11 @@ def compare(
     known = [name for contender in contenders for name in (contender.name, contender.label)]
     if baseline is not None and baseline not in known and canonical(baseline) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
-    from analysis.cli import scoring
+    from analysis.cli.runs import make_run, report_failures
 
-    run, folder = scoring.score(contenders, options, load_subject(options))
+    run, folder = make_run(contenders, options, load_subject(options))
     _show(run, folder, format, baseline, sort)
-    return scoring.verdict(run)
+    return report_failures(run)
 
 
 @app.command()
@@ -76,7 +76,7 @@ def show(
     format: Format = "table",
 ) -> int:
     """Print the table of saved runs, any scheme against any other."""
-    from analysis.cli import scoring
+    from analysis.cli.runs import report_failures, worst
     from harness.records.run import load_run
 
     codes = []
@@ -87,8 +87,8 @@ def show(
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
         _show(run, folder, format, baseline, sort)
-        codes.append(scoring.verdict(run))
-    return scoring.worst(codes)
+        codes.append(report_failures(run))
+    return worst(codes)
 
 
 @app.command("schemes")
@@ -133,22 +133,23 @@ def calibrate(
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
     subject = load_subject(options)
-    from analysis.cli import scoring, terminal
-    from analysis.cli.trap import trap_contenders
-    from analysis.reading import summary, tables
+    from analysis.cli import terminal
+    from analysis.cli.runs import AUDIT_FAILED, make_run
+    from analysis.cli.trap_contenders import trap_contenders
+    from analysis.reading import run_tables, summary
     from analysis.reading.trap import trap_table, trap_verdict
 
     runs = []
     for protocol in ("single-pass", "two-pass"):
         note(f"{protocol}:")
         out = str(Path(options.out) / protocol) if options.out else None
-        runs.append(scoring.score(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
-    say(*tables.heading(runs[1])[:2])
+        runs.append(make_run(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
+    say(*run_tables.heading(runs[1])[:2])
     terminal.print_table(*trap_table(*runs))
-    say(*tables.notes(summary.summarize(runs[1])))
+    say(*run_tables.notes(summary.summarize(runs[1])))
     shown, sentences = trap_verdict(*runs)
     say(*sentences)
-    return 0 if shown else scoring.AUDIT_FAILED
+    return 0 if shown else AUDIT_FAILED
 
 
 @reproduce.command("kivi-vs-int4")
@@ -157,7 +158,7 @@ def reproduce_kivi(options: Options, style: Style = None) -> int:
     """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
     check_style(style)
     subject = load_subject(options)
-    from analysis.cli.report import kivi_report
+    from analysis.cli.kivi_report import kivi_report
 
     return kivi_report(options, subject, style)
 
@@ -171,37 +172,37 @@ def audit(
 ) -> int:
     """Does a scored forward read this cache? Any `past_key_values` factory, beside exact."""
     import_quickly()
-    from analysis.cli import scoring
+    from analysis.cli.runs import make_run, report_failures
     from harness.caches.contenders import contenders_of
     from harness.caches.foreign import user_cache
 
-    run, folder = scoring.score(contenders_of([user_cache(cache)]), options, load_subject(options))
+    run, folder = make_run(contenders_of([user_cache(cache)]), options, load_subject(options))
     _show(run, folder, format)
     if not run.audit.failures:
         note(f"audit passed: the scored forward read what {cache} had stored")
-    return scoring.verdict(run)
+    return report_failures(run)
 
 
 app.registered_commands += analyzer.registered_commands
 
 
 def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
-    from analysis.reading import summary, tables
+    from analysis.reading import run_tables, summary
     from harness.records.run import has_tokens, load_nll
 
     position = summary.find(run, baseline) if baseline else 0
     nll = load_nll(folder, run) if format == "json" and has_tokens(folder) else None
-    rows, position = tables.in_order(summary.summarize(run, baseline, nll), position, sort)
+    rows, position = run_tables.in_order(summary.summarize(run, baseline, nll), position, sort)
     if format == "table":
         from analysis.cli import terminal
 
-        say(*tables.heading(run))
-        terminal.print_table(*tables.cells(rows, position))
-        print(tables.LEGEND)
-        if lines := tables.notes(rows):
+        say(*run_tables.heading(run))
+        terminal.print_table(*run_tables.cells(rows, position))
+        print(run_tables.LEGEND)
+        if lines := run_tables.notes(rows):
             say("", *lines)
     else:
-        print(tables.as_text(run, rows, position, format), end="")
+        print(run_tables.as_text(run, rows, position, format), end="")
 
 
 def main() -> None:

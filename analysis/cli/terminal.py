@@ -4,17 +4,22 @@ import math
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from analysis.cli.starting import note, redraw
 from analysis.reading.escaping import printable
-from harness.runner import Progress
+
+if TYPE_CHECKING:
+    from harness.runner import Progress
 
 SHOWN = 8  # contenders in a line of progress
 COLUMNS = 80  # of a terminal that does not say how wide it is
 
 
-def progress(total_windows: int, passes: int) -> Progress:
+def progress(total_windows: int, passes: int) -> "Progress":
     """Window, running perplexity and time left: one line redrawn on a terminal, else a line a window."""
+    from harness.runner import Progress
+
     started = time.monotonic()
     losses: dict[str, list[float]] = {}
     scored, first = 0, None

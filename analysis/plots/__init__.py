@@ -3,28 +3,16 @@
 from matplotlib.figure import Figure
 
 from analysis.plots.canvas import save, styled
-from analysis.plots.costs import (
-    Series,
-    allocation,
-    bits_against_loss,
-    errors_by_layer,
-    measure_scatter,
-    sensitivity_by_layer,
-)
-from analysis.plots.outliers import (
-    channel_profile,
-    heat_maps,
-    persistence_by_layer,
-    ratio_by_layer,
-    surfaces,
-    token_norms,
-)
+from analysis.plots.channels import channel_profile, persistence_by_layer, ratio_by_layer, token_norms
+from analysis.plots.layers import bits_by_layer, errors_by_layer, sensitivity_by_layer
+from analysis.plots.pictures import heat_maps, surfaces
+from analysis.plots.points import Series, bits_against_loss, measure_scatter
 
 __all__ = [
     "Figure",
     "Series",
-    "allocation",
     "bits_against_loss",
+    "bits_by_layer",
     "channel_profile",
     "errors_by_layer",
     "heat_maps",

@@ -1,6 +1,5 @@
 """How well error measures rank what was lost: rank correlations with bootstrap intervals."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,29 +7,12 @@ from jaxtyping import Float64
 from scipy import stats
 
 from analysis.reading.error_measures import MEASURES
+from analysis.reading.questions import EQUAL_BITS, Question
 from analysis.reading.rows import Row
 
 RESAMPLES = 1000
-EQUAL_BITS = 0.02  # measured bits a number; schemes closer than this are compared as equals
 
 Vector = Float64[np.ndarray, "points"]
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """Error measures against the damage done, point by point; the points are layers or schemes.
-
-    draw(windows) gives measures [measure, points], KL [points] and ΔNLL [points], all in nats a token where they are
-    losses, over these windows (positions, with repeats): so that a bootstrap can draw windows and points.
-    """
-
-    title: str
-    points: list[str]  # layer numbers, or labels of schemes
-    names: list[str]  # canonical scheme of each point
-    measures: list[str]
-    windows: int
-    draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    bits: list[float] | None = None  # of each point, where the points are schemes
 
 
 @dataclass(frozen=True)

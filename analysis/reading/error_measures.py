@@ -9,7 +9,7 @@ import numpy as np
 from analysis.reading.rows import Row, plain_value
 from harness.records.measurement import Arrays, Measurement
 
-Figures = dict[str, np.ndarray]
+Values = dict[str, np.ndarray]  # by measure
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,25 @@ def pooled(arrays: Arrays, axes: tuple[int, ...]) -> Arrays:
     }
 
 
-def figures(sums: Arrays) -> Figures:
+def values_of(sums: Arrays) -> Values:
     """Every measure that these pooled sums allow, and the SQNR of keys and values in dB, each shaped as the sums."""
-    found = {name: m.compute(sums) for name, m in MEASURES.items() if not m.predicted or "key_square" in sums}
-    return found | {f"{side}_sqnr": sqnr(sums[f"{side}_error2"], sums[f"{side}_norm2"]) for side in ("key", "value")}
+    values = {name: m.compute(sums) for name, m in MEASURES.items() if not m.predicted or "key_square" in sums}
+    return values | {f"{side}_sqnr": sqnr(sums[f"{side}_error2"], sums[f"{side}_norm2"]) for side in ("key", "value")}
 
 
-def by_scheme(arrays: Arrays) -> Figures:
+def by_scheme(arrays: Arrays) -> Values:
     """Over all windows, layers and heads: [schemes]."""
-    return figures(pooled(arrays, (0, 2, 3)))
+    return values_of(pooled(arrays, (0, 2, 3)))
 
 
-def by_layer(arrays: Arrays) -> Figures:
+def by_layer(arrays: Arrays) -> Values:
     """Over all windows and heads: [schemes, layers]."""
-    return figures(pooled(arrays, (0, 3)))
+    return values_of(pooled(arrays, (0, 3)))
 
 
-def by_head(arrays: Arrays) -> Figures:
+def by_head(arrays: Arrays) -> Values:
     """Over all windows: [schemes, layers, KV heads]."""
-    return figures(pooled(arrays, (0,)))
+    return values_of(pooled(arrays, (0,)))
 
 
 By = Literal["scheme", "layer", "head"]
@@ -128,8 +128,8 @@ class ErrorRow(Row):
 
     def plain(self) -> dict[str, Any]:
         places = super().plain()
-        figures = places.pop("measures")
-        return places | {name: plain_value(figure) for name, figure in figures.items()}
+        measures = places.pop("measures")
+        return places | {name: plain_value(value) for name, value in measures.items()}
 
 
 def error_rows(record: Measurement, arrays: Arrays, by: By = "scheme") -> list[ErrorRow]:
@@ -140,6 +140,6 @@ def error_rows(record: Measurement, arrays: Arrays, by: By = "scheme") -> list[E
     for place in np.ndindex(*shape):
         layer = record.measured_layers[place[1]] if len(shape) > 1 else None
         head = record.kv_heads[place[2]] if len(shape) > 2 else None
-        figures_here = {name: float(figure[place]) for name, figure in measured.items()}
-        rows.append(ErrorRow(record.labels[place[0]], figures_here, layer, head))
+        here = {name: float(values[place]) for name, values in measured.items()}
+        rows.append(ErrorRow(record.labels[place[0]], here, layer, head))
     return rows

@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from analysis.reading import summary, tables
+from analysis.reading import run_tables, summary
+from analysis.reading.tables import Table
 from harness.records.run import Run
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def grid_spec(bits: int, key_axis: str, value_axis: str) -> str:
@@ -49,7 +48,7 @@ def kivi_tables(run: Run) -> dict[str, Table]:
     grid = {axes: {bits: row(spec) for bits, spec in line.items()} for axes, line in GRID.items()}
     ladder = [replace(row(spec), scheme=step) for spec, step in LADDER.items()]
     return {
-        "Published settings": tables.cells([row("exact"), *map(row, PUBLISHED)]),
-        "Asymmetric, groups of 32: ΔNLL ± SE": tables.cost_matrix(grid),
-        "One change at a time": tables.cells([row("exact"), *ladder]),
+        "Published settings": run_tables.cells([row("exact"), *map(row, PUBLISHED)]),
+        "Asymmetric, groups of 32: ΔNLL ± SE": run_tables.cost_matrix(grid),
+        "One change at a time": run_tables.cells([row("exact"), *ladder]),
     }

@@ -1,52 +1,29 @@
-"""Tables of a run's rows: for a terminal, Markdown, JSON and CSV."""
+"""What every table is made of: a header and cells of text, and numbers as people read them."""
 
 import csv
 import io
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from analysis.reading.escaping import markdown
-from analysis.reading.rows import plain
-from analysis.reading.summary import SummaryRow
-from harness.records.run import Run, Settings
+from analysis.reading.rows import Row
+from harness.records.run import Settings
 
-CSV_COLUMNS = [
-    "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
-    "p_holm", "kl", "kl_se", "top1", "delta_p", "bits", "compression", "key_coverage", "value_coverage", "coverage",
-    "within_noise", "audit", "name", "note",
-]  # fmt: skip
-
-EVICTS = "†"  # marks a row that changes what is attended
-NOT_MEASURABLE = "not measurable"
+RowT = TypeVar("RowT", bound=Row)
+Table = tuple[list[str], list[list[str]]]
+"""Header and body."""
 
 
-def in_order(rows: Sequence[SummaryRow], baseline: int, sort: str) -> tuple[Sequence[SummaryRow], int]:
-    """The rows as given ("run"), by measured bits with the most first, or by KL with the least first, and where the
-    baseline is among them; what has no such number comes last."""
-    if sort == "run":
-        return rows, baseline
-    keys = {"bits": lambda row: -(row.bits or 0.0), "kl": lambda row: row.kl if row.kl >= 0 else math.inf}
-    ordered = sorted(rows, key=lambda row: (row is not rows[0], keys[sort](row)))  # exact stays at the top
-    return ordered, next(i for i, row in enumerate(ordered) if row is rows[baseline])
+def table(rows: Sequence[RowT], columns: Mapping[str, Callable[[RowT], str]]) -> Table:
+    return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
 
 
-def as_text(run: Run, rows: Sequence[SummaryRow], baseline: int, format: str) -> str:
-    """As md, json or csv."""
-    if format == "csv":
-        return as_csv(rows)
-    if format == "json":
-        return as_json(run, rows, baseline)
-    text = "\n\n".join(map(markdown, heading(run))) + "\n\n" + as_markdown(*cells(rows, baseline))
-    return text + "".join(f"\n{markdown(line)}\n" for line in notes(rows))
-
-
-def as_csv(rows: Sequence[SummaryRow]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(rows))
-    return out.getvalue()
+def as_markdown(header: list[str], body: list[list[str]]) -> str:
+    escaped = [[markdown(cell) for cell in line] for line in [header, *body]]
+    lines = ["| " + " | ".join(line) + " |" for line in escaped]
+    lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
+    return "\n".join(lines) + "\n"
 
 
 def csv_text(header: list[str], body: list[list[str]]) -> str:
@@ -55,67 +32,21 @@ def csv_text(header: list[str], body: list[list[str]]) -> str:
     return out.getvalue()
 
 
-def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:
-    content = {
-        "model": run.model_name,
-        "text": run.text_name,
-        "protocol": run.settings.protocol,
-        "step": run.settings.step,
-        "windows": len(run.windows),
-        "baseline": rows[baseline].scheme,
-        "noise_floor": run.noise_floor.model_dump() if run.noise_floor else None,
-        "audit": run.audit.model_dump(),
-        "rows": plain(rows),
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+def number(value: float, digits: int = 3) -> str:
+    """To so many significant digits; "–" where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–" if value is None or math.isnan(value) else "∞"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000 or abs(value) < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def cells(rows: Sequence[SummaryRow], baseline: int = 0) -> tuple[list[str], list[list[str]]]:
-    """Header and text cells, for people."""
-    header = ["scheme", "ppl", "Δ%", "ΔNLL [95 %]", "p (Holm)", "KL", "top-1 %", "bits", "×", "read K", "read V"]
-    return header, [_cells(row, is_baseline=i == baseline) for i, row in enumerate(rows)]
-
-
-def _cells(row: SummaryRow, is_baseline: bool) -> list[str]:
-    scheme = f"{row.scheme} {EVICTS}" if row.evicts else row.scheme
-    if row.error:
-        return [scheme, "–", "–", "failed", *["–"] * 7]
-    size = [NOT_MEASURABLE, "–"] if row.bits is None else [f"{row.bits:.2f}", f"{row.compression:.2f}"]
-    read = [f"{row.key_coverage:.3f}", f"{row.value_coverage:.3f}"]
-    if row.audit != "ok":
-        why = "cache not read" if "cache not read" in row.audit else "audit failed"
-        return [scheme, "–", "–", why, "–", "–", "–", *size, *read]
-    if is_baseline:
-        delta = ["–", "baseline", "–"]
-    elif row.within_noise:
-        delta = [signed(row.delta_pct, 2), "within noise", "–"]
-    elif row.p_holm is None or math.isnan(row.p):
-        delta = [signed(row.delta_pct, 2), signed(row.delta_nll, 4), "–"]
-    else:
-        interval = f"[{signed(row.delta_nll_low, 4)}, {signed(row.delta_nll_high, 4)}]"
-        delta = [signed(row.delta_pct, 2), f"{signed(row.delta_nll, 4)} {interval}", chance(row.p_holm)]
-    return [scheme, f"{row.ppl:.4f}", *delta, f"{row.kl:.2g}", f"{row.top1:.1f}", *size, *read]
-
-
-def notes(rows: Sequence[SummaryRow]) -> list[str]:
-    """A line for each row that is not a scheme of ours: what it really does; and why it failed, where it did."""
-    lines = []
-    for row in rows:
-        said = [*([f"failed: {row.error}"] if row.error else []), *([row.note] if row.note else [])]
-        mark = f" {EVICTS} (changes what is attended)" if row.evicts else ""
-        lines += [f"{row.scheme}{mark}: {'; '.join(said)}"] if said else []
-    return lines
-
-
-def cost_matrix(lines: dict[str, dict[str, SummaryRow]]) -> tuple[list[str], list[list[str]]]:
-    """ΔNLL ± SE of rows laid out in two dimensions."""
-
-    def cost(row: SummaryRow) -> str:
-        error = "" if math.isnan(row.delta_nll_se) else f" ± {row.delta_nll_se:.4f}"
-        return "–" if row.audit != "ok" else signed(row.delta_nll, 4) + error
-
-    columns = list(next(iter(lines.values())))
-    return ["", *columns], [[name, *(cost(line[column]) for column in columns)] for name, line in lines.items()]
+def interval(figure: float, low: float, high: float, digits: int = 4) -> str:
+    """A figure with its 95 % interval, where it has one."""
+    shown = signed(figure, digits)
+    return shown if math.isnan(low) else f"{shown} [{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def signed(value: float, digits: int) -> str:
@@ -129,34 +60,11 @@ def chance(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def as_markdown(header: list[str], body: list[list[str]]) -> str:
-    escaped = [[markdown(cell) for cell in line] for line in [header, *body]]
-    lines = ["| " + " | ".join(line) + " |" for line in escaped]
-    lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
-    return "\n".join(lines) + "\n"
-
-
-def heading(run: Run) -> list[str]:
-    """What the numbers are of, in a few lines."""
-    settings = run.settings
-    count = f"{len(run.windows)} window" + "s" * (len(run.windows) != 1)
-    sizes = f"prefix {settings.window_length - settings.score_length} + suffix {settings.score_length} tokens"
-    step = f" (step {settings.step})" if settings.step else ""
+def windows_of(settings: Settings, count: int) -> str:
+    """How many windows, and their sizes; the stride where it is not the score length."""
     stride = f"stride {settings.stride}, " if settings.stride != settings.score_length else ""
-    lines = [
-        f"{run.model_name}",
-        f"{run.text_name}: {count}, {stride}{sizes}, {settings.protocol}{step}, {settings.dtype} on {settings.device}",
-    ]
-    if run.noise_floor:
-        floor = run.noise_floor
-        lines.append(f"noise floor (exact by another route): |ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats")
-    lines += overlap(settings)
-    quantized = run.contenders[0].quantized_layers
-    if len(quantized) < run.layers:
-        lines.append(
-            f"quantized: layers {', '.join(map(str, quantized))} of {run.layers}; the others are kept as they are"
-        )
-    return lines
+    prefix = settings.window_length - settings.score_length
+    return f"{count} window{'s' * (count != 1)}, {stride}prefix {prefix} + suffix {settings.score_length} tokens"
 
 
 def overlap(settings: Settings) -> list[str]:
@@ -170,7 +78,3 @@ def overlap(settings: Settings) -> list[str]:
         f"windows begin {advance} tokens apart and score {settings.score_length - 1}: tokens are scored twice, so windows "
         f"are no independent samples and there are no intervals; --stride {settings.score_length - 1} or more gives them"
     ]
-
-
-LEGEND = """ΔNLL: nats a token more than the baseline, 95 % interval over windows. bits: a number, measured at the prefix length;
-codes and metadata as held, exact tokens at 16. read: share of attended (query, token) pairs from packed storage."""

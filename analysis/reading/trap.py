@@ -1,9 +1,8 @@
 """The trap of a single pass, from its two records: the table, and whether it showed."""
 
-from analysis.reading import summary, tables
+from analysis.reading import summary
+from analysis.reading.tables import Table, signed
 from harness.records.run import Run
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def trap_table(single: Run, two: Run) -> Table:
@@ -11,7 +10,7 @@ def trap_table(single: Run, two: Run) -> Table:
     body = []
     in_one, in_two = summary.perplexities(single), summary.perplexities(two)
     for contender, one, other in zip(two.contenders, in_one, in_two, strict=True):
-        change = "" if contender.lossless else f" ({tables.signed(100 * (other / in_two[0] - 1), 2)} %)"
+        change = "" if contender.lossless else f" ({signed(100 * (other / in_two[0] - 1), 2)} %)"
         body.append([contender.label, repr(one), f"{other:.4f}{change}"])
     return ["cache", "perplexity, single pass", "perplexity, two passes"], body
 

@@ -1,10 +1,12 @@
-"""Rows made by hand."""
+"""Rows made by hand, and schemes whose rows relate."""
 
 import math
 from dataclasses import fields
 
 from analysis.reading.summary import SummaryRow
 from schemes import parse_scheme
+
+GRID = [f"asym{bits}:key_axis={k},value_axis={v},group_size=16" for bits in (2, 4) for k in ("token", "channel") for v in ("token", "channel")]  # fmt: skip
 
 
 def summary_row(spec="int4", **figures):

@@ -99,7 +99,7 @@ DRAWN = {
     "sensitivity": (lambda: plots.sensitivity_by_layer(*sensitivity()), 4),
     "scatter": (lambda: plots.measure_scatter(SCATTER, "KL (nats a token)", "what predicts"), 2),
     "bits": (lambda: plots.bits_against_loss(ROWS, "what a bit buys"), 1),
-    "allocation": (lambda: plots.allocation({"key": {2: 4.5, 3: 2.5}, "value": {2: 2.5, 3: 2.5}}, "bits"), 1),
+    "allocation": (lambda: plots.bits_by_layer({"key": {2: 4.5, 3: 2.5}, "value": {2: 2.5, 3: 2.5}}, "bits"), 1),
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from analysis.measuring.candidates import costs_of
+from analysis.measuring.costs import costs_of
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.sensitivity import measure_sensitivity
 from analysis.reading import allocation

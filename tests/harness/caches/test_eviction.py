@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from analysis.reading import summary, tables
+from analysis.reading import run_tables, summary
 from harness.caches import specs
 from harness.caches.contenders import contender_of, contenders_of
 from harness.caches.eviction import EvictingCache, Eviction
@@ -118,9 +118,9 @@ def test_rows_at_the_bytes_that_were_asked_for(subject, options):
     assert rows[asked[0]].key_coverage == pytest.approx(31 * 72 / pairs)  # what is missing counts as not exact
     assert rows[asked[0]].kl > rows[asked[2]].kl > 0
     assert [row.evicts for row in rows.values()] == [False, False, True, True, True]
-    _, body = tables.cells(list(rows.values()))
+    _, body = run_tables.cells(list(rows.values()))
     assert [line[0].endswith(" †") for line in body] == [False, False, True, True, True]
-    assert tables.notes(list(rows.values()))[1] == (
+    assert run_tables.notes(list(rows.values()))[1] == (
         "sink-window:sinks=4,bits=4 † (changes what is attended): attends to the first 4 and the newest 20 tokens of the "
         "prefix, exact and at their own positions; the others are evicted"
     )

@@ -11,8 +11,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import HQQQuantizedLayer
 
-from analysis.cli.trap import stock_hqq
-from analysis.reading import summary, tables
+from analysis.cli.trap_contenders import stock_hqq
+from analysis.reading import run_tables, summary
 from analysis.reading.trap import trap_verdict
 from harness.caches.contenders import contender_of
 from harness.caches.foreign import ForeignContender, note_of
@@ -43,7 +43,7 @@ def test_transformers_caches_in_our_table(subject, options):
     assert run.contenders[1].bytes["both"].elements == 2 * 96 * 2 * 16 * 2  # sides, tokens, heads, channels, layers
     assert run.contenders[2].spec["axis_key"] == run.contenders[2].spec["axis_value"] == 1
     flushes = "re-quantizes everything at each flush"
-    assert tables.notes(list(rows.values())) == [
+    assert run_tables.notes(list(rows.values())) == [
         f"hf-hqq4: groups of strided tokens across heads (axis 0); {flushes}",
         f"{small}: groups of neighbouring channels of one token (axis 1); {flushes}",
     ]
@@ -180,7 +180,7 @@ def test_bytes_that_cannot_be_known_are_not_guessed(subject, options, kind):
     run, _ = compare([ForeignContender("foreign", kind)], options, subject=subject)
     assert run.contenders[1].bytes is None
     run.audit.failures = {}  # it is exact in truth
-    header, body = tables.cells(list(rows_of(run).values()))
+    header, body = run_tables.cells(list(rows_of(run).values()))
     assert dict(zip(header, body[1], strict=True))["bits"] == "not measurable"
 
 
@@ -246,9 +246,9 @@ def test_a_foreign_failure_is_its_own_row(subject, options, tmp_path, when):
     loaded = load_run(folder)
     assert loaded.model_dump_json() == run.model_dump_json()
     assert failures(loaded) == run.audit.failures
-    _, body = tables.cells(list(there.values()))
+    _, body = run_tables.cells(list(there.values()))
     assert body[2] == ["bad", "–", "–", "failed", *["–"] * 7]
-    assert tables.notes(list(there.values())) == [f"bad: failed: {run.contenders[2].error}"]
+    assert run_tables.notes(list(there.values())) == [f"bad: failed: {run.contenders[2].error}"]
     with pytest.raises(ValueError, match="bad failed, so there are no deltas against it"):
         summary.summarize(loaded, "bad")
 

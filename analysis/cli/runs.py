@@ -1,23 +1,30 @@
-"""Score contenders with progress for people; the record gets its summary."""
+"""A run as the command line makes it: with progress for people, a summary in its record, and its audit reported.
+
+Light: `show` ends here too, without a model.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.cli import terminal
 from analysis.cli.starting import note
 from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
-from harness import comparison
-from harness.caches.contenders import Contender
 from harness.options import Options
 from harness.records.run import Run, load_nll, save_run
-from harness.subject.prepared import Subject
+
+if TYPE_CHECKING:
+    from harness.caches.contenders import Contender
+    from harness.subject.prepared import Subject
 
 AUDIT_FAILED, ROW_FAILED = 3, 4
 
 
-def score(contenders: Sequence[Contender], options: Options, subject: Subject) -> tuple[Run, Path]:
+def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
     """Run, with progress on stderr."""
+    from harness import comparison
+
     progress = terminal.progress(len(subject.windows), len(contenders))
     run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
     run.summary = plain(summarize(run, nll=load_nll(folder, run)))
@@ -26,7 +33,7 @@ def score(contenders: Sequence[Contender], options: Options, subject: Subject) -
     return run, folder
 
 
-def verdict(run: Run) -> int:
+def report_failures(run: Run) -> int:
     """Say which rows have no score and which cannot be believed; the exit code."""
     failed = {contender.label: contender.error for contender in run.contenders if contender.error}
     doubtful = {label: reasons for label, reasons in run.audit.failures.items() if label not in failed}

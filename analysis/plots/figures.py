@@ -8,31 +8,33 @@ import numpy as np
 
 from analysis import plots
 from analysis.plots.style import scheme_label
-from analysis.reading import joining, summary
+from analysis.reading import summary
 from analysis.reading.error_measures import MEASURES
+from analysis.reading.joined import gather
 from harness.records.measurement import Arrays, Measurement
 from harness.records.run import Header, Run
 
 if TYPE_CHECKING:
-    from analysis.reading.agreement import AgreementRow, Question
+    from analysis.reading.agreement import AgreementRow
+    from analysis.reading.questions import Question
 
 Named = Iterator[tuple[str, plots.Figure]]
 
 
 def draw(folder: Path, style: str | None = None) -> list[Path]:
     """All figures of the records in a folder, as SVG and PNG in its `figures`; ValueError where it holds no record."""
-    found = joining.gather([folder])
+    joined = gather([folder])
     paths: list[Path] = []
     with plots.styled(style):
-        for _, run in found.runs:
+        for _, run in joined.runs:
             paths += _saved(folder, _of_run(run))
-        for kind, measured in (
-            (_of_outliers, found.outliers),
-            (_of_errors, found.errors),
-            (_of_sensitivity, found.sensitivity),
+        for figures_of, measured in (
+            (_of_outliers, joined.outliers),
+            (_of_errors, joined.errors),
+            (_of_sensitivity, joined.sensitivity),
         ):
             for _, record, arrays in measured:
-                paths += _saved(folder, kind(record, arrays))
+                paths += _saved(folder, figures_of(record, arrays))
     return paths
 
 
@@ -66,7 +68,7 @@ def draw_allocation(
     bits: dict[str, dict[int, float]], title: str, folder: Path, style: str | None = None
 ) -> list[Path]:
     with plots.styled(style):
-        return plots.save(plots.allocation(bits, title), folder, "allocation")
+        return plots.save(plots.bits_by_layer(bits, title), folder, "allocation")
 
 
 def subject_line(record: Header) -> str:

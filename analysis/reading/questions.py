@@ -1,23 +1,40 @@
-"""`relate`: joins errors with losses, by layer from an ablation and by scheme from a comparison."""
+"""What `relate` asks: do the error measures rank the damage, by layer of an ablation, by scheme of a comparison?"""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.reading import error_measures as measures
 from analysis.reading import summary
-from analysis.reading.agreement import EQUAL_BITS, Question
 from analysis.reading.error_measures import MEASURES
-from analysis.reading.joining import Joined
-from analysis.reading.summary import SummaryRow
+from analysis.reading.joined import Joined
 from harness.records.measurement import Arrays, Measurement
+from harness.records.run import Run
 from schemes.errors import UserError
 
 LEAST_POINTS = 5
-NO_WORSE = 1.02  # an error up to this ratio is called no worse
+EQUAL_BITS = 0.02  # measured bits a number; schemes closer than this are compared as equals
 
 
-def questions(joined: Joined) -> list[Question]:
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Error measures against the damage done, point by point; the points are layers or schemes.
+
+    draw(windows) gives measures [measure, points], KL [points] and ΔNLL [points], all in nats a token where they are
+    losses, over these windows (positions, with repeats): so that a bootstrap can draw windows and points.
+    """
+
+    title: str
+    points: list[str]  # layer numbers, or labels of schemes
+    names: list[str]  # canonical scheme of each point
+    measures: list[str]
+    windows: int
+    draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    bits: list[float] | None = None  # of each point, where the points are schemes
+
+
+def questions_of(joined: Joined) -> list[Question]:
     """One a scheme and side of each ablation that the errors also know, and one over the schemes of each comparison.
 
     ValueError where there are no errors, or nothing to relate them to.
@@ -34,19 +51,19 @@ def questions(joined: Joined) -> list[Question]:
                 f"{folder} scores tokens in two windows (stride {record.settings.stride}), so its windows are no independent "
                 f"samples and agreement has no interval; measure it with --stride {record.settings.score_length - 1} or more"
             )
-    asked: list[Question] = []
+    questions: list[Question] = []
     for _, errors, sums in joined.errors:
         for _, ablation, arrays in joined.sensitivity:
-            asked += _over_layers(errors, sums, ablation, arrays)
+            questions += _over_layers(errors, sums, ablation, arrays)
         for _, run in joined.runs:
-            asked += _over_schemes(errors, sums, run)
-    if not asked:
+            questions += _over_schemes(errors, sums, run)
+    if not questions:
         known = ", ".join(label for _, errors, _ in joined.errors for label in errors.labels)
         raise UserError(
             f"nothing to relate: no ablation and no comparison here shares {LEAST_POINTS} layers or schemes with the "
             f"errors record, which has {known}"
         )
-    return asked
+    return questions
 
 
 def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, arrays: Arrays) -> list[Question]:
@@ -55,7 +72,7 @@ def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, array
         return []
     at_errors = [errors.measured_layers.index(layer) for layer in layers]
     at_ablation = [ablation.measured_layers.index(layer) for layer in layers]
-    found = []
+    questions = []
     for i, name in enumerate(ablation.settings.contenders):
         if name not in errors.settings.contenders:
             continue
@@ -66,15 +83,15 @@ def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, array
             def draw(
                 windows: np.ndarray, here: Arrays = here, i: int = i, j: int = j, chosen: list[str] = chosen
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-                figures = measures.figures(measures.pooled({k: a[windows] for k, a in here.items()}, (0, 2)))
+                values = measures.values_of(measures.pooled({k: a[windows] for k, a in here.items()}, (0, 2)))
                 count = arrays["count"][windows].sum()
                 kl = arrays["kl"][windows, i, j][:, at_ablation].sum(axis=0) / count
                 delta = (arrays["nll"][windows, i, j][:, at_ablation] - arrays["exact_nll"][windows, None]).sum(axis=0)
-                return np.stack([figures[name] for name in chosen]), kl, delta / count
+                return np.stack([values[name] for name in chosen]), kl, delta / count
 
             label = ablation.labels[i]
             what = {"key": "keys", "value": "values", "both": "keys and values"}[side]
-            found.append(
+            questions.append(
                 Question(
                     f"{label}: {what} of one layer at a time, {len(layers)} layers",
                     [str(layer) for layer in layers],
@@ -84,10 +101,10 @@ def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, array
                     draw,
                 )
             )
-    return found
+    return questions
 
 
-def _over_schemes(errors: Measurement, sums: Arrays, run: Any) -> list[Question]:
+def _over_schemes(errors: Measurement, sums: Arrays, run: Run) -> list[Question]:
     names = [name for name in errors.settings.contenders if name in run.settings.contenders and name != "exact"]
     if len(names) < LEAST_POINTS:
         return []
@@ -99,10 +116,10 @@ def _over_schemes(errors: Measurement, sums: Arrays, run: Any) -> list[Question]
     chosen = [m.name for m in MEASURES.values() if _has(m, sums)]
 
     def draw(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        figures = measures.by_scheme({k: a[windows] for k, a in here.items()})
+        values = measures.by_scheme({k: a[windows] for k, a in here.items()})
         count = counts[windows].sum()
         delta = (nll[windows][:, at_run] - nll[windows][:, :1]).sum(axis=0) / count
-        return np.stack([figures[name] for name in chosen]), kl[windows][:, at_run].sum(axis=0) / count, delta
+        return np.stack([values[name] for name in chosen]), kl[windows][:, at_run].sum(axis=0) / count, delta
 
     bits = [summary.measured_bits(run.contenders[i]) or np.nan for i in at_run]
     labels = [run.contenders[i].label for i in at_run]
@@ -112,41 +129,3 @@ def _over_schemes(errors: Measurement, sums: Arrays, run: Any) -> list[Question]
 
 def _has(measure: measures.Measure, sums: Arrays) -> bool:
     return not measure.predicted or "key_square" in sums
-
-
-def worked_example(joined: Joined) -> str | None:
-    """The case against reconstruction error: two schemes of equal bits and equal keys, the values of one rebuilt no
-    worse (up to 2 %), and the loss far larger. The pair with the largest ratio of KL; None where there is none."""
-    found: list[tuple[float, str]] = []
-    for _, errors, sums in joined.errors:
-        figures = measures.by_scheme(sums)
-        for _, run in joined.runs:
-            rows = {row.name: row for row in summary.summarize(run)}
-            shared = [name for name in errors.settings.contenders if name in rows and name != "exact"]
-            for a, b in [(a, b) for a in shared for b in shared if a != b]:
-                i, j = errors.settings.contenders.index(a), errors.settings.contenders.index(b)
-                same_keys = _side(a, "key") == _side(b, "key")
-                near = abs((rows[a].bits or 0) - (rows[b].bits or 9)) <= EQUAL_BITS
-                v, out = figures["value_error"], figures["output_both"]
-                if same_keys and near and v[i] <= NO_WORSE * v[j] and rows[a].kl > rows[b].kl:
-                    found.append((rows[a].kl / rows[b].kl, _example(rows[a], rows[b], v[[i, j]], out[[i, j]])))
-    return max(found)[1] if found else None
-
-
-def _side(name: str, side: str) -> object:
-    try:
-        from schemes import parse_scheme
-
-        return parse_scheme(name).sides[side]
-    except ValueError:  # a foreign cache
-        return name
-
-
-def _example(a: SummaryRow, b: SummaryRow, value_error: np.ndarray, output: np.ndarray) -> str:
-    return (
-        f"Reconstruction error picks the wrong scheme: {a.scheme} and {b.scheme} have the same keys and "
-        f"{a.bits:.2f} bits; the first rebuilds values to {value_error[0]:.3f}, the second to {value_error[1]:.3f} "
-        f"(relative error), but its attention output is {output[0] / output[1]:.1f} times further off ({output[0]:.3f} "
-        f"against {output[1]:.3f}), its KL {a.kl / b.kl:.1f} times larger, and it loses {a.delta_nll:+.4f} "
-        f"nats a token against {b.delta_nll:+.4f}."
-    )

@@ -1,4 +1,4 @@
-"""Figures of an outliers record."""
+"""Figures of an outliers record: channels, layers and tokens."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,33 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.plots.canvas import ink, legend, panel_figure, plain_number, record_figure, tidy_log
-from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, binned, spread
-from analysis.reading.outlier_rows import OUTLIER, channel_ratio, persistence
+from analysis.plots.canvas import ink, legend, panel_figure, plain_number, tidy_log
+from analysis.plots.pictures import ACTIVATION, drawn_sides, pictured_head
+from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, spread
+from analysis.reading.outliers import OUTLIER, channel_ratio, persistence
 from harness.records.measurement import Arrays, Measurement
 from schemes.errors import UserError
 
-SIDES = ("key", "pre_rope_key", "value")
 STRONG = 5.0  # the ratio from which outliers are called strong
-HEAT = "magma"
-ACTIVATION = "|x| (activation units)"
-
-
-def heat_maps(record: Measurement, arrays: Arrays, picture: int = 0) -> Figure:
-    """|x| of one head's keys (after and before RoPE, on one colour scale) and values, token by channel."""
-    return _pictures(record, arrays, picture, surface=False)
-
-
-def surfaces(record: Measurement, arrays: Arrays, picture: int = 0) -> Figure:
-    """The same as `heat_maps` in three dimensions, the key sides with one height."""
-    return _pictures(record, arrays, picture, surface=True)
 
 
 def channel_profile(record: Measurement, arrays: Arrays, picture: int = 0) -> Figure:
     """Mean and largest |x| of each channel of one head over all windows; outlier channels are named."""
-    layer, head = _pictured(arrays, picture)
+    layer, head = pictured_head(arrays, picture)
     at, h = record.measured_layers.index(layer), record.kv_heads.index(head)
-    sides = _sides(arrays)
+    sides = drawn_sides(arrays)
     what = f"Channels of layer {layer}, KV head {head}; named: mean over {OUTLIER:g} × the median channel"
     figure, panels = panel_figure(record, what, len(sides), 1, 1.55, sharex=True)
     for axes, side in zip(panels.flat, sides, strict=True):
@@ -59,7 +47,7 @@ def ratio_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     what = "How far the largest channel stands out, by layer (line: largest head; dots: each KV head)"
     figure, panels = panel_figure(record, what, 1, 1, 2.9)
     axes = panels[0, 0]
-    for shift, side in _shifted(_sides(arrays)):
+    for shift, side in _shifted(drawn_sides(arrays)):
         ratio = channel_ratio(arrays[f"{side}_mean_abs"].mean(axis=0))
         _by_head(axes, record, ratio, ratio.max(axis=1), side, shift)
     axes.axhline(STRONG, color=ink(), linestyle=":", linewidth=0.8, label=f"ratio {STRONG:g}")
@@ -76,7 +64,7 @@ def persistence_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     what = "Do the same channels stand out in every window? (line: mean over KV heads; dots: each)"
     figure, panels = panel_figure(record, what, 1, 1, 2.6)
     axes = panels[0, 0]
-    for shift, side in _shifted(_sides(arrays)):
+    for shift, side in _shifted(drawn_sides(arrays)):
         lasting = persistence(arrays[f"{side}_mean_abs"])
         _by_head(axes, record, lasting, lasting.mean(axis=1), side, shift)
     axes.set(xlabel="layer (index)", ylabel="Jaccard overlap of top channels (0–1)", ylim=(-0.04, 1.04))
@@ -117,62 +105,6 @@ def token_norms(record: Measurement, arrays: Arrays, layers: int = 4) -> Figure:
     tidy_log(axes.yaxis)
     legend(figure, handles + axes.get_legend_handles_labels()[0])
     return figure
-
-
-def _pictures(record: Measurement, arrays: Arrays, picture: int, surface: bool) -> Figure:
-    sides = _sides(arrays)
-    layer, head = _pictured(arrays, picture)
-    images = {side: binned(arrays[f"picture_{side}"][0, picture], 96 if surface else 384) for side in sides}
-    tokens = arrays[f"picture_{sides[0]}"].shape[2]
-    key_top = max((float(image.max()) for side, (image, _) in images.items() if side != "value"), default=0.0)
-    what, height = f"{ACTIVATION} of keys and values", 2.7 if surface else 3.4
-    figure = record_figure(record, f"{what}, layer {layer}, KV head {head}", height, "first window")
-    last: dict[bool, Any] = {}
-    for i, side in enumerate(sides):
-        image, step = images[side]
-        top, (rows, channels) = (float(image.max()) if side == "value" else key_top), image.shape
-        if surface:
-            figure.set_layout_engine("none")
-            axes: Any = figure.add_axes(((i - 0.05) / len(sides), -0.04, 1 / len(sides), 1.0), projection="3d")
-            x, y = np.meshgrid(np.arange(channels), np.arange(rows) * step)
-            axes.plot_surface(
-                x, y, image, cmap=HEAT, vmin=0, vmax=top, rcount=rows, ccount=channels, linewidth=0,
-                antialiased=False, rasterized=True,
-            )  # fmt: skip
-            axes.patch.set_visible(False)  # it would cover its neighbour's labels
-            axes.set(zlim=(0, top))
-            axes.set_title(SIDE_NAMES[side], loc="center", y=0.9)
-            axes.set_xlabel("channel (index)", labelpad=-5)
-            axes.set_ylabel("token (position)", labelpad=-5)
-            axes.locator_params(nbins=4)
-            axes.tick_params(pad=-2)
-            axes.view_init(elev=28, azim=-52)
-            axes.set_box_aspect((4, 4, 3), zoom=0.84)
-            continue
-        axes = figure.add_subplot(1, len(sides), i + 1)
-        shown = axes.imshow(
-            image, cmap=HEAT, vmin=0, vmax=top, aspect="auto", origin="lower", interpolation="nearest",
-            extent=(-0.5, channels - 0.5, 0.5, rows * step + 0.5),
-        )  # fmt: skip
-        axes.grid(visible=False)
-        axes.set(title=SIDE_NAMES[side], xlabel="channel (index)", ylim=(0.5, tokens + 0.5))
-        if i == 0:
-            axes.set_ylabel(f"token (position; max of each {step})" if step > 1 else "token (position)")
-        last[side == "value"] = (shown, axes)
-    for shown, axes in last.values():
-        figure.colorbar(shown, ax=axes, label=ACTIVATION, pad=0.03)
-    return figure
-
-
-def _sides(arrays: Arrays) -> list[str]:
-    return [side for side in SIDES if f"{side}_mean_abs" in arrays]
-
-
-def _pictured(arrays: Arrays, picture: int) -> tuple[int, int]:
-    pictured = arrays["pictured"][0]
-    if not 0 <= picture < len(pictured):
-        raise UserError(f"picture {picture}: this record kept {len(pictured)} heads, numbered from 0")
-    return int(pictured[picture][0]), int(pictured[picture][1])
 
 
 def _shifted(sides: Sequence[str]) -> list[tuple[float, str]]:

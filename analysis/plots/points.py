@@ -1,4 +1,4 @@
-"""Figures of errors, of losses, and of how they relate."""
+"""Figures of points: error measures against losses, and losses against bits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from scipy import special
 
-from analysis.plots.canvas import (
-    grid_figure,
-    ink,
-    label_points,
-    log_floor,
-    panel_figure,
-    scheme_legend,
-    scheme_line,
-    settle,
-    tidy_log,
-)
-from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, floored, look, scheme_label, with_unit
-from analysis.reading import ablations
-from analysis.reading.error_measures import MEASURES, by_layer
+from analysis.plots.canvas import grid_figure, ink, label_points, scheme_legend, settle, tidy_log
+from analysis.plots.style import floored, look, scheme_label, with_unit
 from analysis.reading.summary import SummaryRow
-from harness.records.measurement import Arrays, Measurement
 
 
 @dataclass(frozen=True)
@@ -38,71 +23,6 @@ class Series:
     labels: list[str]
     schemes: list[str]
     note: str = ""
-
-
-def errors_by_layer(
-    record: Measurement,
-    arrays: Arrays,
-    measures: Sequence[str] = ("key_error", "value_error", "attention_kl", "output_both"),
-) -> Figure:
-    """One panel a measure: the error of each scheme by layer, over all windows and heads."""
-    rows = -(-len(measures) // 2)
-    figure, panels = panel_figure(record, "Error of each scheme by layer", rows, min(2, len(measures)), 2.2)
-    found = by_layer(arrays)
-    for axes, name in zip(panels.flat, measures, strict=False):
-        floor = log_floor(axes, found[name])
-        for i, scheme in enumerate(record.settings.contenders):
-            scheme_line(
-                axes, record.measured_layers, found[name][i], scheme, i, len(record.settings.contenders), floor=floor
-            )
-        axes.set(xlabel="layer (index)", ylabel=with_unit(MEASURES[name].label))
-        tidy_log(axes.yaxis)
-    scheme_legend(figure, panels, len(measures), record.settings.contenders)
-    return figure
-
-
-def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
-    """A row a side: mean KL and ΔNLL of quantizing one layer alone, with 95 % intervals over windows."""
-    sides, windows = record.settings.measured["sides"], len(record.settings.windows)
-    names = dict(zip(record.labels, record.settings.contenders, strict=True))
-    found = ablations.layer_rows(record, arrays)
-    whiskers = "; whiskers: 95 % interval over windows" if windows > 1 else ""
-    figure, panels = panel_figure(record, f"What one quantized layer costs{whiskers}", len(sides), 2, 2.4)
-    t = float(special.stdtrit(windows - 1, 0.975)) if windows > 1 else np.nan
-    for (divergence, loss), side in zip(panels, sides, strict=True):
-        at_side = [row for row in found if row.side == side]
-        floor = log_floor(divergence, np.array([row.kl for row in at_side]))
-        for turn, (label, name) in enumerate(names.items()):
-            rows = [row for row in at_side if row.scheme == label]
-            kl, half = np.array([row.kl for row in rows]), t * np.array([row.kl_se for row in rows])
-            scheme_line(
-                divergence,
-                record.measured_layers,
-                kl,
-                name,
-                turn,
-                len(names),
-                floor=floor,
-                low=kl - half,
-                high=kl + half,
-            )
-            low, high = np.array([(row.delta_nll_low, row.delta_nll_high) for row in rows]).T
-            scheme_line(
-                loss,
-                record.measured_layers,
-                np.array([row.delta_nll for row in rows]),
-                name,
-                turn,
-                len(names),
-                low=low,
-                high=high,
-            )
-        tidy_log(divergence.yaxis)
-        loss.axhline(0, color=ink(), linewidth=0.6, zorder=1)
-        for axes, ylabel in ((divergence, "mean KL (nats per token)"), (loss, "ΔNLL (nats per token)")):
-            axes.set(title=f"{SIDE_NAMES[side]} quantized", xlabel="layer (index)", ylabel=ylabel)
-    scheme_legend(figure, panels, panels.size, list(names.values()))
-    return figure
 
 
 def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> Figure:
@@ -195,23 +115,3 @@ def _divergence(axes: Axes, shown: Sequence[SummaryRow]) -> Drawn:
     axes.set(yscale="log", ylabel="mean KL(exact ‖ scheme) (nats per token, ± 2 SE)")
     axes.set_title(f"named: {best.sum()} of {len(shown)} that no other beats at as many bits or fewer", fontsize=7)
     return kl, kl - errors, kl + errors, best
-
-
-def allocation(bits_by_side: dict[str, dict[int, float]], title: str) -> Figure:
-    """Measured bits of each layer, a bar for each side."""
-    figure, panels = grid_figure(title, 1, 1, 2.5)
-    axes, width = panels[0, 0], 0.8 / len(bits_by_side)
-    for i, (side, bits) in enumerate(bits_by_side.items()):
-        x = np.array(list(bits)) + (i - (len(bits_by_side) - 1) / 2) * width
-        label = f"{SIDE_NAMES[side]} (mean {np.mean(list(bits.values())):.2f} bits)"
-        hatch = "" if side == "key" else "//////"
-        axes.bar(
-            x, list(bits.values()), width, color=SIDE_LOOKS[side]["color"], hatch=hatch, edgecolor="white",
-            linewidth=0.2, label=label,
-        )  # fmt: skip
-    axes.grid(axis="x", visible=False)
-    axes.set(xlabel="layer (index)", ylabel="measured bits per number")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return figure

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.measuring.loop import measure_windows, stored_places
-from analysis.reading.outlier_rows import channel_ratio
+from analysis.reading.outliers import channel_ratio
 from analysis.reading.selection import chosen
 from harness.caches.rotary import rotary_of
 from harness.capture import pre_rope_keys

@@ -1,33 +1,26 @@
-"""The analyzer's rows as tables for people, and as json and csv for programs."""
+"""Tables of what the analyzer measured: for people, and every figure as json and csv for programs."""
 
 import csv
 import io
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 from analysis.reading import error_measures as measures
-from analysis.reading import outlier_rows, tables
+from analysis.reading import outliers
 from analysis.reading.ablations import AblationRow, AdditivityRow
 from analysis.reading.agreement import AgreementRow
 from analysis.reading.error_measures import ErrorRow
-from analysis.reading.outlier_rows import OutlierRow
+from analysis.reading.outliers import OutlierRow
 from analysis.reading.rows import Row, plain
+from analysis.reading.tables import Table, interval, number, overlap, signed, table, windows_of
 from harness.records.measurement import Arrays, Measurement
 from harness.records.run import Header
-
-RowT = TypeVar("RowT", bound=Row)
-Table = tuple[list[str], list[list[str]]]
 
 
 def heading(record: Header) -> list[str]:
     settings = record.settings
-    count = len(settings.windows)
-    what = f"{count} window{'s' * (count != 1)}, prefix {settings.window_length - settings.score_length} + suffix {settings.score_length} tokens"
-    stride = f"stride {settings.stride}, " if settings.stride != settings.score_length else ""
-    line = f"{record.text_name}: {stride}{what}, {settings.dtype} on {settings.device}"
-    return [record.model_name, line, *tables.overlap(settings)]
+    what = windows_of(settings, len(settings.windows))
+    return [record.model_name, f"{record.text_name}: {what}, {settings.dtype} on {settings.device}", *overlap(settings)]
 
 
 def as_text(rows: Sequence[Row], format: str) -> str:
@@ -41,27 +34,6 @@ def as_text(rows: Sequence[Row], format: str) -> str:
     writer.writeheader()
     writer.writerows(values)
     return out.getvalue()
-
-
-def table(rows: Sequence[RowT], columns: Mapping[str, Callable[[RowT], str]]) -> Table:
-    return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
-
-
-def number(value: float, digits: int = 3) -> str:
-    """To so many significant digits; "–" where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–" if value is None or math.isnan(value) else "∞"
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000 or abs(value) < 1e-3:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
-
-
-def interval(figure: float, low: float, high: float, digits: int = 4) -> str:
-    """A figure with its 95 % interval, where it has one."""
-    shown = tables.signed(figure, digits)
-    return shown if math.isnan(low) else f"{shown} [{tables.signed(low, digits)}, {tables.signed(high, digits)}]"
 
 
 # errors
@@ -104,7 +76,7 @@ of the softmax. attn KL: nats a query. out K, out V, output: error of the attent
 
 def outlier_table(rows: Sequence[OutlierRow]) -> Table:
     """One row a layer: its most outlying head of keys, and of values."""
-    best = {(row.side, row.layer): row for row in outlier_rows.layer_rows(rows)}
+    best = {(row.side, row.layer): row for row in outliers.layer_rows(rows)}
     layers = sorted({layer for _, layer in best})
     columns: dict[str, Callable[[OutlierRow], str]] = {
         "layer": lambda row: str(row.layer),
@@ -159,8 +131,8 @@ def additivity_table(rows: Sequence[AdditivityRow]) -> Table:
     columns: dict[str, Callable[[AdditivityRow], str]] = {
         "scheme": lambda row: row.scheme,
         "side": lambda row: row.side,
-        "Σ ΔNLL": lambda row: tables.signed(row.sum_delta_nll, 4),
-        "all layers": lambda row: tables.signed(row.all_delta_nll, 4),
+        "Σ ΔNLL": lambda row: signed(row.sum_delta_nll, 4),
+        "all layers": lambda row: signed(row.all_delta_nll, 4),
         "difference [95 %]": lambda row: interval(row.difference, row.difference_low, row.difference_high),
         "Σ KL": lambda row: number(row.sum_kl),
         "KL, all layers": lambda row: number(row.all_kl),

@@ -7,12 +7,12 @@ import math
 
 import pytest
 
-from analysis.reading import summary, tables
+from analysis.reading import run_tables, summary, tables
 
 
 def body(run, baseline=None):
     rows = summary.summarize(run, baseline)
-    header, cells = tables.cells(rows, summary.find(run, baseline) if baseline else 0)
+    header, cells = run_tables.cells(rows, summary.find(run, baseline) if baseline else 0)
     return [dict(zip(header, line, strict=True)) for line in cells]
 
 
@@ -48,9 +48,9 @@ def test_a_row_that_failed_says_so(run):
         window.nll[2] = window.kl[2] = window.probability[2] = math.nan
     rows = summary.summarize(run)
     assert body(run)[2]["ΔNLL [95 %]"] == "failed"
-    assert tables.notes(rows) == ["int4: failed: RuntimeError: no more"]
-    assert list(csv.DictReader(io.StringIO(tables.as_csv(rows))))[2]["audit"] == "it failed: RuntimeError: no more"
-    assert json.loads(tables.as_json(run, rows), parse_constant=pytest.fail)["rows"][2]["ppl"] is None
+    assert run_tables.notes(rows) == ["int4: failed: RuntimeError: no more"]
+    assert list(csv.DictReader(io.StringIO(run_tables.as_csv(rows))))[2]["audit"] == "it failed: RuntimeError: no more"
+    assert json.loads(run_tables.as_json(run, rows), parse_constant=pytest.fail)["rows"][2]["ppl"] is None
 
 
 def test_rows_that_are_no_schemes_of_ours_are_explained(run):
@@ -60,31 +60,31 @@ def test_rows_that_are_no_schemes_of_ours_are_explained(run):
     assert (int4["scheme"], kivi2["bits"], kivi2["×"]) == ("int4 †", "not measurable", "–")
     lines = ["int4 † (changes what is attended): attends to the newest 9", "kivi2: re-quantizes everything"]
     rows = summary.summarize(run)
-    assert tables.notes(rows) == lines
-    assert tables.as_text(run, rows, 0, "md").endswith("\n\n".join(lines) + "\n")
+    assert run_tables.notes(rows) == lines
+    assert run_tables.as_text(run, rows, 0, "md").endswith("\n\n".join(lines) + "\n")
 
 
 def test_one_window(run):
     run.windows = run.windows[:1]
     assert body(run)[2]["ΔNLL [95 %]"] == "+0.1000"
-    assert "1 window, prefix 29 + suffix 11 tokens, two-pass" in tables.heading(run)[1]
+    assert "1 window, prefix 29 + suffix 11 tokens, two-pass" in run_tables.heading(run)[1]
 
 
 def test_the_heading_says_what_windows_share(run):
-    assert "stride" not in tables.heading(run)[1]
-    assert tables.heading(run)[-1] == (
+    assert "stride" not in run_tables.heading(run)[1]
+    assert run_tables.heading(run)[-1] == (
         "windows begin 11 tokens apart: their prefixes overlap other windows, no token is scored twice"
     )
     run.settings.stride = 5
-    assert "3 windows, stride 5, prefix 29 + suffix 11" in tables.heading(run)[1]
-    assert "windows begin 5 tokens apart and score 10: tokens are scored twice" in tables.heading(run)[-1]
+    assert "3 windows, stride 5, prefix 29 + suffix 11" in run_tables.heading(run)[1]
+    assert "windows begin 5 tokens apart and score 10: tokens are scored twice" in run_tables.heading(run)[-1]
     run.settings.stride = 40
-    assert not any("windows begin" in line for line in tables.heading(run))
+    assert not any("windows begin" in line for line in run_tables.heading(run))
 
 
 def test_json_has_no_nan(run):
     run.windows = run.windows[:1]
-    content = json.loads(tables.as_json(run, summary.summarize(run)), parse_constant=pytest.fail)
+    content = json.loads(run_tables.as_json(run, summary.summarize(run)), parse_constant=pytest.fail)
     assert content["rows"][2]["p"] is None
     assert content["baseline"] == "exact"
 
@@ -96,23 +96,23 @@ def test_a_bar_in_a_markdown_cell_is_no_column():
 
 def test_csv_and_markdown(run):
     rows = summary.summarize(run)
-    read = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
+    read = list(csv.DictReader(io.StringIO(run_tables.as_csv(rows))))
     assert float(read[2]["delta_nll"]) == rows[2].delta_nll
-    lines = tables.as_markdown(*tables.cells(rows)).splitlines()
+    lines = tables.as_markdown(*run_tables.cells(rows)).splitlines()
     assert len(lines) == 6
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
 def test_cost_matrix(run):
     rows = summary.summarize(run)
-    header, lines = tables.cost_matrix({"K": {"4 bit": rows[2], "2 bit": rows[3]}})
+    header, lines = run_tables.cost_matrix({"K": {"4 bit": rows[2], "2 bit": rows[3]}})
     assert (header, lines) == (["", "4 bit", "2 bit"], [["K", "+0.2000 ± 0.0577", "+1.0000 ± 0.0000"]])
 
 
 def test_layers_that_are_kept_are_named(run):
-    assert not any(line.startswith("quantized") for line in tables.heading(run))
+    assert not any(line.startswith("quantized") for line in run_tables.heading(run))
     run.layers = 6
-    assert tables.heading(run)[-1] == "quantized: layers 0, 1 of 6; the others are kept as they are"
+    assert run_tables.heading(run)[-1] == "quantized: layers 0, 1 of 6; the others are kept as they are"
 
 
 def test_p_values_are_not_printed_beyond_belief():

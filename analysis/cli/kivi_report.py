@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.cli import scoring, terminal
+from analysis.cli import terminal
+from analysis.cli.runs import make_run, report_failures
 from analysis.cli.starting import note, say
+from analysis.measuring.channel_statistics import measure_outliers
 from analysis.measuring.errors import measure_errors
-from analysis.measuring.outliers import measure_outliers
-from analysis.plots import drawing
-from analysis.reading import agreement, joining, listings, outlier_rows, relating, summary, tables
+from analysis.plots import figures
+from analysis.reading import agreement, measurement_tables, outliers, run_tables, summary, tables
 from analysis.reading import error_measures as measures
 from analysis.reading.escaping import code, markdown
-from analysis.reading.joining import Joined
+from analysis.reading.joined import Joined, check_joins, gather
 from analysis.reading.kivi_vs_int4 import EQUAL_BITS, GRID, kivi_specs, kivi_tables
+from analysis.reading.questions import questions_of
+from analysis.reading.worked_example import worked_example
 from harness.caches.contenders import contenders_of
 from harness.options import Options
 from harness.records.writing import write_file
@@ -32,8 +35,8 @@ PUBLISHED_RATIOS = {
 
 def kivi_report(options: Options, subject: Subject, style: str | None) -> int:
     """Compare, errors and outliers on the same windows, the tables on stdout, and report.md in the run folder."""
-    run, folder = scoring.score(contenders_of(kivi_specs()), options, subject)
-    say(*tables.heading(run))
+    run, folder = make_run(contenders_of(kivi_specs()), options, subject)
+    say(*run_tables.heading(run))
     for title, table in kivi_tables(run).items():
         terminal.print_table(*table, title)
     say(summary.equal_bits_headline(run, *EQUAL_BITS))
@@ -43,10 +46,10 @@ def kivi_report(options: Options, subject: Subject, style: str | None) -> int:
     note("outliers, for the report:")
     measure_outliers(beside, subject, on_note=note)
     path = write_report(folder, style)
-    shown = [[name, f"{here:.2f}", str(there)] for name, here, there in ratios(joining.gather([folder]))]
+    shown = [[name, f"{here:.2f}", str(there)] for name, here, there in ratios(gather([folder]))]
     terminal.print_table(["ratio of errors at 2 bits", "here", "published"], shown)
     note(f"report: {path}")
-    return scoring.verdict(run)
+    return report_failures(run)
 
 
 def error_specs() -> list[str]:
@@ -57,11 +60,11 @@ def error_specs() -> list[str]:
 def ratios(joined: Joined) -> list[tuple[str, float, float]]:
     """(name, measured here, published) of the ratios in KIVI's table 2, at 2 bits."""
     _, record, arrays = joined.errors[0]
-    figures = measures.by_scheme(arrays)
+    values = measures.by_scheme(arrays)
 
     def of(measure: str, key_axis: str, value_axis: str) -> float:
         spec = GRID[f"K {key_axis}, V {value_axis}"]["2 bit"]
-        return float(figures[measure][record.labels.index(spec)])
+        return float(values[measure][record.labels.index(spec)])
 
     here = (
         of("key_error", "token", "token") / of("key_error", "channel", "token"),
@@ -74,25 +77,25 @@ def ratios(joined: Joined) -> list[tuple[str, float, float]]:
 
 def write_report(folder: Path, style: str | None = None) -> Path:
     """report.md and its figures, from the run, the errors and the outliers in `folder`."""
-    joined = joining.gather([folder])
-    joining.check_joins(joined)
-    drawing.draw(folder, style)
-    questions = relating.questions(joined)
+    joined = gather([folder])
+    check_joins(joined)
+    figures.draw(folder, style)
+    questions = questions_of(joined)
     rankings = {question.title: agreement.ranking(question) for question in questions}
     list(
-        drawing.draw_relations(questions, rankings, drawing.subject_line(joined.runs[0][1]), folder / "figures", style)
+        figures.draw_relations(questions, rankings, figures.subject_line(joined.runs[0][1]), folder / "figures", style)
     )
     run, (_, record, arrays) = joined.runs[0][1], joined.outliers[0]
     shown = kivi_tables(run)
-    heads = outlier_rows.head_rows(record, arrays)
+    heads = outliers.head_rows(record, arrays)
     layer, head = arrays["pictured"][0][0]
     ranked = next(iter(rankings.values()))
     grid, ladder = shown["Asymmetric, groups of 32: ΔNLL ± SE"], shown["One change at a time"]
     parts = [
         "# KIVI against naive INT4, from outliers to perplexity",
-        "  \n".join([*map(markdown, tables.heading(run)), code(run.command)]),
+        "  \n".join([*map(markdown, run_tables.heading(run)), code(run.command)]),
         "## 1. Keys have outlier channels",
-        *_sentences(outlier_rows.sentences(heads)),
+        *_sentences(outliers.sentences(heads)),
         _picture(f"figures/heat-map-layer-{layer}-head-{head}.png", "|K| and |V| over tokens and channels"),
         "The same few channels are large in every token, so a group along channels (per token) spends its range on "
         "them. A group along tokens (per channel) holds numbers of one size.",
@@ -113,8 +116,8 @@ def write_report(folder: Path, style: str | None = None) -> Path:
         "## 4. Which error would have told?",
         f"Rank agreement ρ of each error measure with the KL of {markdown(next(iter(rankings)))}, 95 % bootstrap intervals; the last "
         "column counts pairs of schemes with equal bits that a measure orders as their KL is.",
-        tables.as_markdown(*_columns(listings.relate_table(ranked), ("measure", "ρ with KL [95 %]", "r, log–log", "equal bits"))).rstrip(),
-        *([markdown(example)] if (example := relating.worked_example(joined)) else []),
+        tables.as_markdown(*_columns(measurement_tables.relate_table(ranked), ("measure", "ρ with KL [95 %]", "r, log–log", "equal bits"))).rstrip(),
+        *([markdown(example)] if (example := worked_example(joined)) else []),
         _picture("figures/relate-1-kl.png", "error measures against KL"),
     ]  # fmt: skip
     path = folder / "report.md"
@@ -130,7 +133,7 @@ def _picture(path: str, what: str) -> str:
     return f"![{what}]({path})"
 
 
-def _columns(table: listings.Table, names: Sequence[str]) -> listings.Table:
+def _columns(table: tables.Table, names: Sequence[str]) -> tables.Table:
     header, body = table
     at = [header.index(name) for name in names]
     return list(names), [[row[i] for i in at] for row in body]

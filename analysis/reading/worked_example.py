@@ -1,0 +1,49 @@
+"""The case against reconstruction error, where the records hold one."""
+
+import numpy as np
+
+from analysis.reading import error_measures as measures
+from analysis.reading import summary
+from analysis.reading.joined import Joined
+from analysis.reading.questions import EQUAL_BITS
+from analysis.reading.summary import SummaryRow
+
+NO_WORSE = 1.02  # an error up to this ratio is called no worse
+
+
+def worked_example(joined: Joined) -> str | None:
+    """The case against reconstruction error: two schemes of equal bits and equal keys, the values of one rebuilt no
+    worse (up to 2 %), and the loss far larger. The pair with the largest ratio of KL; None where there is none."""
+    found: list[tuple[float, str]] = []
+    for _, errors, sums in joined.errors:
+        values = measures.by_scheme(sums)
+        for _, run in joined.runs:
+            rows = {row.name: row for row in summary.summarize(run)}
+            shared = [name for name in errors.settings.contenders if name in rows and name != "exact"]
+            for a, b in [(a, b) for a in shared for b in shared if a != b]:
+                i, j = errors.settings.contenders.index(a), errors.settings.contenders.index(b)
+                same_keys = _side(a, "key") == _side(b, "key")
+                near = abs((rows[a].bits or 0) - (rows[b].bits or 9)) <= EQUAL_BITS
+                v, out = values["value_error"], values["output_both"]
+                if same_keys and near and v[i] <= NO_WORSE * v[j] and rows[a].kl > rows[b].kl:
+                    found.append((rows[a].kl / rows[b].kl, _example(rows[a], rows[b], v[[i, j]], out[[i, j]])))
+    return max(found)[1] if found else None
+
+
+def _side(name: str, side: str) -> object:
+    try:
+        from schemes import parse_scheme
+
+        return parse_scheme(name).sides[side]
+    except ValueError:  # a foreign cache
+        return name
+
+
+def _example(a: SummaryRow, b: SummaryRow, value_error: np.ndarray, output: np.ndarray) -> str:
+    return (
+        f"Reconstruction error picks the wrong scheme: {a.scheme} and {b.scheme} have the same keys and "
+        f"{a.bits:.2f} bits; the first rebuilds values to {value_error[0]:.3f}, the second to {value_error[1]:.3f} "
+        f"(relative error), but its attention output is {output[0] / output[1]:.1f} times further off ({output[0]:.3f} "
+        f"against {output[1]:.3f}), its KL {a.kl / b.kl:.1f} times larger, and it loses {a.delta_nll:+.4f} "
+        f"nats a token against {b.delta_nll:+.4f}."
+    )

@@ -1,0 +1,110 @@
+"""What is related to what: records that join, and those that do not."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.measuring.errors import measure_errors
+from analysis.reading import agreement, questions
+from analysis.reading.joined import check_joins, gather
+from analysis.reading.questions import questions_of
+from harness.comparison import compare
+
+from ..rows import GRID
+
+
+def test_schemes_of_a_comparison(folders):
+    joined = gather([folders["errors"], folders["run"]])
+    check_joins(joined)
+    (question,) = questions_of(joined)
+    assert question.title == "all layers at once, 8 schemes"
+    everything = np.arange(question.windows)
+    _, kl, delta = question.draw(everything)
+    run = joined.runs[0][1]
+    counts = sum(window.count for window in run.windows)
+    assert kl[3] == pytest.approx(sum(window.kl[4] for window in run.windows) / counts)
+    assert delta[3] == pytest.approx(sum(window.nll[4] - window.nll[0] for window in run.windows) / counts)
+    rows = {row.measure: row for row in agreement.ranking(question)}
+    assert rows["key_error"].pairs == 12  # two sets of four schemes with equal bits
+    assert rows["square"].spearman_kl > 0.5
+
+
+def test_layers_of_an_ablation(folders, monkeypatch):
+    monkeypatch.setattr(questions, "LEAST_POINTS", 2)  # a tiny model has two layers
+    joined = gather([folders["errors"], folders["ablation"]])
+    keys, values = questions_of(joined)
+    assert "keys of one layer at a time" in keys.title
+    assert "value_error" not in keys.measures
+    assert "key_error" in keys.measures
+    assert "key_error" not in values.measures
+    assert "output_value" in values.measures
+    arrays = joined.sensitivity[0][2]
+    kl, delta = values.draw(np.array([0, 2]))[1:]
+    assert kl == pytest.approx(arrays["kl"][[0, 2], 0, 1].sum(axis=0) / arrays["count"][[0, 2]].sum())
+    expected = (arrays["nll"][[0, 2], 0, 1] - arrays["exact_nll"][[0, 2], None]).sum(axis=0)
+    assert delta == pytest.approx(expected / arrays["count"][[0, 2]].sum())
+
+
+def edited(folder, **changes):
+    path = Path(folder) / "errors.json"
+    content = json.loads(path.read_text())
+    content["settings"] |= changes
+    path.write_text(json.dumps(content))
+
+
+def refusal(folders, names=("run", "errors")):
+    def relate():
+        joined = gather([folders[name] for name in names])
+        check_joins(joined)
+        questions_of(joined)
+
+    with pytest.raises(ValueError, match=r"record|join|window|relate|complete") as error:
+        relate()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"protocol": "stepwise"}, "protocol is two-pass there and stepwise here"),
+        ({"model": {"kind": "hub", "id": "other"}}, "model is .*test.* there and other here"),
+        ({"text_sha256": "0"}, "text_sha256"),
+        ({"dtype": "float16"}, "dtype is float32 there and float16 here"),
+    ],
+)
+def test_records_of_different_things_do_not_join(folders, changes, differs):
+    edited(folders["errors"], **changes)
+    said = refusal(folders)
+    assert folders["run"] in said
+    assert folders["errors"] in said
+    assert re.search(differs, said), said
+
+
+def test_records_of_different_windows_do_not_join(folders, subject, options, tmp_path):
+    folders["other"] = str(tmp_path / "other")
+    fewer = replace(subject, windows=subject.windows[:2])
+    compare(GRID[:1], replace(options, windows=2, out=folders["other"]), subject=fewer)
+    assert "windows is 2" in refusal(folders, ("other", "errors"))
+
+
+def test_one_window_is_too_few(subject, options, tmp_path):
+    one = replace(subject, windows=subject.windows[:1])
+    folders = {name: str(tmp_path / name) for name in ("errors", "run")}
+    measure_errors(GRID, replace(options, out=folders["errors"]), one)
+    compare(GRID, replace(options, out=folders["run"]), subject=one)
+    assert "has 1 window; agreement needs an interval, and an interval at least 2 windows" in refusal(folders)
+
+
+def test_nothing_to_relate(folders, tmp_path):
+    assert "there is no errors record" in refusal(folders, ("run", "ablation"))
+    assert "nothing to relate: no ablation and no comparison" in refusal(folders, ("errors",))
+    with pytest.raises(ValueError, match="holds no record: none of run"):
+        gather([tmp_path])
+    path = Path(folders["errors"]) / "errors.json"
+    path.write_text(path.read_text().replace('"complete"', '"running"'))
+    assert "is not complete; give its command again" in refusal(folders)
