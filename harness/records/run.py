@@ -42,6 +42,8 @@ class Settings(_Typed):
     seed: int
     contenders: list[str]  # canonical specs, in the order of the table; the first is exact
     versions: dict[str, str]
+    commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
+    measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept
     measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
 
     @property
