@@ -170,11 +170,8 @@ def has_tokens(folder: Path) -> bool:
 
 
 def load_nll(folder: Path, run: Run) -> np.ndarray:
-    """NLL of every scored token in nats, float64 [contenders, windows × scored]; ValueError where a file is gone."""
-    try:
-        losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
-    except OSError as error:
-        raise UserError(f"{folder}: a per-token array cannot be read: {error}") from None
+    """NLL of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
+    losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
     return np.concatenate(losses, axis=1).astype(np.float64)
 
 
