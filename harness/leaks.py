@@ -1,6 +1,7 @@
 """Nothing is scored, unasked, on tokens that it was made from: neither a calibration nor a map that was fitted."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.caches.contenders import Contender
 from harness.options import Options
@@ -35,7 +36,7 @@ def check_texts(contenders: Sequence[Contender], options: Options, subject: Subj
                 )
 
 
-def _overlap(text: Mapping[str, str], subject: Subject) -> str:
+def _overlap(text: Mapping[str, Any], subject: Subject) -> str:
     """What of the windows was seen, in words; empty where nothing was."""
     sha256 = subject.text.source.get("sha256")
     same_text = bool(sha256) and text["sha256"] == sha256

@@ -6,7 +6,7 @@ from typing import Any
 from schemes.errors import UserError
 
 
-def _asked(default: Any, help: str) -> Any:
+def _flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -14,24 +14,24 @@ def _asked(default: Any, help: str) -> Any:
 class Options:
     """Model, text and windows of a comparison; each field but `command` is a flag of the same name.
 
-    Lengths in tokens; windows=None is all. Raises ValueError for values that do not go together.
+    Lengths in tokens; windows=None is all. Raises UserError for values that do not go together.
     """
 
-    model: str | None = _asked(None, "hub id, local folder or GGUF file; default: the packaged SmolLM2-135M-Instruct")
-    revision: str | None = _asked(None, "revision of a hub id")
-    text: str | None = _asked(None, "wikitext-2, a text file, or wikipedia-excerpt (the default)")
-    windows: int | None = _asked(8, "how many windows, or all")
-    window_length: int = _asked(2048, "tokens of a window")
-    score_length: int = _asked(512, "tokens of the suffix, which reads the cache")
-    stride: int | None = _asked(None, "tokens from one window to the next; default: the score length")
-    protocol: str = _asked("two-pass", "two-pass, stepwise or single-pass")
-    step: int | None = _asked(None, "tokens per forward in stepwise")
-    bos: str = _asked("auto", "begin a window with BOS: auto, always or never")
-    device: str | None = _asked(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
-    dtype: str | None = _asked(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
-    seed: int = _asked(0, "of the bootstrap and of random schemes")
-    out: str | None = _asked(None, "run folder; default: one under runs/, named by the settings")
-    same_text: bool = _asked(False, "score a scheme on tokens that its calibration, or its map, was made from")
+    model: str | None = _flag(None, "hub id, local folder or GGUF file; default: the packaged SmolLM2-135M-Instruct")
+    revision: str | None = _flag(None, "revision of a hub id")
+    text: str | None = _flag(None, "wikitext-2, a text file, or wikipedia-excerpt (the default)")
+    windows: int | None = _flag(8, "how many windows, or all")
+    window_length: int = _flag(2048, "tokens of a window")
+    score_length: int = _flag(512, "tokens of the suffix, which reads the cache")
+    stride: int | None = _flag(None, "tokens from one window to the next; default: the score length")
+    protocol: str = _flag("two-pass", "two-pass, stepwise or single-pass")
+    step: int | None = _flag(None, "tokens per forward in stepwise")
+    bos: str = _flag("auto", "begin a window with BOS: auto, always or never")
+    device: str | None = _flag(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
+    dtype: str | None = _flag(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
+    seed: int = _flag(0, "of the bootstrap and of random schemes")
+    out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
+    same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     command: str = "harness.compare(…)"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from harness.options import Options
-from harness.records.provenance import commit, versions
+from harness.records.provenance import MEASURES, commit, versions
 from harness.records.run import Settings
 from harness.subject.prepared import Subject
 from harness.subject.text import token_sha256
@@ -33,6 +33,8 @@ def settings_of(
         seed=options.seed,
         contenders=list(contenders),
         versions=versions(),
+        commit=commit(),
+        measures=MEASURES,
         measured=measured or {},
     )
 
@@ -42,7 +44,7 @@ def header_of(options: Options, subject: Subject, settings: Settings) -> dict[st
     return {
         "kvdelta": settings.versions["kvdelta"],
         "command": options.command,
-        "commit": commit(),
+        "commit": settings.commit,
         "model_name": subject.loaded.name,
         "text_name": subject.text.name,
         "text_source": subject.text.source,

@@ -141,4 +141,7 @@ def kvdelta(files, tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         return stop.value.code, out, err
 
-    return run
+    yield run
+    for name, module in [*sys.modules.items()]:  # a command is a process of its own: the next finds other factories
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]

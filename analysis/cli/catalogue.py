@@ -8,6 +8,7 @@ import torch
 
 from analysis.reading import tables
 from schemes import SCHEMES, TokenStore, parse_scheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.fields import RULES, Field, alternatives, shown
 from schemes.registry import fields_of, lookup, own_fields, shorthands
@@ -34,7 +35,7 @@ def _bits(family: Family, items: str = "", channels: int = LISTED_CHANNELS) -> s
     scheme = parse_scheme(family.example + (f":{items}" if items else ""))
     try:
         scheme.check(channels)
-    except ValueError as error:
+    except UserError as error:
         return f"not for this width: {error}"
     measured = []
     for side in scheme.sides.values():
@@ -73,7 +74,7 @@ transformers' own, hf-hqq:bits=4,axis=0, hf-quanto:bits=4,axis=0 and hf-fp8; any
 
 
 def detail(name: str) -> str:
-    """One scheme for people: formula, source, fields, effective bits, when it is good, when it fails. ValueError for a
+    """One scheme for people: formula, source, fields, effective bits, when it is good, when it fails. UserError for a
     name that there is not."""
     family, _ = lookup(name)
     head = f"{family.name}(…)" if family.wraps else family.name

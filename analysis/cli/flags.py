@@ -28,8 +28,8 @@ def takes_options(*, windows: int = 8, without: Collection[str] = ()) -> Callabl
 
         @functools.wraps(command)
         def run(**given: Any) -> int:
-            asked = {option.name: given.pop(option.name) for option in chosen}
-            return command(Options(**asked, command=shlex.join(["kvdelta", *sys.argv[1:]])), **given)
+            options = {option.name: given.pop(option.name) for option in chosen}
+            return command(Options(**options, command=shlex.join(["kvdelta", *sys.argv[1:]])), **given)
 
         run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}

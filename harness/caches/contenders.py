@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from harness.caches.eviction import EvictingContender
 from harness.caches.foreign import stock_cache
 from harness.caches.scheme import SchemeCache
-from harness.caches.specs import outside
+from harness.caches.specs import parse_cache_spec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window
@@ -127,7 +127,7 @@ class SchemeContender:
         )
 
     def _spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = {side: _told(rule) for side, rule in self.scheme.sides.items()}
+        spec: dict[str, Any] = {side: _described(rule) for side, rule in self.scheme.sides.items()}
         if self.scheme.layers:
             spec["layers"] = {index: other.name for index, other in self.scheme.layers}
         if self.calibrated_on:
@@ -141,21 +141,21 @@ class SchemeContender:
         return "; ".join(found)
 
 
-def _told(value: Any) -> Any:
+def _described(value: Any) -> Any:
     """A dataclass as its fields, with the kind of a quantizer."""
     if not is_dataclass(value):
         return value
-    told = {field.name: _told(getattr(value, field.name)) for field in fields(value)}
-    return {"kind": type(value).__name__, **told} if isinstance(value, Quantizer) else told
+    described = {field.name: _described(getattr(value, field.name)) for field in fields(value)}
+    return {"kind": type(value).__name__, **described} if isinstance(value, Quantizer) else described
 
 
 def contender_of(spec: str) -> Contender:
     """A contender from a spec: of a scheme, of a cache that evicts ("sink-window:bits=4"), or of one of transformers'
     own ("hf-hqq:bits=4"). ValueError for what is none of these."""
-    label, told = spec.strip(), outside(spec)
-    if told is None:
+    label, cache = spec.strip(), parse_cache_spec(spec)
+    if cache is None:
         return SchemeContender.of(spec)
-    return stock_cache(label, told) if told.kind.startswith("hf-") else EvictingContender.of(label, told)
+    return stock_cache(label, cache) if cache.kind.startswith("hf-") else EvictingContender.of(label, cache)
 
 
 ContenderT = TypeVar("ContenderT", bound=Contender)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.specs import Outside
+from harness.caches.specs import CacheSpec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import places_are_in_keys
 from harness.subject.windows import Window
@@ -164,8 +164,8 @@ class EvictingContender:
     foreign: bool = False
 
     @classmethod
-    def of(cls, label: str, told: Outside) -> "EvictingContender":
-        return cls(label, told.name, Eviction(**told.values))
+    def of(cls, label: str, spec: CacheSpec) -> "EvictingContender":
+        return cls(label, spec.name, Eviction(**spec.values))
 
     @property
     def calibrated_on(self) -> tuple[()]:

@@ -11,7 +11,7 @@ from transformers import DynamicCache, QuantizedCache
 
 from harness.caches.factory import load_factory
 from harness.caches.holdings import layers_of, measured
-from harness.caches.specs import Outside
+from harness.caches.specs import CacheSpec
 from harness.protocols import fill_live
 from harness.records.run import ContenderRecord
 from harness.subject.windows import Window
@@ -69,7 +69,8 @@ class ForeignContender:
 def user_cache(path: str) -> ForeignContender:
     """A cache from "module:factory" or "module:factory(window=64)"; ValueError where there is none."""
     factory = load_factory(path)
-    return ForeignContender(path.strip(), factory, canonical=factory.name, spec={"factory": factory.name})
+    spec = {"factory": factory.call, "sha256": factory.sha256}
+    return ForeignContender(path.strip(), factory, canonical=factory.name, spec=spec)
 
 
 GROUPING = {
@@ -90,12 +91,12 @@ def note_of(backend: str, key_axis: int, value_axis: int) -> str:
     return f"{keys if keys == values else f'K: {keys}; V: {values}'}; {REQUANTIZES}"
 
 
-def stock_cache(label: str, told: Outside) -> ForeignContender:
+def stock_cache(label: str, spec: CacheSpec) -> ForeignContender:
     """transformers' QuantizedCache from a spec such as "hf-hqq:bits=4,axis=0"."""
-    backend, values = told.kind.removeprefix("hf-"), told.values
+    backend, values = spec.kind.removeprefix("hf-"), spec.values
     if backend == "fp8":
         return ForeignContender(
-            label, lambda config: QuantizedCache("fp8", config), FP8_NOTE, canonical=told.name, spec={"backend": "fp8"}
+            label, lambda config: QuantizedCache("fp8", config), FP8_NOTE, canonical=spec.name, spec={"backend": "fp8"}
         )
     settings = {
         "nbits": values["bits"],
@@ -108,6 +109,6 @@ def stock_cache(label: str, told: Outside) -> ForeignContender:
         label,
         lambda config: QuantizedCache(backend, config, **settings),
         note_of(backend, values["key_axis"], values["value_axis"]),
-        canonical=told.name,
+        canonical=spec.name,
         spec={"backend": backend, **settings},
     )

@@ -41,7 +41,7 @@ ALIASES = {"nbits": ("bits",), "axis": ("key_axis", "value_axis")}
 
 
 @dataclass(frozen=True)
-class Outside:
+class CacheSpec:
     """A spec that names no scheme. name: the canonical spec; values: of every field of its kind."""
 
     kind: str
@@ -49,10 +49,10 @@ class Outside:
     name: str
 
 
-def outside(spec: str) -> Outside | None:
+def parse_cache_spec(spec: str) -> CacheSpec | None:
     """What a spec says, where it names no scheme; None where the schemes' own parser has to say.
 
-    Raises ValueError for a name that nothing has (with the nearest match over all), for an unknown field or value,
+    Raises UserError for a name that nothing has (with the nearest match over all), for an unknown field or value,
     and for values that do not go together.
     """
     spec = spec.strip()
@@ -60,7 +60,7 @@ def outside(spec: str) -> Outside | None:
         return None
     try:
         parts = split_spec(spec)
-    except ValueError:
+    except UserError:
         return None  # the schemes' parser says what is wrong
     kind, bits = SHORT.get(parts.name, (parts.name, None))
     try:
@@ -76,15 +76,15 @@ def outside(spec: str) -> Outside | None:
             given.setdefault("bits", bits)
         values = {name: given.get(name, field.default) for name, field in KINDS[kind].items()}
         _check(kind, values)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None
-    return Outside(kind, values, _canonical(kind, values))
+    return CacheSpec(kind, values, _canonical(kind, values))
 
 
 def canonical(spec: str) -> str:
-    """The canonical name of any spec, a scheme's or not; ValueError for what is none."""
-    found = outside(spec)
-    return found.name if found else parse_scheme(spec).name
+    """The canonical name of any spec, a scheme's or not; UserError for what is none."""
+    cache = parse_cache_spec(spec)
+    return cache.name if cache else parse_scheme(spec).name
 
 
 def _check(kind: str, values: dict[str, Any]) -> None:
@@ -109,13 +109,13 @@ def _check(kind: str, values: dict[str, Any]) -> None:
 
 def _canonical(kind: str, values: dict[str, Any]) -> str:
     """bits always, other fields where they differ from their default, equal axes as one."""
-    told = dict(values)
-    if "key_axis" in told and told["key_axis"] == told["value_axis"]:
-        told = {("axis" if name == "key_axis" else name): value for name, value in told.items() if name != "value_axis"}
+    shortest = dict(values)
+    if "key_axis" in values and values["key_axis"] == values["value_axis"]:
+        shortest = {("axis" if name == "key_axis" else name): values[name] for name in values if name != "value_axis"}
     fields = {**KINDS[kind], "axis": Field("axis", int, 0)}
     parts = [
         f"{name}={f'{value:g}' if isinstance(value, float) else shown(value)}"
-        for name, value in told.items()
+        for name, value in shortest.items()
         if value is not None and (name == "bits" or value != fields[name].default)
     ]
     return kind + (":" + ",".join(parts) if parts else "")

@@ -7,7 +7,6 @@ import numpy as np
 
 from harness.records.run import Header, read_record
 from harness.records.writing import load_arrays, write_file
-from schemes.errors import UserError
 
 Kind = Literal["outliers", "errors", "sensitivity"]
 Arrays = dict[str, np.ndarray]
@@ -24,7 +23,7 @@ class Measurement(Header):
 
 
 def load_measurement(folder: str | Path, kind: Kind) -> Measurement:
-    """ValueError where `folder` holds no such record."""
+    """UserError where `folder` holds no such record."""
     return read_record(folder, f"{kind}.json", Measurement)
 
 
@@ -33,20 +32,15 @@ def has_measurement(folder: str | Path, kind: Kind) -> bool:
 
 
 def measured_arrays(folder: str | Path, record: Measurement) -> Arrays:
-    """Each array with the windows on its first axis, in the record's order; ValueError where one is missing.
+    """Each array with the windows on its first axis, in the record's order; UserError where one is missing.
 
     Arrays of single windows, such as pictures, have a length of 1 there.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    windows: dict[str, list[np.ndarray]] = {}
     for window in record.settings.windows:
-        path = window_file(Path(folder), record.kind, window)
-        try:
-            content = load_arrays(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}; give the command again") from None
-        for name, array in content.items():
-            found.setdefault(name, []).append(array)
-    return {name: np.stack(pieces) for name, pieces in found.items()}
+        for name, array in load_arrays(window_file(Path(folder), record.kind, window)).items():
+            windows.setdefault(name, []).append(array)
+    return {name: np.stack(pieces) for name, pieces in windows.items()}
 
 
 def save_measurement(record: Measurement, folder: Path) -> None:

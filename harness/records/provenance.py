@@ -1,5 +1,6 @@
-"""Where numbers come from: versions, commit and host; and the folder that a record of them lies in."""
+"""Where numbers come from: versions, the code, and the host; and the folder that a record of them lies in."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -14,12 +15,15 @@ from harness.records.run import RECORD_FILES, RUN_FILE, HeaderT, Settings
 from schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
+PACKAGES = ("schemes", "harness", "analysis")
+MEASURES = 1  # raised by hand when a measure changes: its numbers are not mixed with those of before in one record
 
 
 def open_folder(
     out: str | None, file: str, settings: Settings, load: Callable[[Path], HeaderT]
 ) -> tuple[Path, HeaderT | None]:
-    """The folder, and the record with the same settings that is there, if any; ValueError where it holds another.
+    """The folder, and the record with the same settings that is there, if any; UserError where it holds another, or cannot
+    be read and written.
 
     file: the name of the record's file; records of other kinds may lie beside it. Without `out` the folder is named by the settings, so that the same command
     finds its record again.
@@ -27,43 +31,64 @@ def open_folder(
     name = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:12]
     kind = "compare" if file == RUN_FILE else file.removesuffix(".json")
     folder = Path(out) if out else Path("runs") / f"{kind}-{name}"
-    if (folder / file).exists():
-        record = load(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = set(os.listdir(folder))
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"the run folder {folder} cannot be used: {reason}; choose another with --out") from None
+    record = load(folder) if file in names else None
+    if record:
         if record.settings != settings:
             old, new = record.settings.model_dump(), settings.model_dump()
             differs = ", ".join(name for name in new if old[name] != new[name])
             raise UserError(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
-        return folder, record
-    if folder.exists() and any(folder.iterdir()) and not any((folder / other).exists() for other in RECORD_FILES):
+    elif names and not names & set(RECORD_FILES):
         raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the run folder {folder} cannot be made: {error.strerror}; choose one with --out") from None
-    return folder, None
+    if (record is None or record.status == "running") and not os.access(folder, os.W_OK):  # said before hours are lost
+        raise UserError(f"the run folder {folder} cannot be written; choose another with --out")
+    return folder, record
 
 
 def host() -> dict[str, Any]:
     """What the timings were taken on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "processor": named[0] if named else platform.processor(),
+        "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
     }
 
 
-def commit() -> str | None:
-    """The commit of the code that runs, where it runs from a git checkout; "-dirty" where files were changed since."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    here = Path(__file__).parent
+@functools.cache
+def commit(root: Path = Path(__file__).parents[2]) -> str | None:
+    """The commit of the code below `root`, where it runs from a git checkout of its own; where its files were changed
+    since, "-dirty-" and a hash of what they hold now. None of an installed package, whatever repository it lies in."""
+    here = Path(__file__).relative_to(Path(__file__).parents[2])
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None or _git(root, "ls-files", "--error-unmatch", str(here)) is None:
+        return None
+    if _git(root, "status", "--porcelain", "--", *PACKAGES) == "":
+        return head
+    digest = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return f"{head}-dirty-{digest.hexdigest()[:8]}"
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git says in `root`; None where it fails."""
+    elsewhere = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }  # a hook names another
+    command = ["git", "--no-optional-locks", *words]
     try:
-        out = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, cwd=root, env=elsewhere, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return out.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

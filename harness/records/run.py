@@ -42,6 +42,8 @@ class Settings(_Typed):
     seed: int
     contenders: list[str]  # canonical specs, in the order of the table; the first is exact
     versions: dict[str, str]
+    commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
+    measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept
     measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
 
     @property
@@ -168,11 +170,8 @@ def has_tokens(folder: Path) -> bool:
 
 
 def load_nll(folder: Path, run: Run) -> np.ndarray:
-    """NLL of every scored token in nats, float64 [contenders, windows × scored]; ValueError where a file is gone."""
-    try:
-        losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
-    except OSError as error:
-        raise UserError(f"{folder}: a per-token array cannot be read: {error}") from None
+    """NLL of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
+    losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
     return np.concatenate(losses, axis=1).astype(np.float64)
 
 

@@ -4,6 +4,8 @@ import io
 import os
 import secrets
 import time
+import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,5 +51,10 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    """UserError where the file is not there, or not whole."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{path} cannot be read: {reason}; give the command of the record again") from None

@@ -355,7 +355,8 @@ def test_caches_from_the_command_line(kvdelta, tmp_path):
     assert [("3.00" in lines[caches[1]]), ("6.00" in lines[caches[3]]), ("failed" in lines[caches[5]])] == [True] * 3
     assert "sink-window:bits=4 † (changes what is attended): attends to the first 4" in out
     assert out.rstrip().endswith("own_caches:broken: failed: RuntimeError: no such thing")
-    assert [c.name for c in load_run("run").contenders][3] == "own_caches:hqq(bits=2, group=32)"
+    own = load_run("run").contenders[3]
+    assert own.name == f"own_caches:hqq(bits=2, group=32)#{own.spec['sha256'][:8]}"
     code, again, _ = kvdelta("show", "run")
     assert (code, again) == (4, out)
     _, markdown, _ = kvdelta("show", "run", "--format", "md")
@@ -370,12 +371,18 @@ BAD_CACHES = {
     "own_caches:hqq(bits=four)": "bits=four is no Python literal; give a number",
     "own_caches:hqq(bits=4": "cannot be read",
     "own_caches:hqq(bits=4).x": "is more than one call",
+    "own_caches:hqq(bits={[1]: 2})": "bits=\\{\\[1\\]: 2\\} is no Python literal",
     "own_caches:hqq(bits=2, bits=4)": "bits is given twice",
     "own_caches:hqq(bit=4)": "cannot be called so: got an unexpected keyword argument 'bit'",
     "own_caches:hqqq": "own_caches has no callable 'hqqq'",
     "own_caches": "give module:factory",
     "bad_syntax:make": "bad_syntax cannot be imported",
     "raises:make": "raises cannot be imported: division by zero",
+    "leaves:make": "leaves cannot be imported: 3",
+    "no.such:make": "no.such cannot be imported: No module named 'no'",
+    ":make": "cannot be imported",
+    ".own_caches:make": "cannot be imported",
+    f"own_caches:hqq(bits={'(' * 300}": "cannot be read",
 }
 
 
@@ -385,6 +392,7 @@ def test_bad_caches_are_one_clear_line(kvdelta, tmp_path, refused, command, path
     (tmp_path / "own_caches.py").write_text(FACTORIES)
     (tmp_path / "bad_syntax.py").write_text("def make(:")
     (tmp_path / "raises.py").write_text("1 / 0")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(3)")
     code, out, err = kvdelta(command, "--cache", path)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
