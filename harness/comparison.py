@@ -13,6 +13,7 @@ from harness.records.writing import write_file
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
+from harness.subject.probing import check_continues
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 
@@ -38,6 +39,8 @@ def compare(
     for contender in contenders:
         contender.check(model, options.window_length - options.score_length)
     check_texts(contenders, options, subject)
+    if options.protocol != "single-pass" and options.step != 1:
+        check_continues(model)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
     run = run or Run(**header_of(options, subject, settings), contenders=[])

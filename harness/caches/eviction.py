@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from harness.caches.specs import Outside
 from harness.records.run import Bytes, ContenderRecord
+from harness.subject.probing import places_are_in_keys
 from harness.subject.windows import Window
 from schemes import KV
 from schemes.errors import UserError
@@ -180,6 +181,11 @@ class EvictingContender:
         try:
             self.empty(model)
             self.rule.check(prefix_length)
+            if not places_are_in_keys(model):
+                raise UserError(
+                    f"this {model.config.model_type} model biases attention by the distance of keys (ALiBi), which it counts "
+                    "over what the cache holds, so that evicting tokens would move the others"
+                )
         except ValueError as error:
             raise UserError(f"scheme {self.label!r}: {error}") from None
 

@@ -13,10 +13,10 @@ import torch
 
 from harness.subject.errors import OTHER_MODEL, ModelError, one_line
 from harness.subject.files import Progress, file_sha256
-from harness.subject.forward import cache_keyword
 from harness.subject.gguf import gguf_folder
 from harness.subject.imports import quiet
 from harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
+from harness.subject.probing import why_unusable
 from schemes.errors import UserError
 
 if TYPE_CHECKING:  # importing transformers takes seconds; `kvdelta --help` does without
@@ -100,18 +100,21 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
+    safe = {"trust_remote_code": False}  # unset, transformers asks on the terminal whether to run the model's own code
     with quiet(progress_bars=source["kind"] == "hub"):
         try:
-            config = AutoConfig.from_pretrained(where, **pinned)
+            config = AutoConfig.from_pretrained(where, **safe, **pinned)
         except Exception as error:
             raise _unavailable(name, pinned, error) from error
         _refuse_unsupported(config, name)
         if pinned:  # a branch may move between the config and the weights; its commit does not
             pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **pinned)
+            tokenizer = AutoTokenizer.from_pretrained(where, **safe, **pinned)
             # Any: transformers declares one return value, and two come with output_loading_info.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **pinned)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, output_loading_info=True, **safe, **pinned
+            )
             model, report = loaded
         except Exception as error:  # OSError, ValueError, KeyError, safetensors' own: all mean it cannot be had
             raise _unavailable(name, pinned, error) from error
@@ -120,21 +123,15 @@ def _load(
             f'"{name}" lacks {len(report["missing_keys"])} weights of {type(model).__name__}, such as '
             f"{min(report['missing_keys'])}; it would be scored with random numbers in their place; {OTHER_MODEL}"
         )
-    # BERT and its kin have a causal class that attends both ways; GPT-NeoX says is_decoder=False too, but is causal.
-    if not getattr(config, "is_decoder", True) and any(
-        getattr(module, "is_causal", True) is False for module in model.modules()
-    ):
-        raise ModelError(f'"{name}" ({config.model_type}) is an encoder: its tokens see what follows; {OTHER_MODEL}')
-    if model._is_stateful or cache_keyword(model) is None:
-        raise ModelError(
-            f'"{name}" ({type(model).__name__}) keeps a recurrent state or nothing at all, not a KV cache of every '
-            f"token; kvdelta compares KV caches; {OTHER_MODEL}"
-        )
     source |= {"architecture": type(model).__name__}
     if pinned:
         source |= pinned
-    model.eval().requires_grad_(False)
-    return LoadedModel(model.to(device), tokenizer, name, source)
+    model = model.eval().requires_grad_(False).to(device)
+    with quiet(progress_bars=True):
+        reason = why_unusable(model)
+    if reason:
+        raise ModelError(f'"{name}" ({type(model).__name__}) {reason}; kvdelta compares KV caches; {OTHER_MODEL}')
+    return LoadedModel(model, tokenizer, name, source)
 
 
 def _unavailable(name: str, pinned: dict[str, Any], error: Exception) -> ModelError:

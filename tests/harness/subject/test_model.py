@@ -12,8 +12,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -24,6 +22,8 @@ from transformers import (
 
 from harness.subject.errors import ModelError
 from harness.subject.model import load_model, pick_device, pick_dtype
+
+from ...architectures import tiny
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -135,11 +135,33 @@ class TestUnsupported:
         config = MambaConfig(vocab_size=TINY["vocab_size"], hidden_size=32, num_hidden_layers=1)
         self.refused(tmp_path, MambaForCausalLM(config), "keeps a recurrent state")
 
-    def test_gpt_neox_is_a_decoder(self, tmp_path):
-        config = GPTNeoXConfig(**TINY, intermediate_size=32)  # its config says is_decoder=False
-        GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "neox")
-        save_tokenizer(tmp_path / "neox")
-        assert load_model(str(tmp_path / "neox")).source["architecture"] == "GPTNeoXForCausalLM"
+    def test_code_of_the_models_own_is_not_run(self, tmp_path, monkeypatch):
+        """transformers would ask on the terminal, and a user in a hurry says yes."""
+        folder, mark = tmp_path / "model", tmp_path / "it ran"
+        folder.mkdir()
+        names = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+        (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+        (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+        monkeypatch.setattr("builtins.input", lambda prompt: "y")
+        with pytest.raises(ModelError, match="cannot be loaded; tried the local files"):
+            load_model(str(folder))
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GPTNeoX",  # its config says is_decoder=False
+        "GPT2",
+        "Qwen3Next",  # stateful, but its full-attention layers keep keys and values
+        "Jamba",
+    ],
+)
+def test_decoders_and_hybrids_are_loaded(name, tmp_path):
+    model = tiny(name)
+    model.save_pretrained(tmp_path / name)
+    save_tokenizer(tmp_path / name)
+    assert load_model(str(tmp_path / name)).source["architecture"] == type(model).__name__
 
 
 @pytest.mark.parametrize("name", ["./no", "/no/such", "~/no-such-folder", "no.gguf", "a/b/c", "..", "C:\\m"])
@@ -158,7 +180,7 @@ def test_file_that_is_no_model(tmp_path, refused):
 
 class TestHub:
     def test_unreachable(self, monkeypatch):
-        def fail(where, revision):
+        def fail(where, **options):
             raise OSError("No connection.\nRead the manual.")
 
         monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
