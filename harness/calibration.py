@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from harness.caches.rotary import rotary_of
-from harness.capture import full_layers, pre_rope_keys, suffix_gradients
+from harness.capture import full_layers, suffix_gradients
 from harness.leaks import seen_text
 from harness.protocols import prefill
 from harness.records.writing import write_file
 from harness.subject.prepared import Subject
+from harness.subject.probing import check_continues, kv_shapes
 from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.errors import UserError
 from schemes.registry import calibrated_family, parse_scheme
@@ -80,6 +81,9 @@ def _captured(
     """Keys before RoPE and values of all windows but for their first `sinks` tokens, and the weights of these numbers:
     [heads, tokens, channels] by layer and side."""
     model = subject.loaded.model
+    if weights == "gradient":
+        check_continues(model)
+    rotaries = {layer: rotary_of(model, layer) for layer in kv_shapes(model)}  # refused before any window
     samples: dict[int, dict[str, list[Tensor]]] = {}
     sample_weights: dict[int, dict[str, list[Tensor]]] = {}
     for number, window in enumerate(subject.windows):
@@ -87,12 +91,13 @@ def _captured(
         gradients = suffix_gradients(model, window, prefilled) if weights == "gradient" else None
         for layer in full_layers(prefilled):
             cached: Any = prefilled.layers[layer]
-            numbers = {"key": pre_rope_keys(model, layer, cached.keys), "value": cached.values.float()}
+            keys = rotaries[layer].unrotate(cached.keys.float(), 0)
+            numbers = {"key": keys, "value": cached.values.float()}
             if gradients is None:
                 counts = {side: torch.ones_like(x) for side, x in numbers.items()}
             else:
                 gradient = gradients[layer]
-                rotated_back = rotary_of(model, layer).unrotate(gradient["key"].float(), 0)
+                rotated_back = rotaries[layer].unrotate(gradient["key"].float(), 0)
                 counts = {"key": rotated_back.square(), "value": gradient["value"].float().square()}
             for pieces, tensors in ((samples, numbers), (sample_weights, counts)):
                 for side, x in tensors.items():

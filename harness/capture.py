@@ -15,9 +15,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from harness.caches.rotary import check_rotary, rotary_of
+from harness.caches.rotary import rotary_of
 from harness.protocols import suffix_logits
 from harness.subject.forward import forward
+from harness.subject.imports import quiet
 from harness.subject.windows import Window
 from schemes import KV
 from schemes.errors import UserError
@@ -51,12 +52,12 @@ def suffix_attention(
     """
     missed = set(layers)
 
-    def seen(attention: Attention) -> None:
+    def visit_chosen(attention: Attention) -> None:
         if attention.layer in layers:
             missed.discard(attention.layer)
             visit(attention)
 
-    with _capturing(model, seen):
+    with _capturing(model, visit_chosen):
         logits = suffix_logits(model, cache, window.suffix)
     if missed:
         raise UserError(
@@ -75,7 +76,7 @@ def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]
             f"{', '.join(CAPTURABLE)}"
         )
 
-    def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         real = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)  # type: ignore[arg-type]
         returned = real(module, query, key, value, mask, **kwargs)
@@ -93,13 +94,15 @@ def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]
         visit(attention)
         return returned
 
-    AttentionInterface.register(_NAME, forward)
+    AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS[original])  # else it attends to the wrong keys
-    model.set_attn_implementation(_NAME)
+    with quiet(progress_bars=True):  # a model that does not use the interface is refused by what is missed
+        model.set_attn_implementation(_NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(original)
+        with quiet(progress_bars=True):
+            model.set_attn_implementation(original)
 
 
 def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "queries keys"]:
@@ -112,10 +115,10 @@ def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.de
     pairs = mask[0, 0, :, :keys]
     if pairs.dtype == torch.bool:
         return pairs
-    seen = pairs == 0
-    if not (seen | (pairs <= torch.finfo(pairs.dtype).min / 2)).all():
+    visible = pairs == 0
+    if not (visible | (pairs <= torch.finfo(pairs.dtype).min / 2)).all():
         raise UserError("an attention mask that adds other numbers than 0 and −∞ cannot be captured")
-    return seen
+    return visible
 
 
 def exact_view(prefilled: DynamicCache, config: Any) -> DynamicCache:
@@ -144,31 +147,25 @@ def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dic
             cache = DynamicCache(config=model.config)
             leaves: dict[int, list[Tensor]] = {}
             for index, layer in enumerate(prefilled.layers):
-                mine: Any = copy.deepcopy(layer)
+                copied: Any = copy.deepcopy(layer)
                 if type(layer) is DynamicLayer:
-                    mine.keys = mine.keys.clone().requires_grad_()
-                    mine.values = mine.values.clone().requires_grad_()
-                    leaves[index] = [mine.keys, mine.values]
-                cache.layers[index] = mine
+                    copied.keys = copied.keys.clone().requires_grad_()
+                    copied.values = copied.values.clone().requires_grad_()
+                    leaves[index] = [copied.keys, copied.values]
+                cache.layers[index] = copied
             logits = forward(model, window.suffix.clone(), cache).logits[0, :-1]
             targets = window.targets.clone().to(model.device)
             loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
             flat = [leaf for pair in leaves.values() for leaf in pair]
-            found = torch.autograd.grad(loss, flat)
+            gradients = torch.autograd.grad(loss, flat)
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return {index: {"key": found[2 * i], "value": found[2 * i + 1]} for i, index in enumerate(leaves)}
+    return {index: {"key": gradients[2 * i], "value": gradients[2 * i + 1]} for i, index in enumerate(leaves)}
 
 
 @torch.inference_mode()
 def pre_rope_keys(model: Any, layer: int, keys: KV) -> KV:
     """Keys as they were before the rotary embedding: rotated back by the model's own rotary module. Tokens are at
     positions 0, 1, …. ValueError where the model's rotation is not one that we can undo."""
-    x = keys.float()
-    try:
-        rotary = rotary_of(model, layer)
-        check_rotary(rotary, x, layer)
-    except ValueError as error:
-        raise UserError(f"{error}; leave --pre-rope out") from None
-    return rotary.unrotate(x, 0)
+    return rotary_of(model, layer).unrotate(keys.float(), 0)

@@ -200,5 +200,5 @@ def test_a_model_without_rotary_module_is_refused(window, refused, monkeypatch):
     model = LlamaForCausalLM(tiny_config()).eval()
     keys = prefill(model, window.prefix).layers[0].keys
     del model.model.rotary_emb
-    with refused("no rotary module.*leave --pre-rope out"):
+    with refused("no rotary module"):
         capture.pre_rope_keys(model, 0, keys)
