@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import ModuleList
 from transformers import DynamicCache
 
 from harness.caches.scheme import SchemeLayer
@@ -28,10 +29,11 @@ class SharedSuffix:
     prefilled: DynamicCache
 
     def __post_init__(self) -> None:
+        self._layers = decoder_layers(self.model, len(self.prefilled.layers))
         self._returned: list[Any] = []
         hooks = [
             layer.register_forward_hook(lambda module, given, returned: self._returned.append(returned))
-            for layer in _decoder_layers(self.model)
+            for layer in self._layers
         ]
         try:
             self.exact: Logits = suffix_logits(
@@ -52,16 +54,23 @@ class SharedSuffix:
         stored = SchemeLayer(scheme)
         stored.update(held.keys, held.values)  # type: ignore[arg-type]
         cache.layers[layer] = stored
-        with _returning(_decoder_layers(self.model)[: layer if share else 0], self._returned):
+        with _returning(self._layers[: layer if share else 0], self._returned):
             return suffix_logits(self.model, cache, self.window.suffix)
 
     def shares_exactly(self, layer: int, scheme: Scheme) -> bool:
         """Whether taking the lower layers from the exact pass gives the same logits, bit for bit."""
-        return torch.equal(self.ablated(layer, scheme), self.ablated(layer, scheme, share=False))
+        try:
+            shared = self.ablated(layer, scheme)
+        except Exception:  # a layer above reads what a skipped one would have left (Gemma 3n: its keys and values)
+            return False
+        return torch.equal(shared, self.ablated(layer, scheme, share=False))
 
 
-def _decoder_layers(model: Any) -> Sequence[Any]:
-    return model.get_decoder().layers
+def decoder_layers(model: Any, count: int) -> Sequence[Any]:
+    """The decoder's layers in order, whatever the model calls them (layers, h, blocks): the outermost list of as many
+    modules as its cache has layers; none where there is no such list, and then every pass is computed whole."""
+    lists = (module for module in model.get_decoder().modules() if isinstance(module, ModuleList))
+    return next((list(layers) for layers in lists if len(layers) == count), [])
 
 
 @contextmanager

@@ -279,14 +279,18 @@ class Scheme:
         seen = [side.quantizer.calibrated_on for one in self.variants for side in one.sides.values()]
         return [text for text in seen if text is not None] + [text for one in self.variants for text in one.fitted_on]
 
-    def check(self, channels: int) -> None:
-        """Raise ValueError where heads of `channels` channels cannot be encoded."""
+    def check(self, channels: int, value_channels: int | None = None) -> None:
+        """Raise ValueError where heads of `channels` channels (values: of `value_channels`, if these are others) cannot be
+        encoded."""
+        widths = {"key": channels, "value": value_channels or channels}
         for scheme in self.variants:
             for name, side in scheme.sides.items():
                 try:
-                    side.quantizer.check(channels)
+                    side.quantizer.check(widths[name])
                 except ValueError as error:
-                    raise UserError(f"scheme {scheme.name}, {name}s with {channels} channels a head: {error}") from None
+                    raise UserError(
+                        f"scheme {scheme.name}, {name}s with {widths[name]} channels a head: {error}"
+                    ) from None
 
 
 def _placed(scheme: Scheme, layer: int, rotary: Callable[[int], Rotary] | None) -> Scheme:

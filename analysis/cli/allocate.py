@@ -16,12 +16,12 @@ from analysis.plots import drawing
 from analysis.reading import allocation, listings, summary, tables
 from analysis.reading.allocation import SIDES, Costs
 from harness.caches.contenders import Contender, SchemeContender
-from harness.caches.scheme import head_channels
 from harness.options import Options
 from harness.records.measurement import Kind, has_measurement, load_measurement, measured_arrays
 from harness.records.writing import write_file
 from harness.settings import settings_of
 from harness.subject.prepared import Subject
+from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window, cut_windows
 from schemes import parse_scheme
 from schemes.errors import UserError
@@ -112,7 +112,8 @@ def _costs(
     if record.measured_layers != stored_places(subject)[0]:
         raise UserError(f"{source} has only some of the model's layers; measure it again without --layers")
     arrays = measured_arrays(source, record)
-    return costs_of(record, arrays, specs, head_channels(model.config)), subject
+    channels = next(iter(kv_shapes(model).values())).key_channels
+    return costs_of(record, arrays, specs, channels), subject
 
 
 def _others(options: Options, subject: Subject, taken: set[int], count: int) -> list[Window]:

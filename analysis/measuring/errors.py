@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from harness.options import Options
 from harness.protocols import prefill
 from harness.records.measurement import Arrays, Measurement
 from harness.subject.prepared import Subject
+from harness.subject.probing import SPLIT, tokens_for
 from harness.subject.windows import Window
 from schemes import Scheme, TokenStore
 from schemes.errors import UserError
@@ -41,6 +44,7 @@ def measure_errors(
     full, heads = stored_places(subject)
     measured = chosen("layer", layers, full)
     loop = _Loop([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
+    loop.rehearse()
     also = {"layers": measured, "gradients": gradients}
     return measure_windows("errors", options, subject, schemes, also, measured, heads, loop.window, on_note)
 
@@ -57,6 +61,26 @@ class _Loop:
     ):
         self.schemes, self.subject, self.layers, self.heads = schemes, subject, layers, heads
         self.gradients, self.on_note = gradients, on_note
+
+    def rehearse(self) -> None:
+        """Refuse on a few tokens, before any whole window, a model whose attention is not that over what it caches."""
+        model = self.subject.loaded.model
+        few = replace(self.subject.windows[0], tokens=tokens_for(model)[0], prefix_length=SPLIT)
+        prefilled = prefill(model, few.prefix)
+
+        @torch.inference_mode()
+        def visit(attention: Attention) -> None:
+            held: Any = prefilled.layers[attention.layer]
+            for attended, cached in ((attention.keys, held.keys), (attention.values, held.values)):
+                if not torch.equal(attended[:, :, : few.prefix_length], cached):
+                    raise UserError(
+                        f"layer {attention.layer} of {self.subject.loaded.name} attends to other keys and values than those "
+                        "that it caches (as multi-head latent attention does), so what an error in these does to its "
+                        "attention cannot be measured; use compare, sensitivity or outliers"
+                    )
+            self._exact(attention, check=True)
+
+        suffix_attention(model, exact_view(prefilled, model.config), few, self.layers, visit)
 
     def window(self, window: Window, first: bool) -> Arrays:
         started = time.perf_counter()

@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.caches.contenders import SchemeContender, merged
-from harness.capture import full_layers
 from harness.leaks import check_texts
 from harness.options import Options
-from harness.protocols import prefill
 from harness.records.measurement import (
     Arrays,
     Kind,
@@ -21,27 +19,37 @@ from harness.records.provenance import open_folder
 from harness.records.writing import save_arrays
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject
+from harness.subject.probing import check_continues, kv_shapes
 from harness.subject.windows import Window
+from schemes.errors import UserError
 
 
 def bound_schemes(
     specs: Sequence[str], options: Options, subject: Subject, on_note: Callable[[str], None]
 ) -> list[SchemeContender]:
     """The schemes to measure, bound to the model's layers; equal ones are merged with a notice. ValueError for one that
-    the model or the prefix cannot use, or that was calibrated on the text."""
+    the model or the prefix cannot use, or that was calibrated on the text; a model whose suffix cannot be scored in one
+    forward."""
     found = merged([SchemeContender.of(spec) for spec in specs], on_note)
     model = subject.loaded.model
     for contender in found:
         contender.check(model, subject.windows[0].prefix_length)
     check_texts(found, options, subject)
+    check_continues(model)
     return [replace(contender, scheme=contender.empty(model).scheme) for contender in found]
 
 
 def stored_places(subject: Subject) -> tuple[list[int], list[int]]:
-    """The layers that a scheme stores, and the KV heads of each."""
+    """The layers that a scheme stores, and the KV heads of each. ValueError where there are none, or not equally many."""
     model = subject.loaded.model
-    heads = model.config.get_text_config(decoder=True).num_key_value_heads
-    return full_layers(prefill(model, subject.windows[0].prefix[:, :1])), list(range(heads))
+    shapes = kv_shapes(model)
+    heads = sorted({shape.heads for shape in shapes.values()})
+    if len(heads) > 1:
+        raise UserError(
+            f"the layers of this {model.config.model_type} model have {' and '.join(map(str, heads))} KV heads; this command "
+            "needs equally many in all"
+        )
+    return list(shapes), list(range(heads[0]))
 
 
 def measure_windows(

@@ -13,12 +13,14 @@ from torch import Tensor
 from analysis.measuring.loop import measure_windows, stored_places
 from analysis.reading.outlier_rows import channel_ratio
 from analysis.reading.selection import chosen
+from harness.caches.rotary import rotary_of
 from harness.capture import pre_rope_keys
 from harness.options import Options
 from harness.protocols import prefill
 from harness.records.measurement import Arrays, Measurement
 from harness.subject.prepared import Subject
 from harness.subject.windows import Window
+from schemes.errors import UserError
 
 PICTURES = 4  # so many heads at most are kept whole, for figures, where a user chose no more
 
@@ -40,6 +42,8 @@ def measure_outliers(
     model = subject.loaded.model
     full, there = stored_places(subject)
     measured, kv_heads = chosen("layer", layers, full), chosen("KV head", heads, there)
+    if pre_rope:
+        _check_pre_rope(model, measured)
 
     def one_window(window: Window, first: bool) -> Arrays:
         started = time.perf_counter()
@@ -72,6 +76,15 @@ def measure_outliers(
 
     also = {"layers": measured, "heads": kv_heads, "pre_rope": pre_rope}
     return measure_windows("outliers", options, subject, [], also, measured, kv_heads, one_window, on_note)
+
+
+def _check_pre_rope(model: Any, layers: Sequence[int]) -> None:
+    """Refuse, before any window, a model whose rotation cannot be undone."""
+    try:
+        for layer in layers:
+            rotary_of(model, layer)
+    except UserError as error:
+        raise UserError(f"{error}; leave --pre-rope out") from None
 
 
 def _places(mean_abs: np.ndarray) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from harness.caches.foreign import stock_cache
 from harness.caches.scheme import SchemeCache
 from harness.caches.specs import outside
 from harness.records.run import Bytes, ContenderRecord
+from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window
 from schemes import Quantizer, Scheme, parse_scheme
 from schemes.errors import UserError
@@ -91,7 +92,9 @@ class SchemeContender:
         cache.fill(prefilled)
 
     def check(self, model: Any, prefix_length: int) -> None:
-        self.empty(model)
+        bound = self.empty(model).scheme
+        for layer, shape in kv_shapes(model).items():
+            bound.for_layer(layer).check(shape.key_channels, shape.value_channels)
         for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
             if not rule.packed_tokens(prefix_length):
                 kept = rule.keep_recent + rule.sink_tokens + rule.flush_every

@@ -32,6 +32,7 @@ class SchemeLayer(CacheLayerMixin):
         self.stores = {side: TokenStore(rule) for side, rule in scheme.sides.items()}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.scheme.check(key_states.shape[3], value_states.shape[3])  # configs do not say how wide cached heads are
         self.dtype, self.device = key_states.dtype, key_states.device
         # transformers asks for tensors here; the state is in the stores. Not slices, which would keep the whole prefix
         self.keys, self.values = (x.new_empty((*x.shape[:2], 0, x.shape[3])) for x in (key_states, value_states))
@@ -102,7 +103,8 @@ class SchemeCache(DynamicCache):
 
     rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own.
 
-    Raises ValueError where the model has no full-attention layer to quantize, or heads that the scheme cannot group.
+    Raises ValueError where the model has no full-attention layer to quantize; the first `update` where its heads are such
+    that the scheme cannot group them.
     """
 
     def __init__(self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None):
@@ -116,7 +118,6 @@ class SchemeCache(DynamicCache):
                 f"layers: {kinds}"
             )
         self.scheme = scheme.bind(len(self.layers), stored, rotary)
-        self.scheme.check(head_channels(config))
         for index in stored:
             self.layers[index] = SchemeLayer(self.scheme.for_layer(index))
 
@@ -155,10 +156,3 @@ class SchemeCache(DynamicCache):
         """The destructive control: set every stored code to 0."""
         for _, _, store in self.stores():
             store.zero_codes()
-
-
-def head_channels(config: Any) -> int:
-    """Channels of one head, from a model's config."""
-    text = config.get_text_config(decoder=True)
-    channels = getattr(text, "head_dim", None)
-    return channels or text.hidden_size // text.num_attention_heads

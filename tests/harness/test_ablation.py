@@ -4,16 +4,18 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.ablation import SharedSuffix
+from harness.ablation import SharedSuffix, decoder_layers
 from harness.caches.scheme import SchemeCache
 from harness.capture import exact_view
 from harness.protocols import prefill, suffix_logits
 from harness.subject.windows import cut_windows
 from schemes import Scheme, parse_scheme
 
+from ..architectures import tiny
 from ..conftest import tiny_config
 
 SCHEME = parse_scheme("asym2:group_size=16")
+EVERY_TOKEN = parse_scheme("asym2:group_size=8")  # of latents of 8 channels too
 
 
 @pytest.fixture
@@ -51,3 +53,40 @@ def test_layers_below_are_not_computed(deep, window):
         calls.clear()
         shared.ablated(4, SCHEME, share)
         assert calls == computed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GPT2",  # its layers are called h
+        "Mpt",  # blocks
+        "Falcon",
+        "DeepseekV3",
+        "Qwen3Next",  # a recurrent layer below
+    ],
+)
+def test_layers_of_other_models_are_shared_too(name, window):
+    model, calls = tiny(name), []
+    layers = decoder_layers(model, 2)
+    assert len(layers) == 2
+    prefilled = prefill(model, window.prefix)
+    shared = SharedSuffix(model, window, prefilled)
+    inside = next(module for name, module in layers[0].named_children() if "norm" in name or "ln" in name)
+    inside.register_forward_hook(lambda module, given, out: calls.append(0))
+    assert shared.shares_exactly(1, EVERY_TOKEN)
+    assert not torch.equal(shared.ablated(1, EVERY_TOKEN), shared.exact)
+    assert calls == [0]  # in the comparison alone
+
+
+def test_layers_that_read_what_others_left_are_not_shared(window):
+    """Layers 2 and 3 of this Gemma 3n read the keys and values of layers 0 and 1."""
+    model = tiny("Gemma3nText")
+    shared = SharedSuffix(model, window, prefill(model, window.prefix))
+    assert not shared.shares_exactly(1, EVERY_TOKEN)
+    assert not torch.equal(shared.ablated(1, EVERY_TOKEN, share=False), shared.exact)
+
+
+def test_without_a_list_of_layers_every_pass_is_whole(deep, window, monkeypatch):
+    monkeypatch.setattr("harness.ablation.decoder_layers", lambda model, count: [])
+    shared = SharedSuffix(deep, window, prefill(deep, window.prefix))
+    assert torch.equal(shared.ablated(4, SCHEME), shared.ablated(4, SCHEME, share=False))

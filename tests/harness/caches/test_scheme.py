@@ -14,8 +14,10 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
+from harness.caches.contenders import SchemeContender
 from harness.caches.scheme import SchemeCache, SchemeLayer
 from harness.protocols import fill_live, prefill, suffix_logits
 from harness.subject.forward import cache_keyword
@@ -165,6 +167,12 @@ def test_a_model_without_kv_cache_is_refused():
         SchemeCache(parse_scheme("int4"), MambaConfig(hidden_size=32, num_hidden_layers=2))
 
 
-def test_heads_that_cannot_be_grouped_are_refused_before_any_forward(model):
-    with pytest.raises(ValueError, match="not whole bytes"):
-        SchemeCache(parse_scheme("asym3:group_size=8"), Qwen3Config(**TINY, head_dim=20))
+def test_heads_that_cannot_be_grouped_are_refused_by_what_the_model_caches(refused):
+    """Before any window, whatever the config says of heads; a cache of its own refuses them when they come."""
+    model = Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=20)).eval()
+    scheme = parse_scheme("asym3:group_size=8")
+    with refused("not whole bytes"):
+        SchemeContender("asym3", scheme).check(model, prefix_length=32)
+    heads = torch.randn(1, 2, 3, 20)
+    with refused("not whole bytes"):
+        SchemeCache(scheme, model.config).update(heads, heads, 0)
