@@ -1,7 +1,11 @@
 PYTHON ?= python3
 RUN = .venv/bin/
 
-.PHONY: demo test check clean
+# transformers versions that kvdelta works with: the oldest, those where it changed what a cache is asked, the newest
+VERSIONS = 5.17.0 5.23.0 5.24.0
+NO_MODEL = -m "not real_model" tests/harness tests/analysis
+
+.PHONY: demo test check check-versions $(VERSIONS:%=check-version-%) clean
 
 demo: .venv/demo ## compare the default schemes on the packaged model and text
 	$(RUN)kvdelta compare --windows 8
@@ -15,11 +19,26 @@ check: .venv/dev ## what continuous integration runs: lint, types, tests
 	$(RUN)pyright --pythonpath $(RUN)python
 	$(MAKE) test
 
+check-versions: $(VERSIONS:%=check-version-%) ## the tests that need no packaged model, with each of these transformers
+
+$(VERSIONS:%=check-version-%): check-version-%: .venv/versions/%/ready
+	.venv/versions/$*/bin/python -m pytest $(NO_MODEL)
+
 .venv/%: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and the rest into .venv (once; some minutes, quiet)"
 	test -x $(RUN)python || $(PYTHON) -m venv .venv
 	$(RUN)python -m pip install --disable-pip-version-check -q -c constraints.txt torch
 	$(RUN)python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$*]'
+	touch $@
+
+# what is in .venv, under another transformers and what that version needs of others; nothing of it touches .venv itself
+.venv/versions/%/ready: .venv/dev
+	rm -rf $(@D)
+	$(RUN)python -m venv --without-pip $(@D)
+	$(RUN)python -c 'import pathlib, sysconfig; \
+	  ours, (theirs,) = sysconfig.get_path("purelib"), pathlib.Path("$(@D)").glob("lib/python*/site-packages"); \
+	  (theirs / "venv.pth").write_text(f"import site; site.addsitedir({ours!r})\n")'
+	$(RUN)python -m pip --python $(@D)/bin/python install --disable-pip-version-check -q transformers==$*
 	touch $@
 
 clean:

@@ -29,7 +29,7 @@ class SharedSuffix:
     prefilled: DynamicCache
 
     def __post_init__(self) -> None:
-        self._layers = decoder_layers(self.model, len(self.prefilled.layers))
+        self._layers = decoder_layers(self.model)
         self._returned: list[Any] = []
         hooks = [
             layer.register_forward_hook(lambda module, given, returned: self._returned.append(returned))
@@ -66,9 +66,10 @@ class SharedSuffix:
         return torch.equal(shared, self.ablated(layer, scheme, share=False))
 
 
-def decoder_layers(model: Any, count: int) -> Sequence[Any]:
-    """The decoder's layers in order, whatever the model calls them (layers, h, blocks): the outermost list of as many
-    modules as its cache has layers; none where there is no such list, and then every pass is computed whole."""
+def decoder_layers(model: Any) -> Sequence[Any]:
+    """The decoder's layers in order, whatever the model calls them (layers, h, blocks): the outermost list of so many
+    modules; none where there is no such list, and then every pass is computed whole."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = (module for module in model.get_decoder().modules() if isinstance(module, ModuleList))
     return next((list(layers) for layers in lists if len(layers) == count), [])
 

@@ -91,7 +91,8 @@ def _captured(
         gradients = suffix_gradients(model, window, prefilled) if weights == "gradient" else None
         for layer in full_layers(prefilled):
             cached: Any = prefilled.layers[layer]
-            numbers = {"key": rotaries[layer].unrotate(cached.keys.float(), 0), "value": cached.values.float()}
+            keys = rotaries[layer].unrotate(cached.keys.float(), 0)
+            numbers = {"key": keys, "value": cached.values.float()}
             if gradients is None:
                 counts = {side: torch.ones_like(x) for side, x in numbers.items()}
             else:

@@ -88,7 +88,7 @@ def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]
             values=value,
             allowed=allowed_pairs(mask, query.shape[2], key.shape[2], query.device),
             scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            softcap=kwargs.get("softcap"),
+            softcap=kwargs.get("softcap") if original == "eager" else None,  # sdpa does without, or raises (5.24)
             output=returned[0],
         )
         visit(attention)

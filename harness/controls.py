@@ -19,6 +19,7 @@ from harness.protocols import (
     suffix_logits,
 )
 from harness.records.run import Audit, NoiseFloor, Run, Settings
+from harness.subject.probing import continues
 from harness.subject.windows import Window
 
 FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
@@ -68,7 +69,7 @@ def noise_floor(
     logits_by_route: dict[str, Tensor] = {}
     if settings.protocol != "single-pass":
         logits_by_route["single pass"] = single_pass_logits(model, DynamicCache(config=model.config), window)
-    if settings.protocol != "two-pass":
+    if settings.protocol != "two-pass" and continues(model):
         logits_by_route["two passes"] = suffix_logits(model, copy.deepcopy(prefilled), window.suffix)
     if settings.step != 1:
         few = window.suffix[:, : FLOOR_TOKENS + 1]

@@ -67,15 +67,16 @@ def probe(model: Any, tokens: Tensor, **options: Any) -> tuple[Tensor, Any]:
 
 def why_unusable(model: Any) -> str | None:
     """Why a loaded causal language model cannot be evaluated with a KV cache; None where it can."""
+    none = "keeps a recurrent state or nothing at all, not the keys and values of its tokens"
     if cache_keyword(model) is None:
-        return "takes no cache, so there is nothing to compare"
+        return none
     tokens = tokens_for(model)
     try:
         logits, cache = probe(model, tokens)
     except Exception as error:  # a model with a cache class of its own raises what it likes over another
         return f"does not run over transformers' own cache ({one_line(error)})"
     if not any(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
-        return "keeps a recurrent state or nothing at all, not the keys and values of its tokens"
+        return none
     changed = tokens.clone()
     changed[0, -1] = tokens[0, 0]
     if differ(probe(model, changed)[0][:-1], logits[:-1], model.dtype):

@@ -67,7 +67,7 @@ def test_layers_below_are_not_computed(deep, window):
 )
 def test_layers_of_other_models_are_shared_too(name, window):
     model, calls = tiny(name), []
-    layers = decoder_layers(model, 2)
+    layers = decoder_layers(model)
     assert len(layers) == 2
     prefilled = prefill(model, window.prefix)
     shared = SharedSuffix(model, window, prefilled)
@@ -87,6 +87,6 @@ def test_layers_that_read_what_others_left_are_not_shared(window):
 
 
 def test_without_a_list_of_layers_every_pass_is_whole(deep, window, monkeypatch):
-    monkeypatch.setattr("harness.ablation.decoder_layers", lambda model, count: [])
+    monkeypatch.setattr("harness.ablation.decoder_layers", lambda model: [])
     shared = SharedSuffix(deep, window, prefill(deep, window.prefix))
     assert torch.equal(shared.ablated(4, SCHEME), shared.ablated(4, SCHEME, share=False))

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
+from analysis.measuring.channel_statistics import measure_outliers
 from analysis.measuring.errors import measure_errors
-from analysis.measuring.outliers import measure_outliers
 from analysis.measuring.sensitivity import measure_sensitivity
 from harness.calibration import calibrate, spec_with
 from harness.comparison import compare
@@ -43,6 +45,7 @@ COMMANDS = {
 }
 CAUSAL = [name for name in FIELDS if name not in ("Bert", "XLM", "Mamba", "Mamba2", "Rwkv")]
 
+BEFORE_5_24 = Version(transformers.__version__) < Version("5.24")
 LATENT = ("DeepseekV2", "DeepseekV3")
 BIASED = ("Falcon with ALiBi", "Bloom", "Mpt")
 NO_ROTATION = dict.fromkeys(
@@ -64,7 +67,8 @@ REFUSED = {
     "errors": ONE_TOKEN
     | dict.fromkeys(LATENT, "attends to other keys and values than those that it caches")
     | dict.fromkeys(("Falcon", *BIASED), "does not go through transformers' attention interface")
-    | {"GptOss": "attends in a way that its queries"},  # its softmax has a sink
+    | {"GptOss": "attends in a way that its queries"}  # its softmax has a sink
+    | ({"GPTJ": "does not go through transformers' attention interface"} if BEFORE_5_24 else {}),
     "sensitivity": ONE_TOKEN,
 }
 
