@@ -87,14 +87,6 @@ class CalibratedQuantizer(Quantizer):
     needs_place: ClassVar[bool] = True
 
     @property
-    def bounded(self) -> bool | str:
-        return "levels are not evenly spaced"
-
-    @property
-    def constants(self) -> bool | str:
-        return "the levels come from a calibration text"
-
-    @property
     def calibrated_on(self) -> Mapping[str, Any] | None:
         return read(CalibrationFile(self.file)).facts["text"] if self.file else None
 
@@ -163,7 +155,15 @@ class BoundKeys(CalibratedQuantizer):
 
     @property
     def independent(self) -> bool | str:
-        return "thresholds are those of a head, and the rotation of a position"
+        return "thresholds are those of a head"
+
+    @property
+    def appends(self) -> bool | str:
+        return "the rotation is that of a position: `quantize_at` is told it"
+
+    @property
+    def constants(self) -> bool | str:
+        return "the levels come from a calibration text"
 
     def middle_and_half(self, device: torch.device) -> tuple[Tensor, Tensor]:
         lower, upper = self.lower.to(device)[:, None], self.upper.to(device)[:, None]
@@ -226,6 +226,10 @@ class ValueQuantizer(CalibratedQuantizer):
     @property
     def independent(self) -> bool | str:
         return "one range a token over all KV heads"
+
+    @property
+    def bounded(self) -> bool | str:
+        return "levels are not evenly spaced"
 
     def bind(self, place: Place) -> "ValueQuantizer":
         levels = tuple(self._table("levels", place).tolist())

@@ -24,7 +24,7 @@ for check in CHECKS:
 print(json.dumps({
     "listed": [row["bits K / V"] for row in json.loads(listing("json")) if row["scheme"] == "rounded"],
     "name": parse_scheme("rounded:bits=4,sink_tokens=4").name,
-    "bits of the cases": [case.quantizer.bits for case in cases],
+    "bits of the cases": sorted({case.quantizer.bits for case in cases}),
 }))
 """
 
