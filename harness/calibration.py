@@ -16,6 +16,7 @@ from harness.subject.prepared import Subject
 from harness.subject.probing import check_continues, kv_shapes
 from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.errors import UserError
+from schemes.references import quoted
 from schemes.registry import calibrated_family, parse_scheme
 
 Weights = Literal["gradient", "one"]
@@ -72,7 +73,7 @@ def calibrate(
 
 def spec_with(spec: str, path: Path) -> str:
     """The spec with its calibration."""
-    return f"{spec}{',' if ':' in spec else ':'}calibration={path}"
+    return f"{spec}{',' if ':' in spec else ':'}calibration={quoted(str(path))}"
 
 
 def _captured(

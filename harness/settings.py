@@ -15,7 +15,7 @@ from harness.subject.text import token_sha256
 def settings_of(
     options: Options, subject: Subject, contenders: Sequence[str], measured: dict[str, Any] | None = None
 ) -> Settings:
-    """contenders: canonical specs. measured: what a measurement's numbers also depend on."""
+    """contenders: canonical specs, of which the record keeps what is no path. measured: what a measurement's numbers also depend on."""
     model = subject.loaded.model
     return Settings(
         model=subject.loaded.source,

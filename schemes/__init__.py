@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, Scheme, TensorScheme
+    from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
     from schemes.errors import UserError
     from schemes.registry import SCHEMES, parse_scheme
+    from schemes.scheme import Scheme
     from schemes.store import TokenStore
 
 __all__ = [
@@ -23,8 +24,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("KV", "Place", "QuantizedTensor", "Quantizer", "Rotary", "Scheme", "TensorScheme"), "base"),
+    **dict.fromkeys(("KV", "Place", "QuantizedTensor", "Quantizer", "Rotary", "TensorScheme"), "base"),
     **dict.fromkeys(("SCHEMES", "parse_scheme"), "registry"),
+    "Scheme": "scheme",
     "TokenStore": "store",
     "UserError": "errors",
 }

@@ -1,8 +1,8 @@
 """What a scheme is made of: a quantizer encodes one tensor, the quantized tensor decodes itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
@@ -210,94 +210,3 @@ class TensorScheme:
     def packed_tokens(self, length: int) -> int:
         """How many of `length` tokens are quantized: the state depends on the length alone."""
         return max(0, (length - self.sink_tokens - self.keep_recent) // self.flush_every * self.flush_every)
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """The whole recipe. `name` is the canonical spec: parse_scheme(scheme.name) == scheme.
-
-    layers: (index, scheme) of the layers that are stored in another way; until `bind`, −1 is the last layer. fitted_on:
-    the texts that a map of layers was fitted on, as the map names them; those of quantizers come beside them in
-    `calibrated_on`.
-    """
-
-    name: str
-    key: TensorScheme
-    value: TensorScheme
-    layers: tuple[tuple[int, "Scheme"], ...] = ()
-    fitted_on: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)  # part of the map, and so of its hash
-
-    def for_layer(self, index: int) -> "Scheme":
-        """How one layer is stored."""
-        return dict(self.layers).get(index) or (replace(self, layers=()) if self.layers else self)
-
-    def bind(self, layers: int, stored: Collection[int], rotary: Callable[[int], Rotary] | None = None) -> "Scheme":
-        """The scheme for a model of so many layers: every quantizer that asks for its place has it.
-
-        stored: the layers whose whole cache is stored; rotary: the rotary embedding of a layer. ValueError where the
-        scheme would quantize a layer that there is not, or leaves none to quantize, or needs a rotary embedding and none
-        is given.
-        """
-        named = {index if index >= 0 else index + layers: scheme for index, scheme in self.layers}
-        unknown = [
-            i for i, scheme in named.items() if i not in stored and (scheme.quantized_sides or i >= layers or i < 0)
-        ]
-        if unknown:
-            raise UserError(
-                f"scheme {self.name} names layer {unknown[0]}, which the model has not, or not with a full cache"
-            )
-        if self.quantized_sides and not any(named.get(i, replace(self, layers=())).quantized_sides for i in stored):
-            raise UserError(f"scheme {self.name} leaves all {len(stored)} layers of the model exact")
-        if any(side.quantizer.needs_place for one in self.variants for side in one.sides.values()):
-            whole = replace(self, layers=())
-            named = {i: _placed(named.get(i, whole), i, rotary) for i in stored}
-        found = tuple(sorted(named.items(), key=lambda item: item[0]))
-        return self if found == self.layers else replace(self, layers=found)
-
-    @property
-    def sides(self) -> dict[str, TensorScheme]:
-        return {"key": self.key, "value": self.value}
-
-    @property
-    def variants(self) -> "list[Scheme]":
-        """What may occur in a layer: the scheme itself, and those of the layers that differ."""
-        return [self, *(scheme for _, scheme in self.layers)]
-
-    @property
-    def lossless(self) -> bool:
-        return not self.quantized_sides
-
-    @property
-    def quantized_sides(self) -> list[str]:
-        """ "key", "value", or both: what some layer does not keep exactly."""
-        return [side for side in self.sides if not all(one.sides[side].quantizer.lossless for one in self.variants)]
-
-    @property
-    def calibrated_on(self) -> list[Mapping[str, Any]]:
-        """Which texts its quantizers have seen, and its maps of layers were fitted on: name, sha256 of the text,
-        token_sha256 of its tokens, and whatever else the file says of it."""
-        seen = [side.quantizer.calibrated_on for one in self.variants for side in one.sides.values()]
-        return [text for text in seen if text is not None] + [text for one in self.variants for text in one.fitted_on]
-
-    def check(self, channels: int, value_channels: int | None = None) -> None:
-        """Raise ValueError where heads of `channels` channels (values: of `value_channels`, if these are others) cannot be
-        encoded."""
-        widths = {"key": channels, "value": value_channels or channels}
-        for scheme in self.variants:
-            for name, side in scheme.sides.items():
-                try:
-                    side.quantizer.check(widths[name])
-                except ValueError as error:
-                    raise UserError(
-                        f"scheme {scheme.name}, {name}s with {widths[name]} channels a head: {error}"
-                    ) from None
-
-
-def _placed(scheme: Scheme, layer: int, rotary: Callable[[int], Rotary] | None) -> Scheme:
-    sides = {
-        name: replace(
-            side, quantizer=side.quantizer.bind(Place(layer, name, rotary(layer) if rotary else None, side.sink_tokens))
-        )
-        for name, side in scheme.sides.items()
-    }
-    return replace(scheme, **sides)

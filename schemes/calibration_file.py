@@ -1,9 +1,8 @@
 """Files of calibrated schemes: tensors in safetensors, and beside them, as JSON, what they were made of."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,39 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from schemes.errors import UserError
+from schemes.references import digest_of, reference, split_reference
 
 
-class CalibrationFile(str):
-    """A path to a calibration, "FILE#HASH"; without a hash it gets that of the content.
+@dataclass(frozen=True, init=False)
+class CalibrationFile:
+    """A calibration as a spec names it, PATH or PATH#HASH. Equal content is equal, wherever it lies.
 
-    ValueError where the file, or its JSON, cannot be read, or has another hash than the one given.
+    UserError where the file, or its JSON, cannot be read, or has another hash than the one given.
     """
 
-    def __new__(cls, text: str) -> "CalibrationFile":
-        path, _, expected = text.partition("#")
-        try:
-            found = hashlib.sha256(Path(path).read_bytes() + facts_path(path).read_bytes()).hexdigest()[:8]
-        except OSError as error:
-            raise UserError(
-                f"the calibration {path!r} cannot be read: {error.filename}: {error.strerror}; kvdelta calibrate makes one"
-            ) from None
-        if expected and expected != found:
-            raise UserError(f"the calibration {path!r} has changed since, its hash is now {found}")
-        return super().__new__(cls, f"{path}#{found}")
+    path: str = field(compare=False)
+    digest: str
+
+    def __init__(self, text: str):
+        path, expected = split_reference(text)
+        object.__setattr__(self, "path", path)
+        object.__setattr__(
+            self, "digest", digest_of(*_contents(path), expected=expected, what=f"the calibration {path!r}")
+        )
+
+    def __str__(self) -> str:
+        return reference(self.path, self.digest)
+
+
+def _contents(path: str) -> tuple[bytes, bytes]:
+    """Of the file of tensors, and of its JSON."""
+    try:
+        return Path(path).read_bytes(), facts_path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"the calibration {path!r} cannot be read: {error.filename}: {error.strerror}; kvdelta calibrate makes one, and a "
+            "path with a comma is given in quotes"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -48,15 +61,15 @@ def facts_path(path: str | Path) -> Path:
 
 @lru_cache(maxsize=8)
 def read(file: CalibrationFile) -> Calibration:
-    """ValueError where it is no calibration."""
-    path = file.partition("#")[0]
+    """UserError where it is no calibration, or another one by now."""
+    stored, said = _contents(file.path)
+    digest_of(stored, said, expected=file.digest, what=f"the calibration {file.path!r}")
     try:
-        tensors = load(Path(path).read_bytes())
-        facts = json.loads(facts_path(path).read_text())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is no calibration: {error}") from None
+        tensors, facts = load(stored), json.loads(said)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{file.path} is no calibration: {error}") from None
     if not isinstance(facts, dict) or "text" not in facts:
-        raise UserError(f"{facts_path(path)} does not say what the calibration was made of")
+        raise UserError(f"{facts_path(file.path)} does not say what the calibration was made of")
     return Calibration(tensors, facts)
 
 

@@ -26,9 +26,10 @@ class Field:
         for kind in kinds:
             try:
                 return kind(text)
-            except ValueError as error:
-                if issubclass(kind, str):  # a file: the error says what is wrong with it
-                    raise UserError(f"{self.name}: {error}") from None
+            except UserError as error:  # a file: the error says what is wrong with it
+                raise UserError(f"{self.name}: {error}") from None
+            except ValueError:
+                continue
         allowed = [shown(choice) for choice in choices]
         allowed += ["a number" if kind is float else "a whole number" for kind in kinds]
         guess = get_close_matches(text, [shown(choice) for choice in choices], n=1)

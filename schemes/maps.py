@@ -1,67 +1,94 @@
 """Schemes that differ by layer or side: files that map layers to schemes, and one side alone.
 
-A file is JSON: {"default": S, "layers": {"0": S, "4-7": S}}, where S is a spec or {"key": spec, "value": spec}. One that
-was fitted to texts names them: "fitted_on": [{"name": …, "sha256": …, "token_sha256": …}], with whatever else is to be
-known of each.
+A file is JSON: {"default": S, "layers": {"0": S, "4-7": S}}, where S is a spec or {"key": spec, "value": spec}. A spec may
+have rules for layers of its own (exact_first_layers, another map): they go on in the layers that S is for, and those of
+"layers" come before those of "default". A map that was fitted to texts names them: "fitted_on": [{"name": …, "sha256": …,
+"token_sha256": …}], with whatever else is to be known of each.
 """
 
-import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemes.base import Scheme
 from schemes.errors import UserError
 from schemes.lossless import exactly
+from schemes.references import digest_of, reference, split_reference
+from schemes.scheme import Scheme
 
+Within = frozenset[Path]  # maps that are being read
 Parse = Callable[[str], Scheme]
 
+MOST_LAYERS = 10_000  # of any model: a typing error is not a list of a billion layers
 KEYS = {"default", "layers", "fitted_on"}
 TEXT_FIELDS = ("name", "sha256", "token_sha256")
 
 
-def read(spec: str, parse: Parse) -> Scheme:
+def read(spec: str, parse: Callable[[str, Within], Scheme], within: Within) -> Scheme:
     """The scheme of "@FILE". Its canonical name is "@FILE#HASH"; a hash that is given must be the content's.
 
-    ValueError for a file that is not there or says something else; the messages name the place.
+    within: the maps that this one is inside of. UserError for a file that is not there or says something else; the
+    messages name the place.
     """
-    path, _, expected = spec.removeprefix("@").partition("#")
     try:
+        path, expected = split_reference(spec.removeprefix("@"))
         data = Path(path).read_bytes()
         content = json.loads(data)
+    except UserError as error:
+        raise UserError(f"scheme {spec!r}: {error}") from None
     except OSError as error:
         raise UserError(f"scheme {spec!r}: the file cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"scheme {spec!r} is not JSON: {error}") from None
-    found = hashlib.sha256(data).hexdigest()[:8]
-    if expected and expected != found:
-        raise UserError(f"scheme {spec!r}: the file has changed since, its hash is now {found}")
     if not isinstance(content, dict) or "default" not in content or set(content) - KEYS:
         raise UserError(
             f'scheme {spec!r}: a map of layers has "default" and "layers", and "fitted_on" where it was fitted to a text; '
             "nothing else"
         )
+    here = Path(path).resolve()
+    if here in within:
+        raise UserError(f"scheme {spec!r}: the map names itself, which has no end")
+    with_files: dict[str, str] = {}
+
+    def parsed(inner: str) -> Scheme:
+        scheme = parse(inner, within | {here})
+        if scheme.name != scheme.identity:
+            with_files[inner] = scheme.identity
+        return scheme
+
     fitted_on = _texts(content.get("fitted_on", []), spec)
-    default = _scheme(content["default"], parse, f"scheme {spec!r}, default")
-    layers: dict[int, Scheme] = {}
-    for span, entry in content.get("layers", {}).items():
-        scheme = _scheme(entry, parse, f"scheme {spec!r}, layers {span}")
-        first, dash, last = span.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"scheme {spec!r}: {span!r} is no layer; give a number such as 4, or a range such as 4-7")
-        for index in range(int(first), int(last if dash else first) + 1):
-            if index in layers:
-                raise UserError(f"scheme {spec!r}: layer {index} is named twice")
-            layers[index] = scheme
+    default = _scheme(content["default"], parsed, f"scheme {spec!r}, default")
+    rules = _rules(content.get("layers", {}), parsed, spec)
+    # of a map that names other files: what those say counts, not where they are
+    said = json.dumps(_without_paths(content, with_files)).encode() if with_files else data
+    digest = digest_of(said, expected=expected, what=f"scheme {spec!r}: the file")
     return Scheme(
-        f"@{path}#{found}",
+        "@" + reference(path, digest),
         default.key,
         default.value,
-        tuple(sorted(layers.items(), key=lambda item: item[0])),
+        (*(rule for rule in default.layers if rule[0] not in rules), *sorted(rules.items(), key=lambda rule: rule[0])),
         (*fitted_on, *default.fitted_on),
     )
+
+
+def _rules(spans: Any, parse: Parse, spec: str) -> dict[int, Scheme]:
+    """What "layers" says, by layer."""
+    if not isinstance(spans, dict):
+        raise UserError(f'scheme {spec!r}: "layers" has a scheme for each layer or range, such as {{"4-7": "int8"}}')
+    rules: dict[int, Scheme] = {}
+    for span, entry in spans.items():
+        ends = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", span, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
+        if not first <= last < MOST_LAYERS:
+            raise UserError(f"scheme {spec!r}: {span!r} is no layer; give a number such as 4, or a range such as 4-7")
+        scheme = _scheme(entry, parse, f"scheme {spec!r}, layers {span}")
+        for index in range(first, last + 1):
+            if index in rules:
+                raise UserError(f"scheme {spec!r}: layer {index} is named twice")
+            rules[index] = scheme.for_layer(index)
+    return rules
 
 
 def _texts(given: Any, spec: str) -> tuple[dict[str, Any], ...]:
@@ -77,21 +104,37 @@ def _texts(given: Any, spec: str) -> tuple[dict[str, Any], ...]:
 def _scheme(entry: Any, parse: Parse, where: str) -> Scheme:
     if isinstance(entry, str):
         entry = {"key": entry, "value": entry}
-    if not isinstance(entry, dict) or set(entry) != {"key", "value"}:
+    if (
+        not isinstance(entry, dict)
+        or set(entry) != {"key", "value"}
+        or not all(isinstance(spec, str) for spec in entry.values())
+    ):
         raise UserError(f'{where}: give a spec, or {{"key": spec, "value": spec}}')
     try:
-        sides = {side: parse(spec) for side, spec in entry.items()}
-    except ValueError as error:
+        return joined(parse(entry["key"]), parse(entry["value"]))
+    except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return joined(sides["key"], sides["value"])
+
+
+def _without_paths(said: Any, identities: dict[str, str]) -> Any:
+    if isinstance(said, dict):
+        return {name: _without_paths(part, identities) for name, part in said.items()}
+    return identities.get(said, said) if isinstance(said, str) else said
 
 
 def joined(key: Scheme, value: Scheme) -> Scheme:
-    """The keys of one scheme and the values of another."""
-    name = key.name if key == value else f"keys {key.name}, values {value.name}"
-    return Scheme(
-        name, key.key, value.value, fitted_on=key.fitted_on if key == value else key.fitted_on + value.fitted_on
-    )
+    """The keys of one scheme and the values of another, in each layer as the rules of both say."""
+    if key == value:
+        return key
+    rules = [(index, joined(scheme, _open_rules(value, index))) for index, scheme in key.layers]
+    rules += [(index, joined(_open_rules(key, index), scheme)) for index, scheme in value.layers]
+    name = f"keys {key.name}, values {value.name}"
+    return Scheme(name, key.key, value.value, tuple(rules), key.fitted_on + value.fitted_on)
+
+
+def _open_rules(scheme: Scheme, index: int) -> Scheme:
+    """At the layer that a rule names: counted from the end, it may be any."""
+    return scheme.for_layer(index) if index >= 0 else scheme
 
 
 def one_side(scheme: Scheme, side: str) -> Scheme:

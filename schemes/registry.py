@@ -6,13 +6,13 @@ import pkgutil
 from dataclasses import replace
 from typing import Any
 
-from schemes import families
-from schemes import maps as layers
-from schemes.base import Scheme, TensorScheme
+from schemes import families, maps
+from schemes.base import TensorScheme
 from schemes.errors import UserError
 from schemes.family import Family
-from schemes.fields import RULES, TOKEN_RULES, Field, read_items, shown, unknown
+from schemes.fields import RULES, SCHEME_RULES, TOKEN_RULES, Field, read_items, shown, unknown
 from schemes.lossless import exactly
+from schemes.scheme import Scheme
 from schemes.spec import split_spec
 
 
@@ -59,18 +59,23 @@ def parse_scheme(spec: str) -> Scheme:
     wrapper around another as "hadamard(asym2):sides=key", or from a file that maps layers to schemes, as "@FILE"
     (schemes.maps).
 
-    Raises ValueError for an unknown name, field or value (with the nearest match and what is allowed) and for values
+    Raises UserError for an unknown name, field or value (with the nearest match and what is allowed) and for values
     that do not go together.
     """
+    return _parse(spec, frozenset())
+
+
+def _parse(spec: str, within: maps.Within) -> Scheme:
+    """within: the maps that are being read, which must not name themselves."""
     spec = spec.strip()
     if spec.startswith("@"):
-        return layers.read(spec, parse_scheme)
+        return maps.read(spec, _parse, within)
     try:
         parts = split_spec(spec)
         family, values = lookup(parts.name)
-        inner = _inner(family, parts.name, parts.inner)
+        inner = _inner(family, parts.name, parts.inner, within)
         given = read_items(parts.items, fields_of(family), shorthands(family), family.name)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None
     both = shorthands(family)
     for short, value in values.items():  # a short name's own fields give way to what is spelled out
@@ -80,7 +85,7 @@ def parse_scheme(spec: str) -> Scheme:
 
 
 def calibrated_family(spec: str) -> tuple[Family, dict[str, object]]:
-    """The family of a spec that is to be calibrated, and the values of its own fields; ValueError as `parse_scheme`, and
+    """The family of a spec that is to be calibrated, and the values of its own fields; UserError as `parse_scheme`, and
     for a family that needs no calibration."""
     parse_scheme(spec)
     parts = split_spec(spec)
@@ -91,7 +96,7 @@ def calibrated_family(spec: str) -> tuple[Family, dict[str, object]]:
     return family, {name: given.get(name, field.default) for name, field in own_fields(family).items()}
 
 
-def _inner(family: Family, name: str, inside: str | None) -> Scheme | None:
+def _inner(family: Family, name: str, inside: str | None, within: maps.Within) -> Scheme | None:
     """What a wrapper wraps."""
     if not family.wraps:
         if inside is not None:
@@ -100,7 +105,7 @@ def _inner(family: Family, name: str, inside: str | None) -> Scheme | None:
         return None
     if not inside:
         raise UserError(f"{name} wraps another scheme: give it in parentheses, as {family.example}")
-    scheme = parse_scheme(inside)
+    scheme = _parse(inside, within)
     if not inside.startswith("@"):
         outer = [item for item in split_spec(inside).items if item[0] in {rule.name for rule in RULES}]
         if outer:
@@ -119,32 +124,37 @@ def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme
     mine = {name: full[name] for name in own}
     tokens = {rule.name: given[rule.name] for rule in TOKEN_RULES if rule.name in given and rule.name not in own}
 
-    def sides(around: Scheme | None) -> dict[str, TensorScheme]:
-        wrapped = (around.key, around.value) if around else ()
+    def sides(*wrapped: TensorScheme) -> tuple[TensorScheme, TensorScheme]:
         key, value = (replace(side, **tokens) for side in family.build(*wrapped, **mine))
-        return {"key": key, "value": value}
+        return key, value
+
+    def built(around: Scheme | None, named: dict[str, Any]) -> Scheme:
+        """Around each rule of the inner scheme too, to which what is said of the whole scheme does not belong."""
+        name = canonical_name(family, named, around)
+        if around is None:
+            return Scheme(name, *sides())
+        alone = named | {rule.name: rule.default for rule in SCHEME_RULES}
+        rules = tuple((index, built(scheme, alone)) for index, scheme in around.layers)
+        return Scheme(name, *sides(around.key, around.value), rules, around.fitted_on)
 
     try:
-        others = tuple((index, replace(one, **sides(one))) for index, one in (inner.layers if inner else ()))
-        fitted_on = inner.fitted_on if inner else ()
-        scheme = Scheme(canonical_name(family, full, inner), **sides(inner), layers=others, fitted_on=fitted_on)
-        return _with_scheme_rules(scheme, full["only"], full["exact_first_layers"], full["exact_last_layers"])
-    except ValueError as error:
+        return _with_scheme_rules(
+            built(inner, full), full["only"], full["exact_first_layers"], full["exact_last_layers"]
+        )
+    except UserError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None
 
 
 def _with_scheme_rules(scheme: Scheme, only: Any, first: Any, last: Any) -> Scheme:
     for name, count in (("exact_first_layers", first), ("exact_last_layers", last)):
-        if count < 0:
-            raise UserError(f"{name}={count}: a number of layers is not negative")
-    named = replace(layers.one_side(scheme, only), name=scheme.name)
+        if not 0 <= count <= maps.MOST_LAYERS:
+            raise UserError(f"{name}={count}: a number of layers is not negative, nor over {maps.MOST_LAYERS}")
+    used = replace(maps.one_side(scheme, only), name=scheme.name)
     exempt = [*range(first), *range(-last, 0)]
     if not exempt:
-        return named
-    one = Scheme("exact", *exactly())
-    return replace(
-        named, layers=(*(pair for pair in named.layers if pair[0] not in exempt), *((i, one) for i in exempt))
-    )
+        return used
+    kept, exact = [rule for rule in used.layers if rule[0] not in exempt], Scheme("exact", *exactly())
+    return replace(used, layers=(*kept, *((index, exact) for index in exempt)))
 
 
 def canonical_name(family: Family, values: dict[str, object], inner: Scheme | None = None) -> str:
@@ -168,7 +178,7 @@ def canonical_name(family: Family, values: dict[str, object], inner: Scheme | No
 
 
 def lookup(name: str) -> tuple[Family, dict[str, object]]:
-    """The family of a name, and the fields that a short name sets; ValueError for a name that there is not."""
+    """The family of a name, and the fields that a short name sets; UserError for a name that there is not."""
     if name in SCHEMES:
         return SCHEMES[name], {}
     if name in SHORT_NAMES:

@@ -1,5 +1,7 @@
-"""The grammar of specs: name, name:field=value,field=value, wrapper(spec), wrapper(spec):field=value; @FILE."""
+"""The grammar of specs: name, name:field=value,field=value, wrapper(spec), wrapper(spec):field=value; @FILE. What stands
+in quotes belongs to a value, whatever it is (schemes.references)."""
 
+import re
 from dataclasses import dataclass
 
 from schemes.errors import UserError
@@ -15,10 +17,12 @@ class Spec:
 
 
 def split_spec(text: str) -> Spec:
-    """Take a spec apart. ValueError where parentheses do not match, text follows them, or an item is not
+    """Take a spec apart. UserError where parentheses or quotes do not match, text follows them, or an item is not
     field=value."""
+    if text.count('"') % 2:
+        raise UserError("a quote is not closed; a file name in quotes has one before and one behind it")
     depth, opened, closed = 0, -1, -1
-    for i, letter in enumerate(text):
+    for i, letter in enumerate(_covered(text)):
         if letter == "(":
             depth += 1
             opened = i if opened < 0 else opened
@@ -42,11 +46,19 @@ def split_spec(text: str) -> Spec:
     return Spec(name, inner, _items(rest[1:], f"{name}({inner})"))
 
 
+def _covered(text: str) -> str:
+    """With dots for what stands in quotes, at the same places."""
+    return re.sub(r'"[^"]*"', lambda quote: "." * len(quote[0]), text)
+
+
 def _items(text: str, head: str) -> tuple[tuple[str, str], ...]:
     items: list[tuple[str, str]] = []
-    for item in text.split(","):
+    commas = [i for i, letter in enumerate(_covered(text)) if letter == ","]
+    for begin, end in zip([0, *(i + 1 for i in commas)], [*commas, len(text)], strict=True):
+        item = text[begin:end]
         field, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
-            raise UserError(f"{item.strip()!r} is not field=value; a spec is {head}:field=value,field=value")
+            quotes = '; a file name with a comma comes in quotes, "a,b"' if items and "." in item else ""
+            raise UserError(f"{item.strip()!r} is not field=value; a spec is {head}:field=value,field=value{quotes}")
         items.append((field, value))
     return tuple(items)

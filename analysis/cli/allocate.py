@@ -26,6 +26,7 @@ from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window, cut_windows
 from schemes import parse_scheme
 from schemes.errors import UserError
+from schemes.references import quoted
 
 MAP = "the map"
 
@@ -142,7 +143,7 @@ def _contenders(costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], 
     def written(name: str, content: str) -> str:
         path = folder / "maps" / name
         write_file(path, content.encode())
-        return f"@{path}"
+        return f"@{quoted(str(path))}"
 
     contenders: list[Contender] = [SchemeContender.of("exact")]
     spec = written("map.json", allocation.map_file(costs, choice))

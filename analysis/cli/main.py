@@ -1,5 +1,6 @@
 """`kvdelta`: the composition root, and the one module that may import analysis."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
 from harness.subject.imports import import_quickly
 from schemes.errors import UserError
+from schemes.references import identity_of
 
 if TYPE_CHECKING:
     from harness.records.run import Run
@@ -58,8 +60,8 @@ def compare(
     from harness.comparison import DEFAULT_SCHEMES
 
     contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
-    known = [name for contender in contenders for name in (contender.name, contender.label)]
-    if baseline is not None and baseline not in known and canonical(baseline) not in known:
+    known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
+    if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
     from analysis.cli.runs import make_run, report_failures
 
@@ -124,7 +126,7 @@ def calibrate(
 
     path = calibration.calibrate(scheme, subject, options.out, weights, note)
     note(f"calibrated on {subject.text.name}; score it with:")
-    say(f"kvdelta compare --scheme {calibration.spec_with(scheme, path)}")
+    say(f"kvdelta compare --scheme {shlex.quote(calibration.spec_with(scheme, path))}")
     return 0
 
 

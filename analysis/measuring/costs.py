@@ -27,7 +27,7 @@ def costs_of(record: Measurement, arrays: Arrays, candidates: Sequence[str] | No
     candidates: None is all schemes of the record. ValueError: a candidate, a side or gradients that are not in it.
     """
     specs = list(candidates) if candidates else [label for label in record.labels if not parse_scheme(label).lossless]
-    names = [parse_scheme(spec).name for spec in specs]
+    names = [parse_scheme(spec).identity for spec in specs]
     for spec, name in zip(specs, names, strict=True):
         if name not in record.settings.contenders:
             raise UserError(f"{spec} is not in the {record.kind} record; it has {', '.join(record.labels)}")

@@ -113,7 +113,8 @@ def look(name: str, line: bool = True) -> dict[str, Any]:
 def scheme_label(name: str) -> str:
     """A short name for legends, such as "asym2 channel/token g32", of a canonical name; layouts are K/V."""
     if name.startswith("@"):
-        return Path(name[1:]).name
+        file = Path(name[1:].replace('"', "")).name
+        return f"map {file}" if file.startswith("#") else file  # a record's settings know the hash alone
     parts = _parts(name)
     if parts.inner is not None:
         return " ".join(

@@ -10,6 +10,7 @@ from analysis.reading.rows import Row
 from harness import statistics
 from harness.records.run import ContenderRecord, Run
 from schemes.errors import UserError
+from schemes.references import identity_of
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def find(run: Run, name: str) -> int:
     except ValueError:
         wanted = name  # a foreign cache, or nothing that there is
     for i, contender in enumerate(run.contenders):
-        if name == contender.label or wanted == contender.name:
+        if identity_of(wanted) == identity_of(contender.name):
             return i
     known = ", ".join(contender.label for contender in run.contenders)
     raise UserError(f"no scheme {name!r} in this run; it has {known}")

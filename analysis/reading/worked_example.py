@@ -7,6 +7,7 @@ from analysis.reading import summary
 from analysis.reading.joined import Joined
 from analysis.reading.questions import EQUAL_BITS
 from analysis.reading.summary import SummaryRow
+from schemes.references import identity_of
 
 NO_WORSE = 1.02  # an error up to this ratio is called no worse
 
@@ -18,7 +19,7 @@ def worked_example(joined: Joined) -> str | None:
     for _, errors, sums in joined.errors:
         values = measures.by_scheme(sums)
         for _, run in joined.runs:
-            rows = {row.name: row for row in summary.summarize(run)}
+            rows = {identity_of(row.name): row for row in summary.summarize(run)}
             shared = [name for name in errors.settings.contenders if name in rows and name != "exact"]
             for a, b in [(a, b) for a in shared for b in shared if a != b]:
                 i, j = errors.settings.contenders.index(a), errors.settings.contenders.index(b)

@@ -15,6 +15,7 @@ from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window
 from schemes import Quantizer, Scheme, parse_scheme
 from schemes.errors import UserError
+from schemes.references import identity_of
 
 
 class Contender(Protocol):
@@ -170,10 +171,10 @@ def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: N
 
 
 def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> list[ContenderT]:
-    """Without those whose canonical name came before; each says so."""
+    """Without those whose canonical name came before, wherever its files lie; each says so."""
     found: list[ContenderT] = []
     for contender in contenders:
-        twin = next((other for other in found if other.name == contender.name), None)
+        twin = next((other for other in found if identity_of(other.name) == identity_of(contender.name)), None)
         if twin:
             note(f"{contender.label} is the same scheme as {twin.label}: taken once")
         else:

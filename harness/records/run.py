@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from harness.records.writing import load_arrays, save_arrays, write_file
 from schemes.errors import UserError
+from schemes.references import identity_of
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -40,7 +41,7 @@ class Settings(_Typed):
     dtype: str
     attention: str
     seed: int
-    contenders: list[str]  # canonical specs, in the order of the table; the first is exact
+    contenders: list[Annotated[str, AfterValidator(identity_of)]]  # in the order of the table; the first is exact
     versions: dict[str, str]
     commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
     measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept

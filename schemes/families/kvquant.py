@@ -82,13 +82,13 @@ class CalibratedQuantizer(Quantizer):
 
     bits: int
     outliers: float
-    file: str
+    file: CalibrationFile | None
 
     needs_place: ClassVar[bool] = True
 
     @property
     def calibrated_on(self) -> Mapping[str, Any] | None:
-        return read(CalibrationFile(self.file)).facts["text"] if self.file else None
+        return read(self.file).facts["text"] if self.file else None
 
     def check(self, channels: int) -> None:
         check_packable(self.bits, channels)
@@ -97,7 +97,7 @@ class CalibratedQuantizer(Quantizer):
         """Of the calibration: the table `name` of the layer and side of `place`."""
         if not self.file:
             raise UserError(_UNCALIBRATED)
-        calibration = read(CalibrationFile(self.file))
+        calibration = read(self.file)
         for what in ("bits", "outliers"):
             if calibration.facts.get(what) != getattr(self, what):
                 raise UserError(
@@ -282,8 +282,8 @@ def kvquant(
     if first_exact < 0:
         raise UserError(f"first_exact={first_exact}: a number of tokens is not negative")
     return (
-        TensorScheme(KeyQuantizer(bits, outliers, calibration), sink_tokens=first_exact),
-        TensorScheme(ValueQuantizer(bits, outliers, calibration), sink_tokens=first_exact),
+        TensorScheme(KeyQuantizer(bits, outliers, calibration or None), sink_tokens=first_exact),
+        TensorScheme(ValueQuantizer(bits, outliers, calibration or None), sink_tokens=first_exact),
     )
 
 

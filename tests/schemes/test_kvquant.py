@@ -188,6 +188,33 @@ def test_calibrated_schemes_are_named_by_their_file(file, tmp_path):
     assert scheme.bind(1, [0], lambda layer: Turning()).calibrated_on == [TEXT] * 4
 
 
+def test_a_moved_calibration_is_the_same_scheme(file, tmp_path):
+    """Its tables are read once, its path is a label, and any path can be said in quotes."""
+    copy = tmp_path / "a, b=(c) #1.safetensors"
+    copy.write_bytes(file.read_bytes())
+    facts_path(copy).write_bytes(facts_path(file).read_bytes())
+    first, second = (
+        parse_scheme(f"kvquant:bits=3,calibration={written}") for written in (file, f'"{copy}",first_exact=1')
+    )
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.name != second.name
+    assert first.identity == second.identity == f"kvquant:bits=3,calibration=#{CalibrationFile(str(file)).digest}"
+    assert parse_scheme(second.name) == second
+    assert second.bind(1, [0], lambda layer: Turning()) == first.bind(1, [0], lambda layer: Turning())
+    for unquoted in (copy, copy.with_name("a, b.safetensors")):
+        with pytest.raises(UserError, match=r"with a comma (is given|comes) in quotes"):
+            parse_scheme(f"kvquant:bits=3,calibration={unquoted}")
+
+
+def test_a_calibration_that_changes_while_it_is_used(tmp_path):
+    path = written(tmp_path / "changing.safetensors", heads=3)
+    scheme = parse_scheme(f"kvquant:bits=3,calibration={path}")
+    written(path, heads=1)
+    with pytest.raises(UserError, match="has changed since"):
+        scheme.bind(1, [0], lambda layer: Turning())
+
+
 BAD = {
     "no file": ("kvquant:bits=3,calibration=/nowhere/x.safetensors", "cannot be read.*No such file.*kvdelta calibrate"),
     "changed": ("kvquant:bits=3,calibration={file}#00000000", "has changed since, its hash is now"),

@@ -208,6 +208,7 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("nf4:asymmetric=yes", ["asymmetric='yes' is not one of false, true"]),
         ("int4:only=k", ["only='k' is not one of both, key, value"]),
         ("int4:exact_first_layers=-1", ["exact_first_layers=-1", "not negative"]),
+        ("int4:exact_last_layers=10001", ["exact_last_layers=10001", "nor over 10000"]),
     ],
 )
 def test_bad_specs(spec, parts):
