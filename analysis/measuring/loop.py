@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.caches.contenders import SchemeContender, merged
-from harness.capture import full_layers
+from harness.caches.scheme import full_layers
 from harness.leaks import check_texts
 from harness.options import Options
 from harness.protocols import prefill
