@@ -1,18 +1,17 @@
 """Did the scored forward read the stored cache? Counted while it happens, at the cache's own `update`."""
 
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.caches.scheme import SchemeCache, SchemeLayer
-
 
 @dataclass
 class Reads:
-    """Attended (query, token) pairs of scored queries, over quantized layers: all, and those whose key, or value,
-    came from packed storage."""
+    """Attended (query, token) pairs of scored queries: all, and those whose key, or value, came from packed storage."""
 
     pairs: int = 0
     key: int = 0
@@ -26,26 +25,34 @@ class Reads:
     def value_coverage(self) -> float:
         return self.value / self.pairs if self.pairs else 0.0
 
+    def add(self, other: "Reads") -> None:
+        self.pairs += other.pairs
+        self.key += other.key
+        self.value += other.value
+
 
 @dataclass
 class Observer:
-    """Watches a cache's `update` from `watch()` on.
+    """Watches a cache's `update` from `watch()` on, and counts what each of `layers` reads.
 
-    SchemeCache tells how many tokens are packed. Of any other cache a pair counts as read from storage when the
-    row that `update` returned is missing or not bit-equal to the row written ("by value").
+    layers: those with full attention, alike for every cache; what a sliding layer drops is the model's own doing.
+    declared: the cache is ours, and each of these layers says in `past_read()` how many of the past tokens the next
+    forward reads from packed storage, or not at all. Of any other cache a pair counts as read from storage when the row that `update`
+    returned is missing or not bit-equal to the row written ("by value").
     scored: how many of the suffix's queries are scored; later ones do not count.
     """
 
     cache: Any
     scored: int
-    layers: dict[int, Reads] = field(default_factory=dict)
+    layers: Collection[int]
+    declared: bool
+    reads: dict[int, Reads] = field(default_factory=dict)
     _written: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _queries: dict[int, int] = field(default_factory=dict)
     _scoring: bool = False
 
     def __post_init__(self) -> None:
         self._update = self.cache.update
-        self._declared = isinstance(self.cache, SchemeCache)
         self.cache.update = self._watched
 
     def watch(self) -> None:
@@ -57,21 +64,13 @@ class Observer:
         self._written.clear()
         return self
 
-    @property
-    def total(self) -> Reads:
-        sums = Reads()
-        for reads in self.layers.values():
-            sums.pairs += reads.pairs
-            sums.key += reads.key
-            sums.value += reads.value
-        return sums
-
     def _watched(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self._declared:
-            held = self.cache.layers[layer]
-            if isinstance(held, SchemeLayer) and self._scoring:
-                packed = {side: store.packed_tokens for side, store in held.stores.items()}
-                self._count(layer, held.get_seq_length(), keys.shape[2], packed)
+        if layer not in self.layers:
+            return self._update(keys, values, layer, *args, **kwargs)
+        if self.declared:
+            if self._scoring:
+                held = self.cache.layers[layer]
+                self._count(layer, held.get_seq_length(), keys.shape[2], held.past_read())
             return self._update(keys, values, layer, *args, **kwargs)
         written = self._written.setdefault(layer, [])
         past = sum(key.shape[2] for key, _ in written)
@@ -88,32 +87,39 @@ class Observer:
         self._queries[layer] = before + queries
         return max(0, min(queries, self.scored - before))
 
-    def _count(self, layer: int, past: int, queries: int, packed: dict[str, int]) -> None:
+    def _count(self, layer: int, past: int, queries: int, past_read: dict[str, int]) -> None:
         rows = self._rows(layer, queries)
-        reads = self.layers.setdefault(layer, Reads())
-        reads.pairs += rows * past + rows * (rows + 1) // 2
-        reads.key += rows * packed["key"]
-        reads.value += rows * packed["value"]
+        pairs = rows * past + rows * (rows + 1) // 2
+        self.reads.setdefault(layer, Reads()).add(Reads(pairs, rows * past_read["key"], rows * past_read["value"]))
 
     def _count_rows(self, layer: int, past: int, queries: int, lost: list[Tensor]) -> None:
         rows = self._rows(layer, queries)
-        reads = self.layers.setdefault(layer, Reads())
-        reads.pairs += rows * past + rows * (rows + 1) // 2
         # query i attends to tokens up to past + i
-        reads.key += int(lost[0].cumsum(0)[past : past + rows].sum())
-        reads.value += int(lost[1].cumsum(0)[past : past + rows].sum())
+        key, value = (int(side.cumsum(0)[past : past + rows].sum()) for side in lost)
+        self.reads.setdefault(layer, Reads()).add(Reads(rows * past + rows * (rows + 1) // 2, key, value))
+
+
+def total(reads: Iterable[Reads]) -> Reads:
+    sums = Reads()
+    for one in reads:
+        sums.add(one)
+    return sums
 
 
 def lost_rows(written: Tensor, returned: Tensor) -> Tensor:
     """For each written token (dim 2): 1 where its row was not returned bit for bit.
 
-    Where as many rows came back as were written they pair by position, else (eviction) by their bytes.
+    Where as many rows came back as were written they pair by position, else (eviction) by their bytes, the newest
+    first: of a token that recurs, no more copies count as returned than were.
     """
     if returned.shape == written.shape and returned.dtype == written.dtype:
         return (written != returned.to(written.device)).any(dim=3).any(dim=1).any(dim=0).long().cpu()
-    rows = [_row_bytes(x.to(written.dtype)) for x in (written, returned)]
-    kept = set(rows[1])
-    return torch.tensor([row not in kept for row in rows[0]], dtype=torch.long)
+    rows, back = (_row_bytes(x.to(written.dtype)) for x in (written, returned))
+    left, lost = Counter(back), []
+    for row in reversed(rows):
+        lost.append(left[row] == 0)
+        left[row] -= left[row] > 0
+    return torch.tensor(lost[::-1], dtype=torch.long)
 
 
 def _row_bytes(x: Tensor) -> list[bytes]:

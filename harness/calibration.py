@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.caches.rotary import rotary_of
-from harness.capture import full_layers, suffix_gradients
+from harness.caches.scheme import full_layers
+from harness.capture import suffix_gradients
 from harness.leaks import seen_text
 from harness.protocols import prefill
 from harness.records.writing import write_file

@@ -130,11 +130,6 @@ def exact_view(prefilled: DynamicCache, config: Any) -> DynamicCache:
     return cache
 
 
-def full_layers(prefilled: DynamicCache) -> list[int]:
-    """The layers that keep all keys and values: those that a scheme stores."""
-    return [index for index, layer in enumerate(prefilled.layers) if type(layer) is DynamicLayer]
-
-
 def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dict[int, dict[str, KV]]:
     """∂(Σ NLL of the exact suffix)/∂(prefix keys, values), by layer and side, in one backward pass.
 

@@ -1,4 +1,4 @@
-"""Controls that make a comparison believable: identity, zeroed codes, noise floor, and what fails the audit."""
+"""Controls that make a comparison believable: identity, zeroed codes, noise floor, what each layer read."""
 
 import copy
 from math import sqrt
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from harness.audit import Reads
 from harness.caches.contenders import Contender
 from harness.protocols import (
     Scores,
@@ -18,7 +19,7 @@ from harness.protocols import (
     single_pass_logits,
     suffix_logits,
 )
-from harness.records.run import Audit, NoiseFloor, Run, Settings
+from harness.records.run import Audit, LayerReads, NoiseFloor, Settings
 from harness.subject.probing import continues
 from harness.subject.windows import Window
 
@@ -40,15 +41,37 @@ def check_identity(audit: Audit, model: Any, window: Window, logits: Tensor, set
 def check_zeroed_codes(
     audit: Audit, contender: Contender, model: Any, window: Window, prefilled: DynamicCache, step: int | None
 ) -> None:
-    """The destructive control: with every stored code 0 the logits of the same forward must move."""
+    """The destructive control: with every stored code 0 the logits of the same forward must move; and in each layer
+    what its codes decode to must.
+
+    The second is asked layer by layer within one intact forward: each layer's zeroed twin is given the same new keys and
+    values, and what the two return, which is what attention reads, is compared bit for bit. So a layer that does not
+    read its codes is found at the price of one more decoding, not of one more forward a layer; that attention reads what
+    is returned the logits show.
+    """
     intact = contender.empty(model)
     contender.fill(intact, model, window, prefilled)
     zeroed = copy.deepcopy(intact)
     if not contender.zero_codes(zeroed):
         return
     few = window.suffix[:, : FLOOR_TOKENS + 1]  # a few tokens tell
+    moved = {side: set[int]() for side in intact.lossy_layers}
+    twin, update = copy.deepcopy(zeroed), intact.update
+
+    def compared(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        without_codes = twin.update(keys, values, layer, *args, **kwargs)
+        returned = update(keys, values, layer, *args, **kwargs)
+        for layers, one, other in zip(moved.values(), returned, without_codes, strict=True):
+            if layer not in layers and not torch.equal(one, other):
+                layers.add(layer)
+        return returned
+
+    intact.update = compared
     logits = [suffix_logits(model, cache, few, step) for cache in (intact, zeroed)]
     audit.zeroed_codes_move_logits[contender.label] = not torch.equal(*logits)
+    audit.unmoved_by_zeroed_codes[contender.label] = {
+        side: [layer for layer in layers if layer not in moved[side]] for side, layers in intact.lossy_layers.items()
+    }
 
 
 def noise_floor(
@@ -98,26 +121,11 @@ def _pooled(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     return {"tokens": tokens, "rms": sqrt(square / tokens), "kl": kl / tokens}
 
 
-def failures(run: Run) -> dict[str, list[str]]:
-    """By contender, why its row cannot be believed."""
-    found = {contender.label: _reasons(run, i) for i, contender in enumerate(run.contenders)}
-    return {label: reasons for label, reasons in found.items() if reasons}
-
-
-def _reasons(run: Run, i: int) -> list[str]:
-    contender, reasons = run.contenders[i], []
-    if contender.error:
-        return [f"it failed: {contender.error}"]
-    if contender.lossless:
-        wrong = run.audit.identity_is_exact is False
-        return ["identity control: not bit-equal to transformers' own cache"] if wrong else []
-    read = {"key": sum(w.key_pairs[i] for w in run.windows), "value": sum(w.value_pairs[i] for w in run.windows)}
-    if unread := [side for side in contender.quantized_sides if not read[side]]:
-        reasons.append(f"cache not read ({' and '.join(unread)} coverage 0)")
-    losses = [[w.nll[j] for w in run.windows] for j in range(len(run.contenders))]
-    others = [(j, other) for j, other in enumerate(run.contenders) if j != i and not other.error]
-    if twins := [other.label for j, other in others if losses[j] == losses[i]]:
-        reasons.append(f"losses bit-identical to {', '.join(twins)}")
-    if run.audit.zeroed_codes_move_logits.get(contender.label) is False:
-        reasons.append("zeroing its stored codes does not move the logits")
-    return reasons
+def add_reads(audit: Audit, label: str, layers: dict[int, Reads]) -> None:
+    """What a contender's layers read in one more window."""
+    sums = audit.reads.setdefault(label, {})
+    for layer, reads in layers.items():
+        before = sums.get(layer, LayerReads(pairs=0, key=0, value=0))
+        sums[layer] = LayerReads(
+            pairs=before.pairs + reads.pairs, key=before.key + reads.key, value=before.value + reads.value
+        )

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from harness import controls
-from harness.audit import Observer, Reads
+from harness.audit import Observer, Reads, total
 from harness.caches.contenders import Contender
+from harness.caches.scheme import full_layers
+from harness.failures import failures
 from harness.protocols import (
     NotFinite,
     Scores,
@@ -27,6 +30,8 @@ from harness.records.run import ContenderRecord, Run, WindowRecord, save_run, sa
 from harness.subject.errors import one_line
 from harness.subject.windows import Window
 from schemes.errors import UserError
+
+LayersRead = dict[int, Reads]  # by layer
 
 
 @dataclass
@@ -49,6 +54,9 @@ class Runner:
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, list[float]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._full_layers = full_layers(DynamicCache(config=self.model.config))
+
     def go(self, windows: Sequence[Window]) -> Run:
         """Score every window that the record does not have yet; save after each. Returns the complete run."""
         done = {window.index for window in self.run.windows}
@@ -69,7 +77,7 @@ class Runner:
         prefilled = prefill(self.model, window.prefix)
         self._time("prefill", started)
         scored: list[Scores] = []
-        reads: list[Reads] = []
+        reads: list[LayersRead] = []
         log_p: Tensor | None = None
         for position, contender in enumerate(self.contenders):
             outcome = None
@@ -84,7 +92,7 @@ class Runner:
                     if not contender.foreign and not isinstance(error, NotFinite):
                         raise
                     self._fail(position, contender, error)
-            scores, observed, log_q = outcome or (Scores.none(len(window.targets)), Reads(), None)
+            scores, observed, log_q = outcome or (Scores.none(len(window.targets)), {}, None)
             log_p = log_q if log_p is None else log_p
             scored.append(scores)
             reads.append(observed)
@@ -93,7 +101,7 @@ class Runner:
 
     def _score(
         self, position: int, contender: Contender, window: Window, prefilled: Any, log_p: Tensor | None
-    ) -> tuple[Scores, Reads, Tensor]:
+    ) -> tuple[Scores, LayersRead, Tensor]:
         """Against log p, or against itself where there is none yet; its own log-probabilities too. On the first window
         with the contender's record and the controls."""
         first, settings = not self.run.windows, self.run.settings
@@ -128,10 +136,12 @@ class Runner:
 
     def _pass(
         self, contender: Contender, window: Window, prefilled: Any
-    ) -> tuple[Tensor, Reads, ContenderRecord | None]:
+    ) -> tuple[Tensor, LayersRead, ContenderRecord | None]:
         settings = self.run.settings
         cache = contender.empty(self.model)
-        observer = Observer(cache, scored=settings.score_length - 1)
+        # what says that it changes nothing is tested row by row; the exact baseline has a control of its own
+        by_value = contender.foreign or (contender.lossless and contender is not self.contenders[0])
+        observer = Observer(cache, settings.score_length - 1, self._full_layers, declared=not by_value)
         record = None
         if settings.protocol == "single-pass":
             observer.watch()
@@ -149,23 +159,25 @@ class Runner:
             started = time.perf_counter()
             logits = suffix_logits(self.model, cache, window.suffix, settings.step)
         self._time(f"{contender.name} score", started)
-        return logits, observer.stop().total, record
+        return logits, observer.stop().reads, record
 
     def _time(self, what: str, started: float) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self.timings.setdefault(what, []).append(round(time.perf_counter() - started, 4))
 
-    def _keep(self, window: Window, scored: list[Scores], reads: list[Reads]) -> None:
+    def _keep(self, window: Window, scored: list[Scores], reads: list[LayersRead]) -> None:
         arrays = {
             "nll": np.stack([scores.nll.numpy() for scores in scored]),
             "kl": np.stack([scores.kl.numpy() for scores in scored]),
             "top1": np.stack([scores.top1.numpy() for scores in scored]),
         }
         save_tokens(self.folder, window.index, arrays)
-        record = window_sums(arrays, window.index, window.start, reads)
+        record = window_sums(arrays, window.index, window.start, [total(layers.values()) for layers in reads])
         self.run.windows = [*self.run.windows, record]
-        self.run.audit.failures = controls.failures(self.run)
+        for contender, layers in zip(self.contenders, reads, strict=True):
+            controls.add_reads(self.run.audit, contender.label, layers)
+        self.run.audit.failures = failures(self.run)
         save_run(self.run, self.folder)
 
 

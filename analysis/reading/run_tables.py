@@ -59,7 +59,7 @@ def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:
         "windows": len(run.windows),
         "baseline": rows[baseline].scheme,
         "noise_floor": run.noise_floor.model_dump() if run.noise_floor else None,
-        "audit": run.audit.model_dump(),
+        "audit": run.audit.model_dump(exclude={"reads"}),
         "rows": plain(rows),
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -123,6 +123,7 @@ class SchemeContender:
             quantized_sides=self.scheme.quantized_sides,
             spec=self._spec(),
             quantized_layers=cache.quantized_layers,
+            lossy_layers=cache.lossy_layers,
             bytes=sides,
             note=self._note(sum(store.saturated for _, _, store in cache.stores())),
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from harness.caches.scheme import full_layers
 from harness.caches.specs import CacheSpec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import places_are_in_keys
@@ -95,6 +96,10 @@ class EvictingLayer(DynamicLayer):
         """Tokens kept."""
         return super().get_seq_length()
 
+    def past_read(self) -> dict[str, int]:
+        """By side, how many of the past tokens the next forward does not find."""
+        return dict.fromkeys(("key", "value"), self.seen - self.held)
+
     def get_seq_length(self) -> int:
         return self.seen
 
@@ -118,9 +123,8 @@ class EvictingCache(DynamicCache):
 
     def __init__(self, rule: Eviction, config: Any):
         super().__init__(config=config)
-        for index, layer in enumerate(self.layers):
-            if type(layer) is DynamicLayer:  # its subclasses (sliding, indexed) keep other things than all tokens
-                self.layers[index] = EvictingLayer(rule)
+        for index in full_layers(self):
+            self.layers[index] = EvictingLayer(rule)
         if not self.evicting:
             raise UserError(
                 f"the model ({config.model_type}) has no full-attention layer whose tokens could be evicted"
@@ -209,6 +213,7 @@ class EvictingContender:
             quantized_sides=["key", "value"],
             spec=asdict(self.rule),
             quantized_layers=cache.evicting,
+            lossy_layers=dict.fromkeys(("key", "value"), cache.evicting),
             bytes=sides,
             note=f"attends to the {which} tokens of the prefix, exact and at their own positions; the others are evicted",
             evicts=True,

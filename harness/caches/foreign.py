@@ -10,7 +10,8 @@ from typing import Any
 from transformers import DynamicCache, QuantizedCache
 
 from harness.caches.factory import load_factory
-from harness.caches.holdings import layers_of, measured
+from harness.caches.holdings import measured
+from harness.caches.scheme import full_layers
 from harness.caches.specs import CacheSpec
 from harness.protocols import fill_live
 from harness.records.run import ContenderRecord
@@ -22,7 +23,7 @@ class ForeignContender:
     """Any cache, made by factory(model.config). Whatever it raises fails its own row, not the run.
 
     note: what it really does, for people; spec: how it was asked for, for the record. canonical: its name, where the
-    label is not.
+    label is not. lossless: it says that every row comes back bit for bit, which the audit tests.
     """
 
     label: str
@@ -54,13 +55,15 @@ class ForeignContender:
         return False
 
     def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
+        stored = full_layers(DynamicCache(config=model.config))
         return ContenderRecord(
             label=self.label,
             name=self.name,
             lossless=self.lossless,
             quantized_sides=["key", "value"],
             spec=dict(self.spec) or {"factory": self.label},
-            quantized_layers=list(range(len(layers_of(cache)))),
+            quantized_layers=stored,
+            lossy_layers=dict.fromkeys(("key", "value"), [] if self.lossless else stored),
             bytes=measured(cache, prefilled, model.dtype) if prefilled else None,
             note=self.note,
         )

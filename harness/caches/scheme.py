@@ -48,6 +48,10 @@ class SchemeLayer(CacheLayerMixin):
             store.append(new)
         return full[0], full[1]
 
+    def past_read(self) -> dict[str, int]:
+        """By side, how many of the past tokens the next forward reads from packed storage."""
+        return {side: store.packed_tokens for side, store in self.stores.items()}
+
     def get_seq_length(self) -> int:
         return self.stores["key"].length
 
@@ -109,8 +113,7 @@ class SchemeCache(DynamicCache):
 
     def __init__(self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None):
         super().__init__(config=config)
-        # exactly DynamicLayer: its subclasses (sliding, indexed) keep other things than all keys and values
-        stored = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        stored = full_layers(self)
         if not stored:
             kinds = ", ".join(sorted({type(layer).__name__ for layer in self.layers})) or "none"
             raise UserError(
@@ -126,6 +129,14 @@ class SchemeCache(DynamicCache):
         """A cache for a model, with whatever the scheme needs of it (its rotary module, where keys are stored as they
         were before the rotation)."""
         return cls(scheme, model.config, lambda layer: rotary_of(model, layer))
+
+    @property
+    def lossy_layers(self) -> dict[str, list[int]]:
+        """By side, the layers that do not keep it exactly."""
+        return {
+            side: [i for i in self.quantized_layers if side in self.scheme.for_layer(i).quantized_sides]
+            for side in self.scheme.sides
+        }
 
     @property
     def quantized_layers(self) -> list[int]:
@@ -156,3 +167,9 @@ class SchemeCache(DynamicCache):
         """The destructive control: set every stored code to 0."""
         for _, _, store in self.stores():
             store.zero_codes()
+
+
+def full_layers(cache: DynamicCache) -> list[int]:
+    """The layers of an exact cache that keep all keys and values: those that a scheme stores."""
+    # exactly DynamicLayer: its subclasses (sliding, indexed) keep other things
+    return [index for index, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]

@@ -77,6 +77,9 @@ class ContenderRecord(_Typed):
     quantized_sides: list[str]
     spec: dict[str, Any]
     quantized_layers: list[int]
+    lossy_layers: dict[str, list[int]] | None = (
+        None  # by side, those that do not keep it exactly; None in older records
+    )
     bytes: dict[str, Bytes] | None  # by side, of foreign caches under "both"; None: not measurable
     note: str = ""
     evicts: bool = False  # drops tokens, which changes what is attended
@@ -114,11 +117,22 @@ class NoiseFloor(_Typed):
     routes: dict[str, dict[str, float]]
 
 
+class LayerReads(_Typed):
+    """Attended pairs of one layer over all windows: all, and those read from packed storage by side."""
+
+    pairs: int
+    key: int
+    value: int
+
+
 class Audit(_Typed):
-    """failures: by contender, why its row cannot be believed; empty when all is well."""
+    """By contender. unmoved_by_zeroed_codes: by side, the layers that read the same bits with their codes zeroed. reads: by
+    layer; empty in older records. failures: why its row cannot be believed; empty when all is well."""
 
     identity_is_exact: bool | None = None
     zeroed_codes_move_logits: dict[str, bool] = {}
+    unmoved_by_zeroed_codes: dict[str, dict[str, list[int]]] = {}
+    reads: dict[str, dict[int, LayerReads]] = {}
     failures: dict[str, list[str]] = {}
 
 

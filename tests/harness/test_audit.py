@@ -31,13 +31,13 @@ def coverage_of(spec, prefix, suffix, step):
 
     config = LlamaConfig(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, hidden_size=32)
     cache = SchemeCache(parse_scheme(spec), config)
-    observer = Observer(cache, scored=suffix - 1)
+    observer = Observer(cache, suffix - 1, layers=[0], declared=True)
     cache.update(keys(prefix), keys(prefix), 0)
     observer.watch()
     for first in range(0, suffix, step):
         n = min(step, suffix - first)
         cache.update(keys(n), keys(n), 0)
-    return observer.stop().total
+    return observer.stop().reads[0]
 
 
 def test_coverage_of_kivi_at_1536_and_512():
@@ -57,11 +57,11 @@ def test_by_value_counts_what_the_scheme_declares(model, subject, step):
     spec = "kivi:bits=2,group_size=8,residual_length=16"
     totals = []
     for cache in (SchemeCache(parse_scheme(spec), model.config), TellsNothing(model.config, spec)):
-        observer = Observer(cache, scored=31)
+        observer = Observer(cache, 31, layers=[0, 1], declared=isinstance(cache, SchemeCache))
         fill_live(model, window.prefix, cache)
         observer.watch()
         suffix_logits(model, cache, window.suffix, step)
-        totals.append(observer.stop().total)
+        totals.append(observer.stop().reads)
     assert totals[0] == totals[1]
 
 
@@ -72,6 +72,8 @@ def test_rows_that_do_not_come_back_are_lost():
     changed[0, 1, 3, 2] += 1
     assert lost_rows(written, changed).tolist() == [0, 0, 0, 1, 0, 0]
     assert lost_rows(written, written[:, :, [0, 4, 5]]).tolist() == [0, 1, 1, 1, 0, 0]
+    recurring = written[:, :, [0, 1, 0, 2, 0, 3]]
+    assert lost_rows(recurring, recurring[:, :, 3:]).tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_a_cache_that_is_only_written_fails(subject, options):
@@ -123,8 +125,8 @@ def test_codes_that_nobody_reads_are_found_out(subject, options):
     run, _ = compare([SchemeContender.of("exact"), cheat], options, subject=subject)
     assert run.windows[0].key_pairs[1] > 0
     assert run.audit.failures["int4:group_size=16"] == [
-        "losses bit-identical to exact",
         "zeroing its stored codes does not move the logits",
+        "losses bit-identical to exact",
     ]
 
 

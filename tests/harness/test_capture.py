@@ -9,6 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from harness import capture
+from harness.caches.scheme import full_layers
 from harness.protocols import prefill, suffix_logits
 from harness.subject.forward import forward
 from harness.subject.windows import cut_windows
@@ -44,7 +45,7 @@ MODELS = dict(models())
 def seen_by(model, window, layers=None):
     prefilled = prefill(model, window.prefix)
     seen = {}
-    full = capture.full_layers(prefilled)
+    full = full_layers(prefilled)
     logits = capture.suffix_attention(
         model, capture.exact_view(prefilled, model.config), window, layers or full, lambda a: seen.update({a.layer: a})
     )
@@ -59,7 +60,7 @@ def test_capture_changes_nothing_and_gives_the_attention_again(name, window):
     assert model.config._attn_implementation == before
     plain = suffix_logits(model, capture.exact_view(prefilled, model.config), window.suffix)
     assert torch.equal(logits, plain)
-    assert list(seen) == capture.full_layers(prefilled)
+    assert list(seen) == full_layers(prefilled)
     for attention in seen.values():
         group = attention.queries.shape[1] // attention.keys.shape[1]
         keys, values = (x.repeat_interleave(group, dim=1) for x in (attention.keys, attention.values))
@@ -123,7 +124,7 @@ def test_gradients_against_finite_differences(name, window):
     model = copy.deepcopy(MODELS[name]).double()
     prefilled = prefill(model, window.prefix)
     gradients = capture.suffix_gradients(model, window, prefilled)
-    assert sorted(gradients) == capture.full_layers(prefilled)
+    assert sorted(gradients) == full_layers(prefilled)
 
     def loss(layer, side, step):
         cache = capture.exact_view(prefilled, model.config)
@@ -168,7 +169,7 @@ def test_gradients_leave_the_parameters_as_they_were(window):
 def test_keys_before_rotation_are_the_models_own(name, window):
     model = MODELS[name]
     prefilled = prefill(model, window.prefix)
-    for layer in capture.full_layers(prefilled):
+    for layer in full_layers(prefilled):
         attention = model.get_decoder().layers[layer].self_attn
         last = getattr(attention, "k_norm", None) or attention.k_proj  # Gemma 3 normalises keys before it rotates them
         made = []

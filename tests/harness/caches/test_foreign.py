@@ -19,7 +19,7 @@ from harness.caches.foreign import ForeignContender, note_of
 from harness.caches.holdings import measured
 from harness.caches.scheme import SchemeCache
 from harness.comparison import compare
-from harness.controls import failures
+from harness.failures import failures
 from harness.protocols import fill_live, prefill
 from harness.records.run import load_run
 from harness.runner import Progress
