@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from analysis.measuring.channel_statistics import measure_outliers
 from analysis.measuring.errors import measure_errors
-from analysis.measuring.outliers import measure_outliers
 from analysis.measuring.sensitivity import measure_sensitivity
 from harness.calibration import calibrate, spec_with
 from harness.comparison import compare
