@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from analysis.cli import runs
+from analysis.cli.runs import ROW_FAILED, report_failures
 from analysis.reading import summary
 from harness import controls
 from harness.caches.contenders import SchemeContender, contenders_of
@@ -169,7 +169,7 @@ def test_a_scheme_that_is_not_finite_is_its_own_row(subject, options, tmp_path):
     rows = {row.scheme: row for row in summary.summarize(load_run(folder))}
     assert rows[other] == {row.scheme: row for row in summary.summarize(alone)}[other]
     assert rows["bad"].error == reason
-    assert runs.report_failures(run) == runs.ROW_FAILED
+    assert report_failures(run) == ROW_FAILED
 
 
 def test_records_that_do_not_say_what_failed_load(subject, options):
