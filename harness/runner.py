@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from harness import controls
 from harness.audit import Observer, Reads, total
 from harness.caches.contenders import Contender
-from harness.caches.scheme import full_layers
 from harness.failures import failures
 from harness.protocols import (
     NotFinite,
@@ -28,6 +26,7 @@ from harness.protocols import (
 )
 from harness.records.run import ContenderRecord, Run, WindowRecord, save_run, save_tokens
 from harness.subject.errors import one_line
+from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window
 from schemes.errors import UserError
 
@@ -55,7 +54,7 @@ class Runner:
     timings: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._full_layers = full_layers(DynamicCache(config=self.model.config))
+        self._full_layers = list(kv_shapes(self.model))
 
     def go(self, windows: Sequence[Window]) -> Run:
         """Score every window that the record does not have yet; save after each. Returns the complete run."""

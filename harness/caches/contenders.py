@@ -137,10 +137,10 @@ class SchemeContender:
         return spec
 
     def _note(self, saturated: int) -> str:
-        found = [f"calibrated on {name}" for name in sorted({text["name"] for text in self.calibrated_on})]
+        sentences = [f"calibrated on {name}" for name in sorted({text["name"] for text in self.calibrated_on})]
         if saturated:
-            found.append(f"{saturated} numbers of the first prefix were beyond the format's largest and became it")
-        return "; ".join(found)
+            sentences.append(f"{saturated} numbers of the first prefix were beyond the format's largest and became it")
+        return "; ".join(sentences)
 
 
 def _described(value: Any) -> Any:
@@ -166,18 +166,18 @@ ContenderT = TypeVar("ContenderT", bound=Contender)
 def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: None) -> list[Contender]:
     """Contenders of specs, or as they are, exact first; equal canonical specs are merged with a notice."""
     given: list[Contender] = [contender_of(one) if isinstance(one, str) else one for one in schemes]
-    found = merged(given, note)
-    baseline: list[Contender] = [c for c in found if c.name == "exact"] or [SchemeContender.of("exact")]
-    return [*baseline, *(c for c in found if c.name != "exact")]
+    once = merged(given, note)
+    baseline: list[Contender] = [c for c in once if c.name == "exact"] or [SchemeContender.of("exact")]
+    return [*baseline, *(c for c in once if c.name != "exact")]
 
 
 def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> list[ContenderT]:
     """Without those whose canonical name came before, wherever its files lie; each says so."""
-    found: list[ContenderT] = []
+    once: list[ContenderT] = []
     for contender in contenders:
-        twin = next((other for other in found if identity_of(other.name) == identity_of(contender.name)), None)
+        twin = next((other for other in once if identity_of(other.name) == identity_of(contender.name)), None)
         if twin:
             note(f"{contender.label} is the same scheme as {twin.label}: taken once")
         else:
-            found.append(contender)
-    return found
+            once.append(contender)
+    return once

@@ -11,10 +11,10 @@ from transformers import DynamicCache, QuantizedCache
 
 from harness.caches.factory import load_factory
 from harness.caches.holdings import measured
-from harness.caches.scheme import full_layers
 from harness.caches.specs import CacheSpec
 from harness.protocols import fill_live
 from harness.records.run import ContenderRecord
+from harness.subject.probing import kv_shapes
 from harness.subject.windows import Window
 
 
@@ -55,7 +55,7 @@ class ForeignContender:
         return False
 
     def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
-        stored = full_layers(DynamicCache(config=model.config))
+        stored = list(kv_shapes(model))
         return ContenderRecord(
             label=self.label,
             name=self.name,

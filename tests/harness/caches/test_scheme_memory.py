@@ -51,17 +51,17 @@ def test_a_cache_holds_the_formula_and_nothing_else(spec, chunks):
     """At most 1.02 × the formula, beside tail and sinks as they came (float32) and spare capacity, which is a quarter of
     the packed bytes and a token group at most."""
     cache = grown(spec, chunks)
-    told: dict[str, int] = {}
+    parts: dict[str, int] = {}
     packed = group = 0.0
     for _, _, store in cache.stores():
         packed += store.packed_tokens * HEADS * CHANNELS * BITS[spec] / 8
         group += store.scheme.quantizer.tokens_per_group * HEADS * CHANNELS * BITS[spec] / 8
         for name, size in store.nbytes().items():
-            told[name] = told.get(name, 0) + size
-    exact = told["tail"] + told["sinks"]
-    assert held(cache) <= 1.02 * packed + exact + told["spare"]
-    assert told["spare"] <= 0.25 * packed + group
-    assert held(cache) == sum(told.values())  # so `nbytes` sees all of it
+            parts[name] = parts.get(name, 0) + size
+    exact = parts["tail"] + parts["sinks"]
+    assert held(cache) <= 1.02 * packed + exact + parts["spare"]
+    assert parts["spare"] <= 0.25 * packed + group
+    assert held(cache) == sum(parts.values())  # so `nbytes` sees all of it
 
 
 def test_ragged_outliers_are_held_once_too(tmp_path):
