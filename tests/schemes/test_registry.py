@@ -219,6 +219,8 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("turboquant:seed=-1", ["seed=-1: a seed is not negative"]),
         ("turboquant:seed=9223372036854775808", ["below 2^63"]),
         ("hadamard(asym4):signs=random,seed=-3", ["seed=-3: a seed is not negative"]),
+        ("kvarn:tile=1", ["tile=1", "at least 2 tokens"]),
+        ("kvarn:tile=0", ["group_size=0", "at least 1"]),
         ("kitty:boost=1", ["boost=1.0", "between 0 and 1"]),
         ("fp8:block=64,scale=token", ["block=64", "belongs to scale=head or tensor"]),
         ("nf4:asymmetric=yes", ["asymmetric='yes' is not one of false, true"]),
