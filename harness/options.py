@@ -29,7 +29,9 @@ class Options:
     bos: str = _flag("auto", "begin a window with BOS: auto, always or never")
     device: str | None = _flag(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
     dtype: str | None = _flag(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
-    seed: int = _flag(0, "of the bootstrap and of random schemes")
+    seed: int = _flag(
+        0, "of the bootstrap, and of caches that draw; a scheme that draws has its own, turboquant:seed=1"
+    )
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     command: str = "harness.compare(…)"
@@ -47,3 +49,5 @@ class Options:
             )
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed}: generators take 0 or more, below 2^63; give --seed 0")

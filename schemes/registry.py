@@ -123,24 +123,30 @@ def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme
     full = {name: given.get(name, field.default) for name, field in known.items()}
     mine = {name: full[name] for name in own}
     tokens = {rule.name: given[rule.name] for rule in TOKEN_RULES if rule.name in given and rule.name not in own}
+    scheme_rules = {rule.name for rule in SCHEME_RULES}
 
-    def sides(*wrapped: TensorScheme) -> tuple[TensorScheme, TensorScheme]:
-        key, value = (replace(side, **tokens) for side in family.build(*wrapped, **mine))
-        return key, value
+    def plain(around: Scheme | None) -> tuple[TensorScheme, TensorScheme]:
+        return family.build(*(around.sides.values() if around else ()), **mine)
+
+    def changes(name: str) -> bool:
+        """Whether a rule for tokens says something: it may say 0 where the family, or what it wraps, has another rule."""
+        sides = [side for variant in (inner.variants if inner else [None]) for side in plain(variant)]
+        return any(getattr(replace(side, **{name: tokens[name]}), name) != getattr(side, name) for side in sides)
 
     def built(around: Scheme | None, named: dict[str, Any]) -> Scheme:
         """Around each rule of the inner scheme too, to which what is said of the whole scheme does not belong."""
+        key, value = (replace(side, **tokens) for side in plain(around))
         name = canonical_name(family, named, around)
         if around is None:
-            return Scheme(name, *sides())
-        alone = named | {rule.name: rule.default for rule in SCHEME_RULES}
+            return Scheme(name, key, value)
+        alone = {field: value for field, value in named.items() if field not in scheme_rules}
         rules = tuple((index, built(scheme, alone)) for index, scheme in around.layers)
-        return Scheme(name, *sides(around.key, around.value), rules, around.fitted_on)
+        return Scheme(name, key, value, rules, around.fitted_on)
 
     try:
-        return _with_scheme_rules(
-            built(inner, full), full["only"], full["exact_first_layers"], full["exact_last_layers"]
-        )
+        said = {name: value for name, value in full.items() if name in own or name in scheme_rules}
+        whole = built(inner, said | {name: value for name, value in tokens.items() if changes(name)})
+        return _with_scheme_rules(whole, full["only"], full["exact_first_layers"], full["exact_last_layers"])
     except UserError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None
 
@@ -158,9 +164,12 @@ def _with_scheme_rules(scheme: Scheme, only: Any, first: Any, last: Any) -> Sche
 
 
 def canonical_name(family: Family, values: dict[str, object], inner: Scheme | None = None) -> str:
-    """The spec that names bits always and other fields where they differ from their default, in a fixed order."""
+    """The spec that names bits always, own fields and those of the whole scheme where they differ from their default, and
+    rules for tokens wherever there are values of them; in a fixed order."""
     known, both = fields_of(family), shorthands(family)
     sides = {side: name for name, pair in both.items() for side in pair}
+    rules = {rule.name for rule in TOKEN_RULES} & values.keys() - own_fields(family).keys()
+    always = {"bits", "key_bits", "value_bits"} | rules
     parts: list[str] = []
     for name, field in known.items():
         short = sides.get(name)
@@ -171,7 +180,7 @@ def canonical_name(family: Family, values: dict[str, object], inner: Scheme | No
             value = values[both[short][0]]
         else:
             value = values.get(field.name, field.default)
-        if value != field.default or field.name in ("bits", "key_bits", "value_bits"):
+        if value != field.default or field.name in always:
             parts.append(f"{name}={shown(value)}")
     head = f"{family.name}({inner.name})" if inner else family.name
     return head + (":" + ",".join(parts) if parts else "")

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from schemes.base import KV
+from schemes.drawing import check_seed, generator
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 Matrix = Float[Tensor, "channels channels"]
@@ -35,15 +36,13 @@ def _transform(x: Decoded) -> Decoded:
 @cache
 def orthogonal(channels: int, seed: int, device: torch.device) -> Matrix:
     """Q of a random Gaussian matrix, float64."""
-    rng = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(channels, channels, generator=rng, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(channels, channels, generator=generator(seed), dtype=torch.float64))
     return (q * r.diagonal().sign()).to(device)  # the sign makes Q uniform over rotations
 
 
 @cache
 def random_signs(channels: int, seed: int, device: torch.device) -> Float[Tensor, "channels"]:
-    rng = torch.Generator().manual_seed(seed)
-    return (torch.randint(0, 2, (channels,), generator=rng) * 2 - 1).float().to(device)
+    return (torch.randint(0, 2, (channels,), generator=generator(seed)) * 2 - 1).float().to(device)
 
 
 def rotate(x: Decoded, kind: Kind, seed: int, back: bool = False) -> Decoded:
@@ -73,6 +72,10 @@ class RotatedQuantizer(Wrapper):
 
     kind: Kind = "hadamard"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
 
     @property
     def constants(self) -> bool | str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from schemes.affine import stored_offset
 from schemes.base import KV, TensorScheme
+from schemes.drawing import check_seed, generator
 from schemes.errors import UserError
 from schemes.family import Family
 from schemes.sparse_blocks import SparseQuantizer
@@ -43,14 +44,16 @@ def orthonormal(x: Float[Tensor, "*lead rows rank"]) -> Float[Tensor, "*lead row
 @dataclass(frozen=True)
 class LowRankQuantizer(Wrapper):
     """The inner quantizer, and beside it the best-effort rank-`rank` part of x − x̂ of each head and block, by two
-    power iterations from a fixed random start."""
+    power iterations from a random start, drawn with `seed`."""
 
     rank: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
             raise UserError(f"rank={self.rank}: a low-rank part has at least rank 1")
+        check_seed(self.seed)
 
     def check(self, channels: int) -> None:
         if self.rank > min(channels, self.block):
@@ -62,12 +65,8 @@ class LowRankQuantizer(Wrapper):
         held = self.inner.quantize(full)
         # in float64: the last bits of a product depend on its shape, and parts must not depend on how many tokens came
         rest = self.blocks(full - held.dequantize()).mT.double()  # [..., block, channels]
-        rng = torch.Generator().manual_seed(0)
-        right = (
-            torch.randn(x.shape[3], self.rank, generator=rng, dtype=torch.float64)
-            .to(x.device)
-            .expand(*rest.shape[:3], -1, -1)
-        )
+        drawn = torch.randn(x.shape[3], self.rank, generator=generator(self.seed), dtype=torch.float64)
+        right = drawn.to(x.device).expand(*rest.shape[:3], -1, -1)
         left = rest @ right
         for _ in range(POWER_STEPS):
             right = rest.mT @ orthonormal(left)
@@ -91,8 +90,11 @@ def gear(
     rank: int = 4,
     outliers: float = 0.02,
     block: int = 128,
+    seed: int = 0,
 ) -> tuple[TensorScheme, TensorScheme]:
-    return wrap(key, value, sides, lambda inner: SparseQuantizer(LowRankQuantizer(inner, block, rank), block, outliers))
+    return wrap(
+        key, value, sides, lambda inner: SparseQuantizer(LowRankQuantizer(inner, block, rank, seed), block, outliers)
+    )
 
 
 FAMILY = Family(

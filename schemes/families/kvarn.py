@@ -9,6 +9,7 @@ from torch import Tensor
 
 from schemes.affine import MinMaxQuantizer, stored_scale
 from schemes.base import KV, TensorScheme
+from schemes.errors import UserError
 from schemes.family import Family
 from schemes.rotation import RotatedQuantizer
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
@@ -75,6 +76,16 @@ class EvenedQuantizer(Wrapper):
     min–max does by itself: they only decide, in `even_out`, what the others are."""
 
     along: Literal["token", "channel"] = "token"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block < 2:
+            raise UserError(f"tile={self.block}: one token has no standard deviation; a tile has at least 2 tokens")
+
+    def check(self, channels: int) -> None:
+        if channels < 2:
+            raise UserError(f"{channels} channel has no standard deviation; a tile has at least 2")
+        super().check(channels)
 
     @property
     def constants(self) -> bool | str:

@@ -107,6 +107,18 @@ def test_a_wrapper_keeps_the_residual_rule():
     assert blocks.key.flush_every == 192  # both the window and the block divide it
 
 
+def test_a_rule_that_says_0_is_told_where_it_changes_something():
+    """Around a scheme with a rule of its own; where it changes nothing it is no other scheme."""
+    kivi = parse_scheme("hadamard(kivi2)")
+    without = parse_scheme("hadamard(kivi2):keep_recent=0")
+    assert (kivi.value.keep_recent, without.value.keep_recent) == (128, 0)
+    assert without.name == "hadamard(kivi:bits=2):keep_recent=0"
+    assert parse_scheme(without.name) == without != kivi
+    assert parse_scheme("oscar:flush_every=0").key.flush_every == 32 != parse_scheme("oscar").key.flush_every
+    assert parse_scheme(parse_scheme("oscar:flush_every=0").name) == parse_scheme("oscar:flush_every=0")
+    assert parse_scheme("int4:flush_every=1,keep_recent=0,sink_tokens=0") == parse_scheme("int4")
+
+
 def test_a_wrapper_around_a_map_of_layers(tmp_path):
     (tmp_path / "map.json").write_text('{"default": "asym2", "layers": {"1": {"key": "asym4", "value": "asym2"}}}')
     scheme = parse_scheme(f"hadamard(@{tmp_path / 'map.json'})")
@@ -203,6 +215,12 @@ def test_bits_sets_both_sides_and_a_short_name_gives_way():
         ("sparse(asym4):fraction=0", ["fraction=0.0", "between 0 and 1"]),
         ("centred(asym2:axis=channel,group_size=64):block=96", ["block=96", "takes 64"]),
         ("gear(asym4):rank=0", ["rank=0"]),
+        ("gear(asym4):seed=-1", ["seed=-1: a seed is not negative"]),
+        ("turboquant:seed=-1", ["seed=-1: a seed is not negative"]),
+        ("turboquant:seed=9223372036854775808", ["below 2^63"]),
+        ("hadamard(asym4):signs=random,seed=-3", ["seed=-3: a seed is not negative"]),
+        ("kvarn:tile=1", ["tile=1", "at least 2 tokens"]),
+        ("kvarn:tile=0", ["group_size=0", "at least 1"]),
         ("kitty:boost=1", ["boost=1.0", "between 0 and 1"]),
         ("fp8:block=64,scale=token", ["block=64", "belongs to scale=head or tensor"]),
         ("nf4:asymmetric=yes", ["asymmetric='yes' is not one of false, true"]),

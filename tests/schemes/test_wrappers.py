@@ -98,6 +98,18 @@ def test_gear_is_near_the_best_of_its_rank():
     assert best <= left < 1.03 * best
 
 
+@pytest.mark.parametrize("spec", ["turboquant:bits=2", "hadamard(asym2):signs=random", "gear(asym2)"])
+def test_what_is_drawn_is_drawn_with_the_seed_of_the_spec(spec):
+    """Whatever torch's own generator is at, and another seed draws another thing."""
+    x, numbers = torch.randn(1, 1, 128, 64), []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        joined = ":" if spec.endswith(")") else ","
+        numbers.append(rebuild(parse_scheme(f"{spec}{joined}seed={seed}").key.quantizer, x))
+    assert torch.equal(numbers[0], numbers[1])
+    assert not torch.equal(numbers[0], numbers[2])
+
+
 def test_orthonormal_columns():
     x = torch.randn(3, 40, 4, dtype=torch.float64)
     x[1, :, 2] = 2 * x[1, :, 0]
