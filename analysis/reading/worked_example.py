@@ -1,5 +1,7 @@
 """The case against reconstruction error, where the records hold one."""
 
+from typing import Any
+
 import numpy as np
 
 from analysis.reading import error_measures as measures
@@ -7,6 +9,7 @@ from analysis.reading import summary
 from analysis.reading.joined import Joined
 from analysis.reading.questions import EQUAL_BITS
 from analysis.reading.summary import SummaryRow
+from harness.records.run import ContenderRecord
 from schemes.references import identity_of
 
 NO_WORSE = 1.02  # an error up to this ratio is called no worse
@@ -20,10 +23,11 @@ def worked_example(joined: Joined) -> str | None:
         values = measures.by_scheme(sums)
         for _, run in joined.runs:
             rows = {identity_of(row.name): row for row in summary.summarize(run)}
+            keys = {identity_of(contender.name): _keys(contender) for contender in run.contenders}
             shared = [name for name in errors.settings.contenders if name in rows and name != "exact"]
             for a, b in [(a, b) for a in shared for b in shared if a != b]:
                 i, j = errors.settings.contenders.index(a), errors.settings.contenders.index(b)
-                same_keys = _side(a, "key") == _side(b, "key")
+                same_keys = keys[a] is not None and keys[a] == keys[b]
                 near = abs((rows[a].bits or 0) - (rows[b].bits or 9)) <= EQUAL_BITS
                 v, out = values["value_error"], values["output_both"]
                 if same_keys and near and v[i] <= NO_WORSE * v[j] and rows[a].kl > rows[b].kl:
@@ -31,13 +35,9 @@ def worked_example(joined: Joined) -> str | None:
     return max(found)[1] if found else None
 
 
-def _side(name: str, side: str) -> object:
-    try:
-        from schemes import parse_scheme
-
-        return parse_scheme(name).sides[side]
-    except ValueError:  # a foreign cache
-        return name
+def _keys(contender: ContenderRecord) -> tuple[Any, Any] | None:
+    """How it stores keys, and in which layers it differs; None of a cache that does not tell keys from values."""
+    return (contender.spec["key"], contender.spec.get("layers")) if "key" in contender.spec else None
 
 
 def _example(a: SummaryRow, b: SummaryRow, value_error: np.ndarray, output: np.ndarray) -> str:
