@@ -123,7 +123,7 @@ def sensitivity(
         note("1 window gives no interval; give --windows 2 or more")
     _drawn(folder, style)
     if unread := [row for row in rows if not row.read]:
-        named = ", ".join(f"{row.scheme} {row.side} of layer {row.layer}" for row in unread[:5])
+        named = ", ".join(row.place for row in unread[:5])
         note(f"audit failed: the logits do not move with {named}: cache not read")
         return 3
     return 0
@@ -148,6 +148,9 @@ def relate(
     joined = gather(runs)
     check_joins(joined)
     questions = questions_of(joined)
+    for question in questions:
+        if question.left_out:
+            note(f"{question.title}: {question.left_out}")
     note(f"ranking the measures for {len(questions)} questions; then the figures, some seconds each")
     rankings = {question.title: agreement.ranking(question) for question in questions}
     record = joined.headers[0][1]
@@ -180,7 +183,7 @@ def plot(runs: Runs, style: Style = None) -> int:
     from analysis.plots import figures
 
     for folder in runs:
-        for path in figures.draw(folder, style):
+        for path in figures.draw(folder, style, note):
             note(f"figure: {path}")
     return 0
 
@@ -245,6 +248,6 @@ def _show(record: "Header", rows: "Sequence[Row]", shown: "dict[str, Table]", fo
 def _drawn(folder: Path, style: str | None) -> int:
     from analysis.plots import figures
 
-    paths = figures.draw(folder, style)
+    paths = figures.draw(folder, style, note)
     note(f"record: {folder}, with {len(paths)} figures in {folder / 'figures'}")
     return 0

@@ -79,7 +79,7 @@ def write_report(folder: Path, style: str | None = None) -> Path:
     """report.md and its figures, from the run, the errors and the outliers in `folder`."""
     joined = gather([folder])
     check_joins(joined)
-    figures.draw(folder, style)
+    figures.draw(folder, style, note)
     questions = questions_of(joined)
     rankings = {question.title: agreement.ranking(question) for question in questions}
     list(

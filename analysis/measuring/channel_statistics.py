@@ -45,7 +45,7 @@ def measure_outliers(
     if pre_rope:
         _check_pre_rope(model, measured)
 
-    def one_window(window: Window, first: bool) -> Arrays:
+    def one_window(window: Window) -> Arrays:
         started = time.perf_counter()
         prefilled = prefill(model, window.prefix)
         collected: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -64,7 +64,7 @@ def measure_outliers(
             for side, by_layer in collected.items()
             for name in by_layer[0]
         }
-        if first:
+        if window is subject.windows[0]:
             places = _places(arrays["key_mean_abs"])
             arrays["pictured"] = np.array([(measured[at], kv_heads[h]) for at, h in places])
             for side, tensors in kept.items():

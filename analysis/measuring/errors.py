@@ -43,13 +43,13 @@ def measure_errors(
     schemes = bound_schemes(specs, options, subject, on_note)
     full, heads = stored_places(subject)
     measured = chosen("layer", layers, full)
-    loop = _Loop([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
-    loop.rehearse()
+    errors = _Errors([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
+    errors.rehearse()
     also = {"layers": measured, "gradients": gradients}
-    return measure_windows("errors", options, subject, schemes, also, measured, heads, loop.window, on_note)
+    return measure_windows("errors", options, subject, schemes, also, measured, heads, errors.of_window, on_note)
 
 
-class _Loop:
+class _Errors:
     def __init__(
         self,
         schemes: Sequence[Scheme],
@@ -61,6 +61,7 @@ class _Loop:
     ):
         self.schemes, self.subject, self.layers, self.heads = schemes, subject, layers, heads
         self.gradients, self.on_note = gradients, on_note
+        self.checked = False  # a continued measurement checks again: the code may be another
 
     def rehearse(self) -> None:
         """Refuse on a few tokens, before any whole window, a model whose attention is not that over what it caches."""
@@ -82,7 +83,7 @@ class _Loop:
 
         suffix_attention(model, exact_view(prefilled, model.config), few, self.layers, visit)
 
-    def window(self, window: Window, first: bool) -> Arrays:
+    def of_window(self, window: Window) -> Arrays:
         started = time.perf_counter()
         model = self.subject.loaded.model
         prefilled = prefill(model, window.prefix)
@@ -92,13 +93,14 @@ class _Loop:
         @torch.inference_mode()
         def visit(attention: Attention) -> None:
             at = self.layers.index(attention.layer)
-            heads = self._exact(attention, check=first)
+            heads = self._exact(attention, check=not self.checked)
             for i, scheme in enumerate(self.schemes):
                 for name, sums in self._layer(attention, heads, scheme, gradients.get(attention.layer), window).items():
                     shape = (len(self.schemes), len(self.layers), self.heads)
                     arrays.setdefault(name, np.zeros(shape))[i, at] = sums
 
         suffix_attention(model, exact_view(prefilled, model.config), window, self.layers, visit)
+        self.checked = True
         position = self.subject.windows.index(window) + 1
         self.on_note(f"window {position}/{len(self.subject.windows)}  {time.perf_counter() - started:.1f} s")
         return arrays
@@ -136,7 +138,7 @@ class _Loop:
         window: Window,
     ) -> Arrays:
         """Sums of one layer under one scheme, each [KV heads]."""
-        found: Arrays = {}
+        sums_of_layer: Arrays = {}
         read: dict[str, torch.Tensor] = {}
         for side, exact in {"key": attention.keys, "value": attention.values}.items():
             prefix = exact[:, :, : window.prefix_length]
@@ -147,7 +149,7 @@ class _Loop:
             sums = reconstruction_sums(prefix[0], decoded[0])
             if gradients:
                 sums |= predicted_sums(gradients[side][0], prefix[0], decoded[0])
-            found |= {f"{side}_{name}": array for name, array in sums.items()}
+            sums_of_layer |= {f"{side}_{name}": array for name, array in sums.items()}
             read[side] = torch.cat([decoded, exact[:, :, window.prefix_length :]], dim=2)[0].float()
         per_head = [head.sums(read["key"][h], read["value"][h]) for h, head in enumerate(heads)]
-        return found | {name: np.array([sums[name] for sums in per_head]) for name in per_head[0]}
+        return sums_of_layer | {name: np.array([sums[name] for sums in per_head]) for name in per_head[0]}

@@ -60,12 +60,12 @@ def measure_windows(
     measured: dict[str, object],
     layers: Sequence[int],
     kv_heads: Sequence[int],
-    one_window: Callable[[Window, bool], Arrays],
+    one_window: Callable[[Window], Arrays],
     on_note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Measurement, Path]:
     """Measure every window that the folder does not have yet; each is on disk before the next begins.
 
-    measured: what else the numbers depend on. one_window(window, is the first): its arrays.
+    measured: what else the numbers depend on. one_window(window): its arrays.
     """
     settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
     folder, record = open_folder(options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind))
@@ -83,7 +83,7 @@ def measure_windows(
     for window in subject.windows:
         path = window_file(folder, kind, window.index)
         if not path.exists():
-            save_arrays(path, one_window(window, window is subject.windows[0]))
+            save_arrays(path, one_window(window))
     record.status = "complete"
     save_measurement(record, folder)
     return record, folder

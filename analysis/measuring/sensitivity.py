@@ -50,12 +50,12 @@ def measure_sensitivity(
                     f"scheme {one.label} keeps {what} of layers {spans(exact)} exact, so there is nothing to measure; "
                     "leave them out with --layers, or name another --side or scheme"
                 )
-    loop = _Loop([one.scheme for one in schemes], sides, measured, subject, on_note)
+    ablation = _Ablation([one.scheme for one in schemes], sides, measured, subject, on_note)
     also = {"layers": measured, "sides": sides}
-    return measure_windows("sensitivity", options, subject, schemes, also, measured, heads, loop.window, on_note)
+    return measure_windows("sensitivity", options, subject, schemes, also, measured, heads, ablation.of_window, on_note)
 
 
-class _Loop:
+class _Ablation:
     def __init__(
         self,
         schemes: Sequence[Scheme],
@@ -65,15 +65,15 @@ class _Loop:
         on_note: Callable[[str], None],
     ):
         self.schemes, self.sides, self.layers, self.subject, self.on_note = schemes, sides, layers, subject, on_note
-        self.share = True
+        self.share: bool | None = None  # asked in the first window that this process measures, of a continued run too
 
-    def window(self, window: Window, first: bool) -> Arrays:
+    def of_window(self, window: Window) -> Arrays:
         model = self.subject.loaded.model
         position = self.subject.windows.index(window) + 1
         prefilled = prefill(model, window.prefix)
         gradients = suffix_gradients(model, window, prefilled)
         shared = SharedSuffix(model, window, prefilled)
-        if first:
+        if self.share is None:
             middle = self.layers[len(self.layers) // 2]
             self.share = shared.shares_exactly(middle, self.schemes[0].for_layer(middle))
             if not self.share:
@@ -107,7 +107,7 @@ class _Loop:
 
     def _predicted(self, scheme: Scheme, prefilled: Any, gradients: dict) -> dict[int, dict[str, dict[str, float]]]:
         """By layer and side: Σ(g·e)² and Σ|g·e| over heads."""
-        found: dict[int, dict[str, dict[str, float]]] = {}
+        predicted: dict[int, dict[str, dict[str, float]]] = {}
         for layer in self.layers:
             held: Any = prefilled.layers[layer]
             by_side: dict[str, dict[str, float]] = {}
@@ -119,8 +119,8 @@ class _Loop:
                 sums = predicted_sums(gradients[layer][side][0], x[0], decoded[0])
                 by_side[side] = {name: float(array.sum()) for name, array in sums.items()}
             by_side["both"] = {name: by_side["key"][name] + by_side["value"][name] for name in by_side["key"]}
-            found[layer] = by_side
-        return found
+            predicted[layer] = by_side
+        return predicted
 
 
 def _sum(x: torch.Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ from analysis.plots.canvas import save, styled
 from analysis.plots.channels import channel_profile, persistence_by_layer, ratio_by_layer, token_norms
 from analysis.plots.layers import bits_by_layer, errors_by_layer, sensitivity_by_layer
 from analysis.plots.pictures import heat_maps, surfaces
-from analysis.plots.points import Series, bits_against_loss, measure_scatter
+from analysis.plots.points import Series, bits_against_loss, has_point, measure_scatter
 
 __all__ = [
     "Figure",
@@ -15,6 +15,7 @@ __all__ = [
     "bits_by_layer",
     "channel_profile",
     "errors_by_layer",
+    "has_point",
     "heat_maps",
     "measure_scatter",
     "persistence_by_layer",

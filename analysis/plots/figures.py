@@ -1,6 +1,6 @@
 """Which figures belong to which record; every one is drawn from what is saved."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from analysis.plots.style import scheme_label
 from analysis.reading import summary
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joined import gather
+from analysis.reading.rows import left_out
+from analysis.reading.summary import SummaryRow
 from harness.records.measurement import Arrays, Measurement
 from harness.records.run import Header, Run
 
@@ -21,13 +23,24 @@ if TYPE_CHECKING:
 Named = Iterator[tuple[str, plots.Figure]]
 
 
-def draw(folder: Path, style: str | None = None) -> list[Path]:
-    """All figures of the records in a folder, as SVG and PNG in its `figures`; ValueError where it holds no record."""
+def draw(folder: Path, style: str | None = None, on_note: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """All figures of the records in a folder, as SVG and PNG in its `figures`; ValueError where it holds no record.
+
+    on_note is told what a figure leaves out, since it cannot be believed.
+    """
     joined = gather([folder])
     paths: list[Path] = []
     with plots.styled(style):
         for _, run in joined.runs:
-            paths += _saved(folder, _of_run(run))
+            rows = summary.summarize(run)
+            if missing := left_out({row.scheme: row.refused for row in rows if row.refused}):
+                on_note(f"{folder}: {missing}")
+            if any(map(plots.has_point, rows)):
+                paths += _saved(folder, _of_run(run, rows))
+            else:
+                on_note(
+                    f"{folder}: no figure of losses, since no row has both a score that can be believed and its bits"
+                )
         for figures_of, measured in (
             (_of_outliers, joined.outliers),
             (_of_errors, joined.errors),
@@ -60,7 +73,8 @@ def draw_relations(
                     plots.Series(MEASURES[measure].label, x[m], y, labels, question.names, correlation(ranked[measure]))
                     for m, measure in enumerate(question.measures)
                 ]
-                figure = plots.measure_scatter(series, target, f"{question.title}\n{where}")
+                title = "\n".join(filter(None, [question.title, where, question.left_out]))
+                figure = plots.measure_scatter(series, target, title)
                 yield from plots.save(figure, folder, f"relate-{i + 1}-{name}")
 
 
@@ -89,9 +103,9 @@ def _saved(folder: Path, figures: Named) -> list[Path]:
     return [path for name, figure in figures for path in plots.save(figure, folder / "figures", name)]
 
 
-def _of_run(run: Run) -> Named:
+def _of_run(run: Run, rows: Sequence[SummaryRow]) -> Named:
     title = f"Loss against size of the cache, 95 % intervals over windows\n{subject_line(run)}"
-    yield "bits-against-loss", plots.bits_against_loss(summary.summarize(run), title)
+    yield "bits-against-loss", plots.bits_against_loss(rows, title)
 
 
 def _of_outliers(record: Measurement, arrays: Arrays) -> Named:

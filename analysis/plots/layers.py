@@ -19,6 +19,7 @@ from analysis.plots.canvas import (
 from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, with_unit
 from analysis.reading import ablations
 from analysis.reading.error_measures import MEASURES, by_layer
+from analysis.reading.rows import left_out
 from harness.records.measurement import Arrays, Measurement
 
 
@@ -49,13 +50,15 @@ def sensitivity_by_layer(record: Measurement, arrays: Arrays) -> Figure:
     names = dict(zip(record.labels, record.settings.contenders, strict=True))
     ablated = ablations.layer_rows(record, arrays)
     whiskers = "; whiskers: 95 % interval over windows" if windows > 1 else ""
-    figure, panels = panel_figure(record, f"What one quantized layer costs{whiskers}", len(sides), 2, 2.4)
+    unread = left_out({row.place: ablations.UNREAD for row in ablated if not row.read})
+    what = "\n".join(filter(None, [f"What one quantized layer costs{whiskers}", unread]))
+    figure, panels = panel_figure(record, what, len(sides), 2, 2.4)
     t = float(special.stdtrit(windows - 1, 0.975)) if windows > 1 else np.nan
     for (divergence, loss), side in zip(panels, sides, strict=True):
         at_side = [row for row in ablated if row.side == side]
-        floor = log_floor(divergence, np.array([row.kl for row in at_side]))
+        floor = log_floor(divergence, np.array([row.kl for row in at_side if row.read]))
         for turn, (label, name) in enumerate(names.items()):
-            rows = [row for row in at_side if row.scheme == label]
+            rows = [row if row.read else row.without_costs() for row in at_side if row.scheme == label]
             kl, half = np.array([row.kl for row in rows]), t * np.array([row.kl_se for row in rows])
             scheme_line(
                 divergence,

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots.canvas import grid_figure, ink, label_points, scheme_legend, settle, tidy_log
 from analysis.plots.style import floored, look, scheme_label, with_unit
+from analysis.reading.rows import left_out
 from analysis.reading.summary import SummaryRow
 
 
@@ -58,16 +59,22 @@ def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> 
     return figure
 
 
+def has_point(row: SummaryRow) -> bool:
+    """Whether there is a loss to draw against bits."""
+    return not row.refused and row.bits is not None and row.name != "exact"
+
+
 MANY = 24
 """Schemes beyond which a legend is longer than its figure."""
 
 
 def bits_against_loss(rows: Sequence[SummaryRow], title: str) -> Figure:
     """ΔNLL with its 95 % interval against the measured bits per number, from the rows of `summarize`; a lossless
-    scheme, one whose bytes were not measurable, and one that failed are left out. Of many schemes, mean KL against bits,
+    scheme, one whose bytes were not measurable, and one whose score is refused are left out, the last by name. Of many schemes, mean KL against bits,
     and names for those that no other beats at as many bits or fewer."""
-    shown = [row for row in rows if row.bits is not None and row.name != "exact" and np.isfinite(row.kl)]
-    figure, panels = grid_figure(title, 1, 1, 3.6)
+    shown = [row for row in rows if has_point(row)]
+    missing = left_out({row.scheme: row.refused for row in rows if row.refused})
+    figure, panels = grid_figure("\n".join(filter(None, [title, missing])), 1, 1, 3.6)
     axes = panels[0, 0]
     axes.set_xlabel("measured bits per number of K and V")
     axes.margins(x=0.08)

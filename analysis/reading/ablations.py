@@ -1,12 +1,15 @@
 """Rows of an ablation: what quantizing one layer at a time costs, and whether the costs add up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 
 import numpy as np
 
 from analysis.reading.rows import Row
 from harness import statistics
 from harness.records.measurement import Arrays, Measurement
+
+UNREAD = "cache not read"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,14 @@ class AblationRow(Row):
     square: float
     absolute: float
     read: bool
+
+    @property
+    def place(self) -> str:
+        return f"{self.scheme} {self.side} of layer {self.layer}"
+
+    def without_costs(self) -> "AblationRow":
+        """For figures, of a row that cannot be believed: nan is not drawn."""
+        return replace(self, delta_nll=nan, delta_nll_low=nan, delta_nll_high=nan, kl=nan, kl_se=nan)
 
 
 @dataclass(frozen=True)

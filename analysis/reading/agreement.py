@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
-from scipy import stats
 
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.questions import EQUAL_BITS, Question
@@ -87,7 +86,9 @@ def _agreement(x: np.ndarray, kl: Vector, delta: Vector) -> np.ndarray:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    return stats.rankdata(x, axis=-1)
+    """From 1, along the last axis; equal numbers share their mean rank. nan where a row holds one."""
+    below, equal = (compare(x[..., None, :], x[..., :, None]).sum(axis=-1) for compare in (np.less, np.equal))
+    return np.where(np.isnan(x).any(axis=-1, keepdims=True), np.nan, below + (equal + 1) / 2)
 
 
 def _log(x: np.ndarray) -> np.ndarray:

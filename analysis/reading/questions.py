@@ -7,11 +7,14 @@ import numpy as np
 
 from analysis.reading import error_measures as measures
 from analysis.reading import summary
+from analysis.reading.ablations import UNREAD
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joined import Joined
+from analysis.reading.rows import left_out
 from harness.records.measurement import Arrays, Measurement
 from harness.records.run import Run
 from schemes.errors import UserError
+from schemes.references import identity_of
 
 LEAST_POINTS = 5
 EQUAL_BITS = 0.02  # measured bits a number; schemes closer than this are compared as equals
@@ -32,6 +35,7 @@ class Question:
     windows: int
     draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
     bits: list[float] | None = None  # of each point, where the points are schemes
+    left_out: str = ""  # which points are not among them, since they cannot be believed
 
 
 def questions_of(joined: Joined) -> list[Question]:
@@ -57,36 +61,44 @@ def questions_of(joined: Joined) -> list[Question]:
             questions += _over_layers(errors, sums, ablation, arrays)
         for _, run in joined.runs:
             questions += _over_schemes(errors, sums, run)
-    if not questions:
+    enough = [question for question in questions if len(question.points) >= LEAST_POINTS]
+    if not enough:
         known = ", ".join(label for _, errors, _ in joined.errors for label in errors.labels)
+        missing = "".join(f"; {question.left_out}" for question in questions if question.left_out)
         raise UserError(
             f"nothing to relate: no ablation and no comparison here shares {LEAST_POINTS} layers or schemes with the "
-            f"errors record, which has {known}"
+            f"errors record, which has {known}{missing}"
         )
-    return questions
+    return enough
 
 
 def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, arrays: Arrays) -> list[Question]:
-    layers = [layer for layer in ablation.measured_layers if layer in errors.measured_layers]
-    if len(layers) < LEAST_POINTS:
-        return []
-    at_errors = [errors.measured_layers.index(layer) for layer in layers]
-    at_ablation = [ablation.measured_layers.index(layer) for layer in layers]
+    shared = [layer for layer in ablation.measured_layers if layer in errors.measured_layers]
+    read = np.asarray((arrays["kl"] > 0).any(axis=0))  # [schemes, sides, layers]
     questions = []
     for i, name in enumerate(ablation.settings.contenders):
         if name not in errors.settings.contenders:
             continue
-        here = {key: array[:, errors.settings.contenders.index(name)][:, at_errors] for key, array in sums.items()}
+        of_scheme = {key: array[:, errors.settings.contenders.index(name)] for key, array in sums.items()}
         for j, side in enumerate(ablation.settings.measured["sides"]):
             chosen = [m.name for m in MEASURES.values() if side in m.sides and _has(m, sums)]
+            layers = [layer for layer in shared if read[i, j, ablation.measured_layers.index(layer)]]
+            at = [ablation.measured_layers.index(layer) for layer in layers]
+            at_errors = [errors.measured_layers.index(layer) for layer in layers]
+            here = {key: array[:, at_errors] for key, array in of_scheme.items()}
 
             def draw(
-                windows: np.ndarray, here: Arrays = here, i: int = i, j: int = j, chosen: list[str] = chosen
+                windows: np.ndarray,
+                here: Arrays = here,
+                i: int = i,
+                j: int = j,
+                at: list[int] = at,
+                chosen: list[str] = chosen,
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 values = measures.values_of(measures.pooled({k: a[windows] for k, a in here.items()}, (0, 2)))
                 count = arrays["count"][windows].sum()
-                kl = arrays["kl"][windows, i, j][:, at_ablation].sum(axis=0) / count
-                delta = (arrays["nll"][windows, i, j][:, at_ablation] - arrays["exact_nll"][windows, None]).sum(axis=0)
+                kl = arrays["kl"][windows, i, j][:, at].sum(axis=0) / count
+                delta = (arrays["nll"][windows, i, j][:, at] - arrays["exact_nll"][windows, None]).sum(axis=0)
                 return np.stack([values[name] for name in chosen]), kl, delta / count
 
             label = ablation.labels[i]
@@ -99,15 +111,16 @@ def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, array
                     chosen,
                     len(arrays["count"]),
                     draw,
+                    left_out=left_out({f"layer {layer}": UNREAD for layer in shared if layer not in layers}),
                 )
             )
     return questions
 
 
 def _over_schemes(errors: Measurement, sums: Arrays, run: Run) -> list[Question]:
-    names = [name for name in errors.settings.contenders if name in run.settings.contenders and name != "exact"]
-    if len(names) < LEAST_POINTS:
-        return []
+    rows = {identity_of(row.name): row for row in summary.summarize(run)}
+    rows = {name: row for name, row in rows.items() if name in errors.settings.contenders}
+    names = [name for name in errors.settings.contenders if name in rows and name != "exact" and not rows[name].refused]
     at_errors = [errors.settings.contenders.index(name) for name in names]
     at_run = [run.settings.contenders.index(name) for name in names]
     here = {key: array[:, at_errors] for key, array in sums.items()}
@@ -121,10 +134,11 @@ def _over_schemes(errors: Measurement, sums: Arrays, run: Run) -> list[Question]
         delta = (nll[windows][:, at_run] - nll[windows][:, :1]).sum(axis=0) / count
         return np.stack([values[name] for name in chosen]), kl[windows][:, at_run].sum(axis=0) / count, delta
 
-    bits = [summary.measured_bits(run.contenders[i]) or np.nan for i in at_run]
-    labels = [run.contenders[i].label for i in at_run]
+    bits = [rows[name].bits or np.nan for name in names]
+    labels = [rows[name].scheme for name in names]
+    refused = left_out({row.scheme: row.refused for row in rows.values() if row.refused})
     title = f"all layers at once, {len(names)} schemes"
-    return [Question(title, labels, names, chosen, len(counts), draw, bits)]
+    return [Question(title, labels, [rows[name].name for name in names], chosen, len(counts), draw, bits, refused)]
 
 
 def _has(measure: measures.Measure, sums: Arrays) -> bool:

@@ -1,9 +1,11 @@
 """Rows of tables: each kind is a frozen dataclass in the file that makes it; here is what all of them share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+NAMED = 5  # of what is left out
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,18 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return list(value) if isinstance(value, tuple) else value
+
+
+def left_out(refused: Mapping[str, str]) -> str:
+    """Says what figures and rankings leave out; refused: name → why. Empty where nothing is."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        by_reason.setdefault(reason, []).append(name)
+    said = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        said.append(f"left out ({reason}): {', '.join(names[:NAMED])}{more}")
+    return "; ".join(said)
 
 
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -77,9 +77,8 @@ def _cells(row: SummaryRow, is_baseline: bool) -> list[str]:
         return [scheme, "–", "–", "failed", *["–"] * 7]
     size = [NOT_MEASURABLE, "–"] if row.bits is None else [f"{row.bits:.2f}", f"{row.compression:.2f}"]
     read = [f"{row.key_coverage:.3f}", f"{row.value_coverage:.3f}"]
-    if row.audit != "ok":
-        why = "cache not read" if "cache not read" in row.audit else "audit failed"
-        return [scheme, "–", "–", why, "–", "–", "–", *size, *read]
+    if row.refused:
+        return [scheme, "–", "–", row.refused, "–", "–", "–", *size, *read]
     if is_baseline:
         delta = ["–", "baseline", "–"]
     elif row.within_noise:
@@ -107,7 +106,7 @@ def cost_matrix(lines: dict[str, dict[str, SummaryRow]]) -> Table:
 
     def cost(row: SummaryRow) -> str:
         error = "" if math.isnan(row.delta_nll_se) else f" ± {row.delta_nll_se:.4f}"
-        return "–" if row.audit != "ok" else signed(row.delta_nll, 4) + error
+        return "–" if row.refused else signed(row.delta_nll, 4) + error
 
     columns = list(next(iter(lines.values())))
     return ["", *columns], [[name, *(cost(line[column]) for column in columns)] for name, line in lines.items()]

@@ -61,6 +61,15 @@ class SummaryRow(Row):
     iid_log_ratio_se: float | None = None
     p_holm: float | None = None
 
+    @property
+    def refused(self) -> str:
+        """Why the row shows no score; empty where it shows one."""
+        if self.error:
+            return "failed"
+        if self.audit == "ok":
+            return ""
+        return "cache not read" if "cache not read" in self.audit else "audit failed"
+
 
 def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = None) -> list[SummaryRow]:
     """One row a contender, from sums per window; deltas against `baseline` (a label or name; without it, exact).

@@ -1,5 +1,7 @@
 """The case against reconstruction error, where the records hold one."""
 
+from typing import Any
+
 import numpy as np
 
 from analysis.reading import error_measures as measures
@@ -7,6 +9,7 @@ from analysis.reading import summary
 from analysis.reading.joined import Joined
 from analysis.reading.questions import EQUAL_BITS
 from analysis.reading.summary import SummaryRow
+from harness.records.run import ContenderRecord
 from schemes.references import identity_of
 
 NO_WORSE = 1.02  # an error up to this ratio is called no worse
@@ -15,29 +18,27 @@ NO_WORSE = 1.02  # an error up to this ratio is called no worse
 def worked_example(joined: Joined) -> str | None:
     """The case against reconstruction error: two schemes of equal bits and equal keys, the values of one rebuilt no
     worse (up to 2 %), and the loss far larger. The pair with the largest ratio of KL; None where there is none."""
-    found: list[tuple[float, str]] = []
+    examples: list[tuple[float, str]] = []
     for _, errors, sums in joined.errors:
         values = measures.by_scheme(sums)
         for _, run in joined.runs:
             rows = {identity_of(row.name): row for row in summary.summarize(run)}
-            shared = [name for name in errors.settings.contenders if name in rows and name != "exact"]
+            keys = {identity_of(contender.name): _keys(contender) for contender in run.contenders}
+            believed = {name for name, row in rows.items() if not row.refused and name != "exact"}
+            shared = [name for name in errors.settings.contenders if name in believed]
             for a, b in [(a, b) for a in shared for b in shared if a != b]:
                 i, j = errors.settings.contenders.index(a), errors.settings.contenders.index(b)
-                same_keys = _side(a, "key") == _side(b, "key")
+                same_keys = keys[a] is not None and keys[a] == keys[b]
                 near = abs((rows[a].bits or 0) - (rows[b].bits or 9)) <= EQUAL_BITS
                 v, out = values["value_error"], values["output_both"]
                 if same_keys and near and v[i] <= NO_WORSE * v[j] and rows[a].kl > rows[b].kl:
-                    found.append((rows[a].kl / rows[b].kl, _example(rows[a], rows[b], v[[i, j]], out[[i, j]])))
-    return max(found)[1] if found else None
+                    examples.append((rows[a].kl / rows[b].kl, _example(rows[a], rows[b], v[[i, j]], out[[i, j]])))
+    return max(examples)[1] if examples else None
 
 
-def _side(name: str, side: str) -> object:
-    try:
-        from schemes import parse_scheme
-
-        return parse_scheme(name).sides[side]
-    except ValueError:  # a foreign cache
-        return name
+def _keys(contender: ContenderRecord) -> tuple[Any, Any] | None:
+    """How it stores keys, and in which layers it differs; None of a cache that does not tell keys from values."""
+    return (contender.spec["key"], contender.spec.get("layers")) if "key" in contender.spec else None
 
 
 def _example(a: SummaryRow, b: SummaryRow, value_error: np.ndarray, output: np.ndarray) -> str:

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from harness.records.run import load_run
+from analysis.plots import figures as record_figures
+from harness.records.run import load_run, save_run
 
 TWO = ["--scheme", "int8:group_size=16", "--scheme", "asym2:group_size=16"]
 GRID = [
@@ -86,6 +87,17 @@ def test_relate_and_plot(kvdelta, tmp_path):
     assert (tmp_path / "errors" / "figures" / "errors-by-layer.svg").read_bytes() == drawn
     kvdelta("plot", "errors", "--style", "dark_background")
     assert (tmp_path / "errors" / "figures" / "errors-by-layer.svg").read_bytes() != drawn
+
+
+def test_relate_says_what_it_leaves_out(kvdelta, record_folder, monkeypatch):
+    monkeypatch.setattr(record_figures, "draw_relations", lambda *args: [])
+    run = load_run(record_folder)
+    run.audit.failures = {"kivi:bits=2": ["cache not read (key coverage 0)"]}
+    save_run(run, record_folder)
+    code, out, err = kvdelta("relate", str(record_folder))
+    assert code == 0
+    assert "all layers at once, 5 schemes" in out
+    assert "5 schemes: left out (cache not read): kivi:bits=2\n" in err
 
 
 def test_figures_need_no_model(kvdelta, tmp_path, monkeypatch):

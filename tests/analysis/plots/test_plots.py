@@ -294,7 +294,7 @@ def test_of_many_schemes_the_unbeaten_are_named():
     """KL against bits, no legend: 28 schemes with the same KL, one below them, and one that failed."""
     rows = [point(f"asym4:group_size={8 * g}", 2 + 0.1 * g, 0.5, kl=0.5, kl_se=0.1) for g in range(1, 29)]
     rows += [point("kivi2", 3.05, 0.1, kl=0.05, kl_se=0.01)]
-    rows += [point("int2", 2.0, 0.1, kl=float("nan"), kl_se=float("nan"))]
+    rows += [point("int2", 2.0, 0.1, kl=float("nan"), kl_se=float("nan"), error="RuntimeError: no more")]
     figure = plots.bits_against_loss(rows, "many")
     assert figure.legends == []
     (axes,) = panels(figure)
@@ -316,6 +316,26 @@ def test_of_many_schemes_the_unbeaten_are_named():
 def test_labels_of_what_is_nested_or_calibrated(spec, label):
     name = spec if "kvquant" in spec else parse_scheme(spec).name
     assert scheme_label(name) == label
+
+
+def test_rows_that_cannot_be_believed_are_named_and_not_drawn():
+    """A scheme whose cache was not read has the exact loss at its own bits: it would beat all others."""
+    perfect = point("int4", 4.25, 0.0, audit="cache not read (key and value coverage 0)")
+    failed = point("int2", None, float("nan"), error="RuntimeError: no more", audit="it failed")
+    figure = plots.bits_against_loss([*ROWS, perfect, failed], "believed")
+    assert legend(figure) == ["int8", "kivi2"]
+    assert figure.get_suptitle() == "believed\nleft out (cache not read): int4; left out (failed): int2"
+
+
+def test_a_layer_whose_cache_was_not_read_has_no_cost():
+    measurement, arrays = sensitivity()
+    arrays["kl"][:, 0, 0, 1] = 0  # int8's keys of layer 3: nothing moved
+    figure = plots.sensitivity_by_layer(measurement, arrays)
+    assert "left out (cache not read): int8 key of layer 3" in figure.get_suptitle()
+    for axes in panels(figure)[:2]:
+        lines = lines_in(axes, scheme_style(NAMES[0]).color)
+        assert [np.isnan(line.get_ydata()).tolist() for line in lines] == [[False, True, False]]
+    assert not any("▽" in text for text in said(figure))
 
 
 def test_allocation_has_a_bar_a_layer_and_side():

@@ -61,6 +61,8 @@ def test_correlation_against_scipy():
     x, y = np.random.default_rng(1).normal(size=(2, 3, 12))
     found = agreement._correlation(agreement._ranks(x), agreement._ranks(y[0]))
     assert found == pytest.approx([stats.spearmanr(row, y[0]).statistic for row in x])
+    tied = np.array([[3.0, 1.0, 3.0, np.inf, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, np.nan, 1.0]])
+    np.testing.assert_array_equal(agreement._ranks(tied), stats.rankdata(tied, axis=-1))
     x[0, 3] = np.nan
     kept = np.arange(12) != 3
     assert agreement._correlation(x, y[0])[0] == pytest.approx(stats.pearsonr(x[0, kept], y[0, kept]).statistic)

@@ -49,6 +49,34 @@ def test_layers_of_an_ablation(folders, monkeypatch):
     assert delta == pytest.approx(expected / arrays["count"][[0, 2]].sum())
 
 
+def test_rows_that_cannot_be_believed_are_related_to_nothing(folders):
+    joined = gather([folders["errors"], folders["run"]])
+    run = joined.runs[0][1]
+    run.audit.failures = {GRID[0]: ["cache not read (key coverage 0)"]}
+    run.contenders[3].error = "RuntimeError: no more"
+    for window in run.windows:
+        window.nll[3] = window.kl[3] = window.probability[3] = float("nan")
+    (question,) = questions_of(joined)
+    assert question.points == [GRID[1], *GRID[3:]]
+    assert question.left_out == f"left out (cache not read): {GRID[0]}; left out (failed): {GRID[2]}"
+    measured, kl, _ = question.draw(np.arange(question.windows))
+    assert measured.shape[1] == len(kl) == len(question.bits) == 6
+    for contender in run.contenders[4:7]:
+        contender.error = "RuntimeError: no more"
+    with pytest.raises(ValueError, match=r"nothing to relate.*left out \(cache not read\)"):
+        questions_of(joined)
+
+
+def test_layers_whose_cache_was_not_read_are_related_to_nothing(folders, monkeypatch):
+    monkeypatch.setattr(questions, "LEAST_POINTS", 1)
+    joined = gather([folders["errors"], folders["ablation"]])
+    joined.sensitivity[0][2]["kl"][:, 0, 1, 0] = 0
+    keys, values = questions_of(joined)
+    assert (keys.points, keys.left_out) == (["0", "1"], "")
+    assert (values.points, values.left_out) == (["1"], "left out (cache not read): layer 0")
+    assert values.draw(np.arange(3))[0].shape[1] == 1
+
+
 def edited(folder, **changes):
     path = Path(folder) / "errors.json"
     content = json.loads(path.read_text())

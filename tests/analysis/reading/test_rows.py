@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, dataclass
 import pytest
 
 from analysis.reading.error_measures import ErrorRow
-from analysis.reading.rows import Row, plain
+from analysis.reading.rows import Row, left_out, plain
 
 from ..rows import summary_row
 
@@ -46,3 +46,10 @@ def test_a_summary_keeps_its_fields():
 def test_rows_do_not_change():
     with pytest.raises(FrozenInstanceError):
         summary_row().bits = 3.0
+
+
+def test_what_is_left_out_is_named_by_reason():
+    refused = {"a": "failed", "b": "cache not read", "c": "failed"}
+    assert left_out(refused) == "left out (failed): a, c; left out (cache not read): b"
+    assert left_out({str(i): "failed" for i in range(8)}) == "left out (failed): 0, 1, 2, 3, 4 and 3 more"
+    assert left_out({}) == ""

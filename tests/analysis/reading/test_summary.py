@@ -129,3 +129,9 @@ def test_headline(run):
     for window, loss in zip(run.windows, (20.0, 30.0, 20.0), strict=True):
         window.nll[3] = loss
     assert "so these windows do not tell them apart" in summary.equal_bits_headline(run, "kivi2", "int4")
+
+
+def test_why_a_row_shows_no_score(run):
+    run.contenders[1].error = "RuntimeError: no more"
+    run.audit.failures = {"int8": ["it failed"], "int4": ["cache not read (key coverage 0)"], "kivi2": ["a twin"]}
+    assert [row.refused for row in summary.summarize(run)] == ["", "failed", "cache not read", "audit failed"]

@@ -1,0 +1,85 @@
+"""A measurement that was killed after a window: the same call goes on, checks again, and gives what a whole one gives."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis.measuring import loop
+from analysis.measuring.channel_statistics import measure_outliers
+from analysis.measuring.errors import measure_errors
+from analysis.measuring.sensitivity import measure_sensitivity
+from harness.ablation import SharedSuffix
+from harness.records.measurement import measured_arrays
+
+SPECS = ["int8:group_size=16", "asym2:group_size=16"]
+MEASUREMENTS = {
+    "outliers": lambda options, subject, **more: measure_outliers(options, subject, pre_rope=True, **more),
+    "errors": lambda options, subject, **more: measure_errors(SPECS, options, subject, **more),
+    "sensitivity": lambda options, subject, **more: measure_sensitivity(SPECS, options, subject, **more),
+}
+
+
+@pytest.fixture
+def killed_after_a_window(monkeypatch):
+    """Measures until one window is on disk, and no further."""
+
+    def killed(kind, options, subject):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_arrays", after(loop.save_arrays, KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                MEASUREMENTS[kind](options, subject)
+
+    return killed
+
+
+def after(function, error):
+    """It does what it does, then raises."""
+
+    def done(*args):
+        function(*args)
+        raise error
+
+    return done
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_what_was_killed_goes_on_to_the_same_arrays(kind, killed_after_a_window, subject, options, tmp_path):
+    record, folder = MEASUREMENTS[kind](replace(options, out=str(tmp_path / "whole")), subject)
+    whole = measured_arrays(folder, record)
+    killed_after_a_window(kind, options, subject)
+    first = tmp_path / "run" / kind / "000000.npz"
+    before = first.stat().st_mtime_ns
+    record, folder = MEASUREMENTS[kind](options, subject)
+    assert record.status == "complete"
+    assert first.stat().st_mtime_ns == before
+    arrays = measured_arrays(folder, record)
+    assert arrays.keys() == whole.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, whole[name], err_msg=name)
+
+
+def test_a_continued_sensitivity_asks_again_whether_layers_share(killed_after_a_window, subject, options, monkeypatch):
+    """A model whose layers see more than the layer below must not be ablated with what lower layers returned."""
+    killed_after_a_window("sensitivity", options, subject)
+    monkeypatch.setattr(SharedSuffix, "shares_exactly", lambda *args: False)
+    notes = []
+    measure_sensitivity(SPECS, options, subject, on_note=notes.append)
+    assert sum("every pass is computed whole" in note for note in notes) == 1
+
+
+def test_a_continued_errors_run_checks_captured_attention_again(
+    killed_after_a_window, subject, options, monkeypatch, refused
+):
+    """Attention that is more than its parts over a whole window, though not over a few tokens."""
+    from transformers.integrations import sdpa_attention
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def other(module, query, key, *args, **kwargs):
+        output, weights = sdpa_attention.sdpa_attention_forward(module, query, key, *args, **kwargs)
+        return (output * 0.9 if key.shape[2] > 100 else output), weights
+
+    killed_after_a_window("errors", options, subject)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", other)
+    with refused("layer 0 of tiny attends in a way.*cannot be captured"):
+        measure_errors(SPECS, options, subject)
