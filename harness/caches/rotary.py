@@ -3,6 +3,7 @@
 import inspect
 import sys
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -103,8 +104,9 @@ def _rotaries(model: Any) -> dict[int, Rotary]:
         rotaries[layer] = candidates[off.index(min(off))]
         # deep layers in half precision carry the round-off of all below: what undoes the rotation is then known by
         # being far nearer than the other answer
-        rotated, unrotated = min(off[:-1]), off[-1]
-        if not (min(off) <= tolerance(model.dtype) or min(off) <= CLEARLY * max(rotated, unrotated)):
+        other = max(min(off[:-1]), off[-1])  # infinite where the module is of another form, which tells nothing
+        far_nearer = isfinite(other) and min(off) <= CLEARLY * other
+        if not (min(off) <= tolerance(model.dtype) or far_nearer):
             raise UserError(
                 f"layer {layer} of {what} caches keys whose rotation cannot be undone, so there are no pre-RoPE keys"
             )

@@ -71,6 +71,20 @@ def test_a_rotation_that_is_not_the_models_is_refused(monkeypatch, refused):
         rotary_of(model, 0)
 
 
+def test_a_function_of_another_form_is_no_sign_that_nothing_is_rotated(monkeypatch, refused):
+    model = tiny("Llama")
+    probing.kv_shapes(model)
+    here, later = (
+        probing.probe(model, probing.tokens_for(model), position_ids=torch.arange(8)[None] + at) for at in (0, 64)
+    )
+    answers = iter((here, later))
+    monkeypatch.setattr("harness.caches.rotary.probe", lambda *args, **kwargs: next(answers))
+    module = sys.modules[type(model.get_decoder()).__module__]
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", lambda k, angles: k)
+    with refused("layer 0 of this llama model caches keys whose rotation cannot be undone"):
+        rotary_of(model, 0)
+
+
 def test_a_rotary_is_found_once_and_is_the_models_own(monkeypatch):
     model = tiny("Llama")
     rotary = rotary_of(model, 0)
