@@ -178,7 +178,7 @@ class Quantizer(ABC):
         return Grouping("token", "all")
 
     def check(self, channels: int) -> None:  # noqa: B027 (most quantizers take any width)
-        """Raise ValueError where heads of `channels` channels cannot be encoded."""
+        """Raise UserError where heads of `channels` channels cannot be encoded."""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def read_items(
 ) -> dict[str, Any]:
     """The values of the fields that a spec names. several: names that set more than one field, such as bits.
 
-    ValueError for an unknown field, a value that its field does not take, and a field that is set twice.
+    UserError for an unknown field, a value that its field does not take, and a field that is set twice.
     """
     given: dict[str, Any] = {}
     for name, text in items:

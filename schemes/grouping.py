@@ -18,7 +18,7 @@ _MERGE = {"token": "b h t n g -> b h t (n g)", "channel": "b h n d g -> b h (n g
 
 
 def require_whole_groups(tokens: int, group: int) -> None:
-    """ValueError where `tokens` do not divide into groups of `group` tokens."""
+    """UserError where `tokens` do not divide into groups of `group` tokens."""
     if tokens % group:
         raise UserError(
             f"{tokens} tokens do not divide into groups of {group}; groups along tokens need to be whole (the rest stays "
@@ -34,7 +34,7 @@ class Grouping:
     axis one group, and the last group may be short. axis "channel" (per-channel): neighbouring tokens of one
     channel. A group never straddles batch rows or heads.
 
-    Raises ValueError where a group of tokens has no fixed length (`group_size="all"` with axis "channel").
+    Raises UserError where a group of tokens has no fixed length (`group_size="all"` with axis "channel").
     """
 
     axis: Axis

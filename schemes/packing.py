@@ -23,7 +23,7 @@ def codes_per_word(bits: int) -> int:
 
 
 def check_packable(bits: int, group: int) -> None:
-    """Raise ValueError where a group of codes would end inside a byte."""
+    """Raise UserError where a group of codes would end inside a byte."""
     unit = codes_per_word(bits)
     if group % unit:
         raise UserError(
@@ -33,7 +33,7 @@ def check_packable(bits: int, group: int) -> None:
 
 
 def pack(codes: UInt8[Tensor, "*lead codes"], bits: int) -> UInt8[Tensor, "*lead bytes"]:
-    """Pack the last axis: n codes become n · bits / 8 bytes. Raises ValueError where they do not fill bytes."""
+    """Pack the last axis: n codes become n · bits / 8 bytes. Raises UserError where they do not fill bytes."""
     check_packable(bits, codes.shape[-1])
     if bits == 8:
         return codes.contiguous()
