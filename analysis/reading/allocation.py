@@ -38,7 +38,7 @@ def choose(costs: Costs, budget: float) -> Int[np.ndarray, "layers 2"]:
     """
     layers, _, candidates = costs.cost.shape
     least = float(costs.bits.min(axis=1).mean())
-    if budget < least - 1e-9:
+    if not budget >= least - 1e-9:  # NaN too
         raise UserError(
             f"a budget of {budget:g} bits is under the smallest candidates, {least:.2f}; raise it to that or more"
         )
