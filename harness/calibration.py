@@ -47,6 +47,8 @@ def calibrate(
             "choose fewer, or longer windows"
         )
     path = Path(out)
+    if not path.name:
+        raise UserError(f"calibrate writes a file, and {str(out)!r} names none; give --out kvquant3.safetensors")
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
     samples, sample_weights = _captured(subject, sinks, weights, on_note)
@@ -66,7 +68,6 @@ def calibrate(
         "layers": sorted(samples),
     }
     table_bytes, fact_bytes = as_bytes(Calibration(tables, facts))
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, table_bytes)
     write_file(facts_path(path), fact_bytes)
     return path

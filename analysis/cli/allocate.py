@@ -17,6 +17,7 @@ from analysis.plots import figures
 from analysis.reading import allocation, measurement_tables, run_tables, summary, tables
 from analysis.reading.allocation import SIDES, Costs
 from harness.caches.contenders import Contender, SchemeContender
+from harness.leaks import check_texts, seen_text
 from harness.options import Options
 from harness.records.measurement import Kind, has_measurement, load_measurement, measured_arrays
 from harness.records.writing import write_file
@@ -43,11 +44,13 @@ def allocate_and_verify(
 ) -> int:
     """Fit, choose, verify, say who wins. ValueError for records that do not fit, and budgets that cannot be met."""
     folder = Path(options.out) if options.out else _default_folder(options, subject, budget, specs, source)
-    costs, subject = _costs(options, subject, specs, source, fit_windows, folder)
+    costs, subject, fitted_on = _costs(options, subject, specs, source, fit_windows, folder)
+    check_texts([SchemeContender.of(spec) for spec in costs.candidates], options, subject)
     choice = allocation.choose(costs, budget)
     pairs = allocation.uniform(costs, budget)
-    contenders = _contenders(costs, choice, pairs, folder)
-    run, _ = make_run(contenders, replace(options, out=str(folder / "verify")), subject)
+    contenders = _contenders(costs, choice, pairs, folder, fitted_on)
+    # same_text: the map has seen other windows of this text, by design
+    run, _ = make_run(contenders, replace(options, out=str(folder / "verify"), same_text=True), subject)
     against = run.contenders[2].label
     rows = summary.summarize(run, against)
     named = {row.scheme: row for row in rows}
@@ -76,8 +79,8 @@ def allocate_and_verify(
 def _default_folder(
     options: Options, subject: Subject, budget: float, specs: Sequence[str] | None, source: Path | None
 ) -> Path:
-    told = settings_of(options, subject, specs or [], {"budget": budget, "from": str(source)}).model_dump_json()
-    return Path("runs") / f"allocate-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    settings = settings_of(options, subject, specs or [], {"budget": budget, "from": str(source)}).model_dump_json()
+    return Path("runs") / f"allocate-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
 def _costs(
@@ -87,15 +90,16 @@ def _costs(
     source: Path | None,
     fit_windows: int,
     folder: Path,
-) -> tuple[Costs, Subject]:
-    """Costs from the record, or measured on windows that are not scored; and the windows to score."""
+) -> tuple[Costs, Subject, dict[str, str]]:
+    """Costs from the record, or measured on windows that are not scored; the windows to score; and what was seen."""
     model = subject.loaded.model
     if source is None:
         fit = _others(options, subject, {window.index for window in subject.windows}, fit_windows)
+        seen = replace(subject, windows=fit)
         note(f"measuring the predicted loss on {fit_windows} windows that are not scored")
         errors = replace(options, out=str(folder / "fit"))
         candidates = list(specs or allocation.CANDIDATES)
-        record, source = measure_errors(candidates, errors, replace(subject, windows=fit), on_note=note)
+        record, source = measure_errors(candidates, errors, seen, on_note=note)
     else:
         kinds: list[Kind] = ["sensitivity", "errors"]
         kind: Kind | None = next((one for one in kinds if has_measurement(source, one)), None)
@@ -107,6 +111,8 @@ def _costs(
             a, b = getattr(record.settings, name), getattr(mine, name)
             if a != b:
                 raise UserError(f"{source} does not fit this command: {name} is {a} there and {b} here")
+        measured = _grid(replace(options, stride=record.settings.stride), subject)
+        seen = replace(subject, windows=[measured[index] for index in record.settings.windows])
         if fitted := set(record.settings.windows) & {window.index for window in subject.windows}:
             count = len(subject.windows)
             subject = replace(subject, windows=_others(options, subject, set(record.settings.windows), count))
@@ -115,20 +121,12 @@ def _costs(
         raise UserError(f"{source} has only some of the model's layers; measure it again without --layers")
     arrays = measured_arrays(source, record)
     channels = next(iter(kv_shapes(model).values())).key_channels
-    return costs_of(record, arrays, specs, channels), subject
+    return costs_of(record, arrays, specs, channels), subject, seen_text(seen)
 
 
 def _others(options: Options, subject: Subject, taken: set[int], count: int) -> list[Window]:
     """`count` windows of the text that are not among those taken, spread evenly."""
-    grid = cut_windows(
-        subject.tokens,
-        window_length=options.window_length,
-        score_length=options.score_length,
-        stride=options.stride,
-        windows=None,
-        bos_token_id=subject.bos_token_id,
-    )
-    free = [window for window in grid if window.index not in taken]
+    free = [window for window in _grid(options, subject) if window.index not in taken]
     if not 1 <= count <= len(free):
         raise UserError(
             f"{count} more windows are asked for, beside {len(taken)}; the text has {len(free)} others; take fewer windows"
@@ -136,9 +134,22 @@ def _others(options: Options, subject: Subject, taken: set[int], count: int) -> 
     return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
 
 
-def _contenders(costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], folder: Path) -> list[Contender]:
+def _grid(options: Options, subject: Subject) -> list[Window]:
+    """All windows of the text."""
+    return cut_windows(
+        subject.tokens,
+        window_length=options.window_length,
+        score_length=options.score_length,
+        stride=options.stride,
+        windows=None,
+        bos_token_id=subject.bos_token_id,
+    )
+
+
+def _contenders(
+    costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], folder: Path, fitted_on: dict[str, str]
+) -> list[Contender]:
     """exact, the map, then the uniform schemes; maps are files, so that `compare --scheme @FILE` scores them again."""
-    folder.mkdir(parents=True, exist_ok=True)
 
     def written(name: str, content: str) -> str:
         path = folder / "maps" / name
@@ -146,7 +157,7 @@ def _contenders(costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], 
         return f"@{quoted(str(path))}"
 
     contenders: list[Contender] = [SchemeContender.of("exact")]
-    spec = written("map.json", allocation.map_file(costs, choice))
+    spec = written("map.json", allocation.map_file(costs, choice, fitted_on))
     contenders.append(SchemeContender(MAP, parse_scheme(spec)))
     for key, value in pairs:
         label = costs.candidates[key]

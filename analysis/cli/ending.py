@@ -1,5 +1,6 @@
 """How a command ends: its exit code, and one line for what went wrong."""
 
+import os
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ import typer
 from analysis.cli.starting import note
 from schemes.errors import UserError
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, CLOSED = 2, 130, 141
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, or that of typer's copy of click
 
@@ -19,7 +20,9 @@ def exit_code(app: typer.Typer) -> int:
     try:
         # not app(): that turns an interrupt into an exit without a word
         with command.make_context("kvdelta", sys.argv[1:]) as context:
-            return command.invoke(context) or 0
+            code = command.invoke(context)
+        sys.stdout.flush()
+        return code or 0
     except typer.Exit as stop:
         return stop.exit_code
     except UserError as error:
@@ -28,6 +31,9 @@ def exit_code(app: typer.Typer) -> int:
         message: str = error.format_message()  # type: ignore[attr-defined]
         for line in f"kvdelta: {message}".splitlines():  # more than one: the help of a command without words
             note(line)
+    except BrokenPipeError:  # who reads has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return CLOSED
     except KeyboardInterrupt:
         note("kvdelta: interrupted; finished windows are kept: the same command goes on")
         return INTERRUPTED

@@ -1,5 +1,6 @@
 """`kvdelta`: the composition root, and the one module that may import analysis."""
 
+import io
 import shlex
 import sys
 from dataclasses import replace
@@ -84,8 +85,6 @@ def show(
     codes = []
     for folder in runs:
         run = load_run(folder)
-        if not run.windows:
-            raise UserError(f"{folder} has no finished window yet; give its command again to go on: {run.command}")
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
         _show(run, folder, format, baseline, sort)
@@ -210,6 +209,8 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, so
 def main() -> None:
     """Exit codes: 0 done, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
     interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run
     sys.exit(exit_code(app))
 
 

@@ -32,13 +32,17 @@ def styled(style: str | None = None) -> Iterator[None]:
         guess = get_close_matches(style, known, n=1)
         hint = f"did you mean {guess[0]!r}? " if guess else ""
         raise UserError(f"no style {style!r}; {hint}give a .mplstyle file or one of {', '.join(known)}")
-    with matplotlib.style.context([BASE, *([style] if style else [])], after_reset=True):
+    with matplotlib.style.context(BASE, after_reset=True):
+        if style is not None:
+            try:
+                matplotlib.style.use(style)
+            except (OSError, ValueError) as error:
+                raise UserError(f"the style {style!r} cannot be read: {error}") from None
         yield
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """NAME.svg, the same bytes each time, and NAME.png at 150 dpi; ValueError where they cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()

@@ -1,6 +1,7 @@
 """`allocate`: bits for each layer and side under a budget, by integer programming over measured costs."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -38,7 +39,7 @@ def choose(costs: Costs, budget: float) -> Int[np.ndarray, "layers 2"]:
     """
     layers, _, candidates = costs.cost.shape
     least = float(costs.bits.min(axis=1).mean())
-    if budget < least - 1e-9:
+    if not budget >= least - 1e-9:  # NaN too
         raise UserError(
             f"a budget of {budget:g} bits is under the smallest candidates, {least:.2f}; raise it to that or more"
         )
@@ -73,12 +74,13 @@ def uniform(costs: Costs, budget: float) -> list[tuple[int, int]]:
     )
 
 
-def map_file(costs: Costs, choice: np.ndarray) -> str:
-    """The choice as a file that `--scheme @FILE` reads; layers that nobody measured are exact."""
+def map_file(costs: Costs, choice: np.ndarray, fitted_on: Mapping[str, str]) -> str:
+    """The choice as a file that `--scheme @FILE` reads; layers that nobody measured are exact. fitted_on: the text that
+    the costs were measured on, as harness.leaks.seen_text says it."""
     layers: dict[str, dict[str, str]] = {}
     for at, layer in enumerate(costs.layers):
         layers[str(layer)] = {side: costs.candidates[choice[at, s]] for s, side in enumerate(SIDES)}
-    content: dict[str, Any] = {"default": "exact", "layers": layers}
+    content: dict[str, Any] = {"default": "exact", "layers": layers, "fitted_on": [dict(fitted_on)]}
     return json.dumps(content, indent=1) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Records that belong together: the same model, text, windows and protocol, or they do not join."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ def gather(folders: Sequence[str | Path]) -> Joined:
     found = Joined()
     for folder in map(Path, folders):
         before = len(found.headers)
-        if (folder / RUN_FILE).exists():
+        if os.path.exists(folder / RUN_FILE):
             found.runs.append((folder, load_run(folder)))
         kinds: dict[Kind, list] = {
             "errors": found.errors,

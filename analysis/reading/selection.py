@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from schemes.errors import UserError
 
+LARGEST = 9999  # layer or head: more than any model has
 SIDES = ("key", "value", "both")
 
 
@@ -24,7 +25,10 @@ def indices(text: str) -> list[int]:
         first, dash, last = piece.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"{text!r}: give numbers and ranges such as 0,5,10-12")
-        found += range(int(first), int(last if dash else first) + 1)
+        numbers = range(int(first), int(last if dash else first) + 1)
+        if not numbers or numbers[-1] > LARGEST:
+            raise UserError(f"{text!r}: a range goes up, such as 10-12, and no number is over {LARGEST}")
+        found += numbers
     return found
 
 

@@ -79,6 +79,8 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
     KL and top-1 are against exact whatever the baseline. nll: NLL of every token [contenders, tokens]; with it the
     rows also have llama.cpp's figures, whose errors take tokens for independent. ValueError: a baseline that is unknown or failed.
     """
+    if not run.windows:
+        raise UserError(f"the run has no finished window yet; give its command again to go on: {run.command}")
     base = find(run, baseline) if baseline else 0
     if run.contenders[base].error:
         raise UserError(

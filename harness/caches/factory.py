@@ -23,7 +23,7 @@ from schemes.errors import UserError
 class Factory:
     """A user's cache factory; called with model.config it gives a cache.
 
-    call: module, name and arguments, in order. name: the call, and a hash of the code, so that an edited factory is
+    call: module, name and arguments, in order. name: the call with a hash of the module, so that an edited factory is
     another. sha256: of the module's file, or of all files of its package.
     """
 
@@ -34,7 +34,8 @@ class Factory:
 
     @property
     def name(self) -> str:
-        return f"{self.call}#{self.sha256[:8]}"
+        module, _, rest = self.call.partition(":")
+        return f"{module}#{self.sha256[:8]}:{rest}"
 
     def __call__(self, config: Any) -> Any:
         with _current_folder_last():

@@ -1,5 +1,6 @@
 """Records of what the analyzer measures: a header in JSON, one file of arrays a window; they join with runs later."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ def load_measurement(folder: str | Path, kind: Kind) -> Measurement:
 
 
 def has_measurement(folder: str | Path, kind: Kind) -> bool:
-    return (Path(folder) / f"{kind}.json").exists()
+    return os.path.exists(Path(folder) / f"{kind}.json")  # of what cannot be looked at too
 
 
 def measured_arrays(folder: str | Path, record: Measurement) -> Arrays:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.records.writing import load_arrays, save_arrays, write_file
 from schemes.errors import UserError
@@ -94,7 +94,7 @@ class WindowRecord(_Typed):
 
     index: int
     start: int
-    count: int
+    count: Annotated[int, Field(gt=0)]
     nll: list[Sum]
     kl: list[Sum]
     top1: list[int]
@@ -194,6 +194,11 @@ def load_run(folder: str | Path) -> Run:
     """Read a run folder; ValueError as `read_record`. A row whose sums are not finite has failed; older records
     do not say so."""
     run = read_record(folder, RUN_FILE, Run)
+    series = [[w.nll, w.kl, w.top1, w.probability, w.key_pairs, w.value_pairs, w.pairs] for w in run.windows]
+    if {len(one) for window in series for one in window} - {len(run.contenders)}:
+        raise UserError(
+            f"{Path(folder) / RUN_FILE} is not a run record: a window has not a figure for each of its schemes"
+        )
     for i, contender in enumerate(run.contenders):
         bad = [w.index for w in run.windows if not all(map(math.isfinite, (w.nll[i], w.kl[i], w.probability[i])))]
         if bad and contender.error is None:
@@ -208,7 +213,7 @@ def read_record(folder: str | Path, name: str, kind: type[HeaderT]) -> HeaderT:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} is no run folder: there is no {name} in it") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, JSON without end
         raise UserError(f"{path} cannot be read as a run record: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

@@ -77,6 +77,10 @@ def one_at_a_time(progress: Progress) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         yield work
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder {folder} cannot be used ({error.strerror or error}); set KVDELTA_CACHE to one that can"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
         lock.release()

@@ -7,7 +7,7 @@ import shutil
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from harness.subject.errors import ModelError, one_line
+from harness.subject.errors import OTHER_MODEL, ModelError, one_line
 from harness.subject.files import Progress, cache_folder, file_sha256, needs_space, one_at_a_time
 from harness.subject.imports import quiet
 
@@ -17,8 +17,11 @@ LAYOUT = "v1"  # of a converted folder; a new one is made where it differs
 
 def gguf_folder(gguf: Path, progress: Progress) -> tuple[Path, str]:
     """The converted copy of a user's GGUF file, and the file's SHA-256; converted where it is not in the cache yet."""
-    with gguf.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f'the GGUF file "{gguf.name}" cannot be read: {error.strerror}; {OTHER_MODEL}') from error
     if magic != b"GGUF":
         raise ModelError(f"\"{gguf.name}\" is not a GGUF file: it begins with {magic!r}, a GGUF file with b'GGUF'")
     sha256 = file_sha256(gguf)

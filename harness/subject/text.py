@@ -93,14 +93,14 @@ def _cache(path: Path, content: bytes) -> None:
 
 def _local_file(name: str) -> Text:
     path = Path(name).expanduser()
-    if path.is_dir():
-        raise TextError(f'the text "{name}" is a folder; give a text file or one of: {", ".join(TEXTS)}')
-    if not path.exists():
-        near = difflib.get_close_matches(name, TEXTS, n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise TextError(f'no text "{name}": no such file, and the known texts are {", ".join(TEXTS)}{hint}')
     try:
         data = path.read_bytes()
+    except IsADirectoryError:
+        raise TextError(f'the text "{name}" is a folder; give a text file or one of: {", ".join(TEXTS)}') from None
+    except FileNotFoundError:
+        near = difflib.get_close_matches(name, TEXTS, n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise TextError(f'no text "{name}": no such file, and the known texts are {", ".join(TEXTS)}{hint}') from None
     except OSError as error:
         raise TextError(f'the text "{name}" cannot be read: {error.strerror}') from error
     try:

@@ -125,7 +125,10 @@ def test_allocate(kvdelta, tmp_path, source):
     assert {"K 4.00 b, V 6.00 b", "K 6.00 b, V 4.00 b"} <= set(maps)  # both uniform maps of 5 bits
     fitted = json.loads((tmp_path / (source or "run/fit") / f"{source or 'errors'}.json").read_text())
     assert not set(fitted["settings"]["windows"]) & set(run.settings.windows)
-    code, out, _ = kvdelta("compare", "--scheme", "@run/maps/map.json", "--windows", "2")
+    code, _, err = kvdelta("compare", "--scheme", "@run/maps/map.json", "--windows", "all")
+    assert code == 2
+    assert "scheme @run/maps/map.json has seen this text (text.txt; " in err
+    code, out, _ = kvdelta("compare", "--scheme", "@run/maps/map.json", "--windows", "2", "--same-text")
     assert code == 0
     assert "@run/maps/map.json" in out
 

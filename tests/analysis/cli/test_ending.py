@@ -1,6 +1,13 @@
 """How a command ends: one line for a user's error, a traceback for a defect."""
 
 import importlib.metadata
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +15,8 @@ from pydantic import BaseModel
 
 from analysis.cli import catalogue
 from schemes.errors import UserError
+
+ROOT = Path(__file__).parents[3]
 
 
 def raising(error):
@@ -99,3 +108,88 @@ def test_a_checkout_that_is_not_installed(kvdelta, monkeypatch, missing):
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith(f"kvdelta: {missing} is not installed")
         assert "pip install -e ." in err
+
+
+def test_a_reader_that_has_enough(tmp_path):
+    """As head has: no traceback, also where the output is only written at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "analysis.cli.main", "--help"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_encoding_without_the_letters(tmp_path):
+    words = [sys.executable, "-m", "analysis.cli.main", "show", str(ROOT / "results" / "demo")]
+    done = subprocess.run(words, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert b"\\u0394NLL" in done.stdout
+
+
+UNREADABLE = {
+    "style": (["plot", "run", "--style", "broken.mplstyle"], "the style 'broken.mplstyle' cannot be read"),
+    "no text in a record": (["show", "bytes"], "bytes/run.json cannot be read as a run record"),
+    "no end in a record": (["show", "nested"], "nested/run.json cannot be read as a run record"),
+    "figures missing": (
+        ["show", "shorter"],
+        "shorter/run.json is not a run record: a window has not a figure for each",
+    ),
+    "nothing scored": (["show", "empty"], "empty/run.json is not a run record: windows.0.count"),
+    "no window": (["show", "started"], "the run has no finished window yet; give its command again to go on: kvdelta"),
+    "a long name": (["plot", "x" * 300], "holds no record"),
+    "long text": (["compare", "--text", "the text itself " * 30], "cannot be read: File name too long"),
+    "text without permission": (["compare", "--text", "denied.txt"], "denied.txt. cannot be read: Permission denied"),
+    "gguf without permission": (
+        ["compare", "--model", "denied.gguf"],
+        "denied.gguf. cannot be read: Permission denied",
+    ),
+    "map that is a folder": (["compare", "--scheme", "@folder"], "cannot be read: Is a directory"),
+    "seed": (["compare", "--seed", "-1"], "seed is -1; give 0 or more"),
+    "large seed": (["compare", "--seed", str(2**64)], "give 0 or more, and less than"),
+    "range": (["outliers", "--layers", "1-0"], "a range goes up"),
+    "large range": (["outliers", "--heads", "0-99999999999"], "no number is over 9999"),
+    "budget": (
+        ["allocate", "--budget", "nan", "--windows", "1", "--fit-windows", "1"],
+        "a budget of nan bits is under",
+    ),
+    "calibration without a name": (["calibrate", "--scheme", "kvquant:bits=4", "--out", "."], "names none"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_cannot_be_read_is_one_line(kvdelta, tmp_path, files, run, monkeypatch, case):
+    words, message = UNREADABLE[case]
+    (tmp_path / "broken.mplstyle").write_bytes(b"\xff")
+    (tmp_path / "folder").mkdir()
+    content = json.loads(run.model_dump_json())
+    shorter = [{**window, "nll": window["nll"][:1]} for window in content["windows"]]
+    records = {
+        "run": run.model_dump_json().encode(),
+        "bytes": b"\xff",
+        "nested": b"[" * 100_000,
+        "shorter": json.dumps({**content, "windows": shorter}).encode(),
+        "empty": json.dumps({**content, "windows": [{**content["windows"][0], "count": 0}]}).encode(),
+        "started": json.dumps({**content, "status": "running", "contenders": [], "windows": []}).encode(),
+    }
+    for name, record in records.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(record)
+    for name in ("denied.txt", "denied.gguf"):
+        (tmp_path / name).write_text("x")
+    opened = io.open
+
+    def deny(file, *args, **kwargs):  # the tests may run as root, to whom nothing is denied
+        if str(file).startswith("denied"):
+            raise PermissionError(13, "Permission denied", file)
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", deny)
+    subject = ["--model", str(files / "model"), "--text", str(files / "text.txt"), "--device", "cpu"]
+    if words[0] == "calibrate":
+        words = [*words, *subject, "--windows", "1", "--window-length", "128", "--score-length", "32"]
+    code, out, err = kvdelta(*words)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("kvdelta: ")
+    assert re.search(message, last), last

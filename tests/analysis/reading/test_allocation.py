@@ -63,7 +63,7 @@ def test_a_choice_is_a_scheme_by_its_file(tmp_path):
     planted = costs()
     choice = allocation.choose(planted, 5.0)
     path = tmp_path / "map.json"
-    path.write_text(allocation.map_file(planted, choice))
+    path.write_text(allocation.map_file(planted, choice, {"name": "a text", "sha256": "1", "token_sha256": "2"}))
     scheme = parse_scheme(f"@{path}")
     for layer, (key, value) in enumerate(choice):
         assert scheme.for_layer(layer).key == parse_scheme(SPECS[key]).key

@@ -55,7 +55,7 @@ def test_a_module_that_is_hidden_itself_is_refused(folder, refused):
 
 def test_an_installed_factory_needs_no_file_here(folder):
     factory = load_factory("transformers:DynamicCache")
-    assert factory.name == f"transformers:DynamicCache#{factory.sha256[:8]}"
+    assert factory.name == f"transformers#{factory.sha256[:8]}:DynamicCache"
 
 
 def names_of(files, folder, path="my_caches:make", modules=("my_caches",)):
@@ -73,7 +73,7 @@ def names_of(files, folder, path="my_caches:make", modules=("my_caches",)):
 def test_an_edited_factory_is_another(folder):
     first, edited, back = names_of([{"my_caches.py": text} for text in (CACHE, CACHE + "# x\n", CACHE)], folder)
     assert first == back != edited
-    assert first.startswith("my_caches:make#")
+    assert first.startswith("my_caches#")
 
 
 def test_any_file_of_its_package_counts(folder):

@@ -356,7 +356,7 @@ def test_caches_from_the_command_line(kvdelta, tmp_path):
     assert "sink-window:bits=4 † (changes what is attended): attends to the first 4" in out
     assert out.rstrip().endswith("own_caches:broken: failed: RuntimeError: no such thing")
     own = load_run("run").contenders[3]
-    assert own.name == f"own_caches:hqq(bits=2, group=32)#{own.spec['sha256'][:8]}"
+    assert own.name == f"own_caches#{own.spec['sha256'][:8]}:hqq(bits=2, group=32)"
     code, again, _ = kvdelta("show", "run")
     assert (code, again) == (4, out)
     _, markdown, _ = kvdelta("show", "run", "--format", "md")
