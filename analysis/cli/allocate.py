@@ -18,6 +18,7 @@ from analysis.measuring.loop import stored_places
 from analysis.plots import figures
 from analysis.reading import allocation, measurement_tables, run_tables, summary, tables
 from analysis.reading.allocation import SIDES, Costs
+from analysis.reading.headline import equal_bits_headline
 from analysis.reading.summary import SummaryRow
 from harness.caches.contenders import Contender, SchemeContender
 from harness.options import Options
@@ -86,8 +87,8 @@ def _comparisons(run: Run, rows: Sequence[SummaryRow], best: SummaryRow | None) 
     verdict = allocation.verdict(map_row, best.scheme, len(pairs))
     if map_row.refused:
         return [verdict]
-    others = [summary.equal_bits_headline(run, MAP, row.scheme) for row in pairs if row.scheme != best.scheme]
-    return [summary.equal_bits_headline(run, MAP, best.scheme), verdict, *others]
+    others = [equal_bits_headline(run, MAP, row.scheme) for row in pairs if row.scheme != best.scheme]
+    return [equal_bits_headline(run, MAP, best.scheme), verdict, *others]
 
 
 def _default_folder(
