@@ -99,6 +99,7 @@ def sensitivity(
     chosen = indices(layers) if layers else None
     check_style(style)
     subject = load_subject(options)
+    from analysis.cli.runs import AUDIT_FAILED
     from analysis.measuring.sensitivity import measure_sensitivity
     from analysis.reading import ablations, measurement_tables
     from harness.records.measurement import measured_arrays
@@ -117,7 +118,7 @@ def sensitivity(
     if unread := [row for row in rows if not row.read]:
         named = ", ".join(row.place for row in unread[:5])
         note(f"audit failed: the logits do not move with {named}: cache not read")
-        return 3
+        return AUDIT_FAILED
     return 0
 
 
