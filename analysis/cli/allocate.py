@@ -1,30 +1,33 @@
 """The `allocate` command: costs, choice, and a real two-pass run of the map against uniform schemes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from analysis.cli import terminal
 from analysis.cli.runs import make_run, report_failures
 from analysis.cli.starting import note, say
-from analysis.measuring.costs import costs_of
+from analysis.measuring.costs import candidates_of, costs_of, sizes_of
 from analysis.measuring.errors import measure_errors
+from analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
 from analysis.measuring.loop import stored_places
 from analysis.plots import figures
 from analysis.reading import allocation, measurement_tables, run_tables, summary, tables
 from analysis.reading.allocation import SIDES, Costs
+from analysis.reading.headline import equal_bits_headline
+from analysis.reading.summary import SummaryRow
 from harness.caches.contenders import Contender, SchemeContender
-from harness.leaks import check_texts, seen_text
 from harness.options import Options
-from harness.records.measurement import Kind, has_measurement, load_measurement, measured_arrays
+from harness.records.measurement import Arrays, Kind, Measurement, has_measurement, load_measurement, measured_arrays
+from harness.records.run import Run
 from harness.records.writing import write_file
 from harness.settings import settings_of
 from harness.subject.prepared import Subject
-from harness.subject.probing import kv_shapes
-from harness.subject.windows import Window, cut_windows
+from harness.subject.windows import Window
 from schemes import parse_scheme
 from schemes.errors import UserError
 from schemes.references import quoted
@@ -44,36 +47,48 @@ def allocate_and_verify(
 ) -> int:
     """Fit, choose, verify, say who wins. ValueError for records that do not fit, and budgets that cannot be met."""
     folder = Path(options.out) if options.out else _default_folder(options, subject, budget, specs, source)
-    costs, subject, fitted_on = _costs(options, subject, specs, source, fit_windows, folder)
-    check_texts([SchemeContender.of(spec) for spec in costs.candidates], options, subject)
-    choice = allocation.choose(costs, budget)
-    pairs = allocation.uniform(costs, budget)
-    contenders = _contenders(costs, choice, pairs, folder, fitted_on)
-    # same_text: the map has seen other windows of this text, by design
-    run, _ = make_run(contenders, replace(options, out=str(folder / "verify"), same_text=True), subject)
-    against = run.contenders[2].label
-    rows = summary.summarize(run, against)
-    named = {row.scheme: row for row in rows}
+    record, arrays, subject, fitted = _fit(options, subject, specs, source, fit_windows, folder)
+    candidates = candidates_of(record, specs)
+    costs = costs_of(record, arrays, candidates, sizes_of(candidates, subject))
+    choice, pairs = allocation.choose(costs, budget), allocation.uniform(costs, budget)
+    fitted_on = fitted_text(replace(subject, windows=fitted))
+    contenders = _contenders(costs, choice, pairs, fitted_on, folder)
+    run, _ = make_run(contenders, replace(options, out=str(folder / "verify")), subject)
+    against_exact = summary.summarize(run)
+    best = allocation.best_of(against_exact[2:])
+    rows = summary.summarize(run, best.scheme) if best else against_exact
     if format in ("json", "csv"):
         print(measurement_tables.as_text(rows, format), end="")
     else:
         say(*run_tables.heading(run), format=format)
-        fitted = f"{len(costs.windows)} other windows" if len(costs.windows) > 1 else "1 other window"
-        say(f"fitted to the {costs.measure} of {fitted}: {', '.join(map(str, costs.windows))}", format=format)
+        say(_what_it_was_fitted_to(costs, fitted), format=format)
         _print("Bits by layer", _bits_table(costs, choice), format)
-        _print("Verified by two passes, ΔNLL against exact", run_tables.cells(summary.summarize(run)), format)
-        say(summary.equal_bits_headline(run, MAP, against), format=format)
-        say(allocation.verdict(named, MAP, against), format=format)
-        for contender in run.contenders[3:]:
-            say(summary.equal_bits_headline(run, MAP, contender.label), format=format)
-    by_side = {
-        side: {layer: float(costs.bits[s, choice[at, s]]) for at, layer in enumerate(costs.layers)}
-        for s, side in enumerate(SIDES)
-    }
+        _print("Verified by two passes, ΔNLL against exact", run_tables.cells(against_exact), format)
+        say(*_comparisons(run, rows, best), format=format)
+    bits = allocation.chosen(costs.bits, choice)
+    by_side = {side: dict(zip(costs.layers, map(float, bits[:, s]), strict=True)) for s, side in enumerate(SIDES)}
     title = f"{allocation.mean_bits(costs, choice):.2f} bits by layer, fitted to {costs.measure}\n{run.model_name}"
     for path in figures.draw_allocation(by_side, title, folder / "figures", style):
         note(f"figure: {path}")
     return report_failures(run)
+
+
+def _what_it_was_fitted_to(costs: Costs, fitted: Sequence[Window]) -> str:
+    count = f"{len(fitted)} windows" if len(fitted) > 1 else "1 window"
+    tokens = ", ".join(f"{window.start}–{window.start + len(window.tokens)}" for window in fitted)
+    return f"fitted to the {costs.measure} of {count} that share no token with these: tokens {tokens}"
+
+
+def _comparisons(run: Run, rows: Sequence[SummaryRow], best: SummaryRow | None) -> list[str]:
+    """The map against the best uniform pair, the verdict, and the map against the other pairs; rows: against the best."""
+    if best is None:
+        return ["There is no verdict, since no uniform pair has a score that can be believed."]
+    map_row, *pairs = [rows[1], *(row for row in rows[2:] if not row.refused)]
+    verdict = allocation.verdict(map_row, best.scheme, len(pairs))
+    if map_row.refused:
+        return [verdict]
+    others = [equal_bits_headline(run, MAP, row.scheme) for row in pairs if row.scheme != best.scheme]
+    return [equal_bits_headline(run, MAP, best.scheme), verdict, *others]
 
 
 def _default_folder(
@@ -83,97 +98,76 @@ def _default_folder(
     return Path("runs") / f"allocate-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
-def _costs(
+def _fit(
     options: Options,
     subject: Subject,
     specs: Sequence[str] | None,
     source: Path | None,
     fit_windows: int,
     folder: Path,
-) -> tuple[Costs, Subject, dict[str, str]]:
-    """Costs from the record, or measured on windows that are not scored; the windows to score; and what was seen."""
-    model = subject.loaded.model
+) -> tuple[Measurement, Arrays, Subject, list[Window]]:
+    """A record of costs, from `source` or measured on windows apart from the scored ones; the subject with the windows to
+    score; and the windows that were fitted to."""
     if source is None:
-        fit = _others(options, subject, {window.index for window in subject.windows}, fit_windows)
-        seen = replace(subject, windows=fit)
-        note(f"measuring the predicted loss on {fit_windows} windows that are not scored")
+        fitted = apart_from(subject.windows, options, subject, fit_windows, "to fit to")
+        note(f"measuring the predicted loss on {fit_windows} windows that share no token with the scored ones")
         errors = replace(options, out=str(folder / "fit"))
         candidates = list(specs or allocation.CANDIDATES)
-        record, source = measure_errors(candidates, errors, seen, on_note=note)
+        record, source = measure_errors(candidates, errors, replace(subject, windows=fitted), on_note=note)
     else:
-        kinds: list[Kind] = ["sensitivity", "errors"]
-        kind: Kind | None = next((one for one in kinds if has_measurement(source, one)), None)
-        if kind is None:
-            raise UserError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
-        record = load_measurement(source, kind)
-        mine = settings_of(options, subject, [])
-        for name in ("model", "text_sha256", "window_length", "score_length", "bos_token_id"):
-            a, b = getattr(record.settings, name), getattr(mine, name)
-            if a != b:
-                raise UserError(f"{source} does not fit this command: {name} is {a} there and {b} here")
-        measured = _grid(replace(options, stride=record.settings.stride), subject)
-        seen = replace(subject, windows=[measured[index] for index in record.settings.windows])
-        if fitted := set(record.settings.windows) & {window.index for window in subject.windows}:
+        record = _record_in(source, options, subject)
+        fitted = windows_of(subject, record.settings)
+        shared = [window for window in subject.windows if any(overlap(window, other) for other in fitted)]
+        if shared:
             count = len(subject.windows)
-            subject = replace(subject, windows=_others(options, subject, set(record.settings.windows), count))
-            note(f"{len(fitted)} of the windows are in {source}: other {count} are scored")
+            subject = replace(subject, windows=apart_from(fitted, options, subject, count, "to score"))
+            note(f"{len(shared)} of the windows share tokens with those in {source}: other {count} are scored")
     if record.measured_layers != stored_places(subject)[0]:
         raise UserError(f"{source} has only some of the model's layers; measure it again without --layers")
-    arrays = measured_arrays(source, record)
-    channels = next(iter(kv_shapes(model).values())).key_channels
-    return costs_of(record, arrays, specs, channels), subject, seen_text(seen)
+    return record, measured_arrays(source, record), subject, fitted
 
 
-def _others(options: Options, subject: Subject, taken: set[int], count: int) -> list[Window]:
-    """`count` windows of the text that are not among those taken, spread evenly."""
-    free = [window for window in _grid(options, subject) if window.index not in taken]
-    if not 1 <= count <= len(free):
-        raise UserError(
-            f"{count} more windows are asked for, beside {len(taken)}; the text has {len(free)} others; take fewer windows"
-        )
-    return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
-
-
-def _grid(options: Options, subject: Subject) -> list[Window]:
-    """All windows of the text."""
-    return cut_windows(
-        subject.tokens,
-        window_length=options.window_length,
-        score_length=options.score_length,
-        stride=options.stride,
-        windows=None,
-        bos_token_id=subject.bos_token_id,
-    )
+def _record_in(source: Path, options: Options, subject: Subject) -> Measurement:
+    kinds: list[Kind] = ["sensitivity", "errors"]
+    kind: Kind | None = next((one for one in kinds if has_measurement(source, one)), None)
+    if kind is None:
+        raise UserError(f"{source} holds neither sensitivity.json nor errors.json; name the folder of such a run")
+    record = load_measurement(source, kind)
+    mine = settings_of(options, subject, [])
+    for name in ("model", "text_sha256", "window_length", "score_length", "bos_token_id"):
+        a, b = getattr(record.settings, name), getattr(mine, name)
+        if a != b:
+            raise UserError(f"{source} does not fit this command: {name} is {a} there and {b} here")
+    return record
 
 
 def _contenders(
-    costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], folder: Path, fitted_on: dict[str, str]
+    costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], fitted_on: Mapping[str, Any], folder: Path
 ) -> list[Contender]:
-    """exact, the map, then the uniform schemes; maps are files, so that `compare --scheme @FILE` scores them again."""
+    """exact, the map, then the uniform pairs; maps are files, so that `compare --scheme @FILE` scores them again."""
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def written(name: str, content: str) -> str:
+    def of_file(label: str, name: str, content: str) -> SchemeContender:
         path = folder / "maps" / name
         write_file(path, content.encode())
-        return f"@{quoted(str(path))}"
+        return SchemeContender(label, parse_scheme(f"@{quoted(str(path))}"))
 
     contenders: list[Contender] = [SchemeContender.of("exact")]
-    spec = written("map.json", allocation.map_file(costs, choice, fitted_on))
-    contenders.append(SchemeContender(MAP, parse_scheme(spec)))
-    for key, value in pairs:
-        label = costs.candidates[key]
-        if key != value:
-            label = f"K {costs.bits[0, key]:.2f} b, V {costs.bits[1, value]:.2f} b"
-            spec = written(f"uniform-{key}-{value}.json", allocation.uniform_file(costs, (key, value)))
-            contenders.append(SchemeContender(label, parse_scheme(spec)))
-        else:
+    contenders.append(of_file(MAP, "map.json", allocation.map_file(costs, choice, [fitted_on])))
+    for label, (key, value) in zip(allocation.pair_labels(costs, pairs), pairs, strict=True):
+        if key == value:
             contenders.append(SchemeContender.of(label))
+        else:
+            name = f"uniform-{key}-{value}.json"
+            contenders.append(of_file(label, name, allocation.uniform_file(costs, (key, value))))
     return contenders
 
 
 def _bits_table(costs: Costs, choice: np.ndarray) -> tables.Table:
     """Measured bits: a row a side, a column a layer."""
     header = ["layer", *map(str, costs.layers)]
-    body = [[name, *(f"{costs.bits[s, c]:.3g}" for c in choice[:, s])] for s, name in enumerate("KV")]
+    bits = allocation.chosen(costs.bits, choice)
+    body = [[name, *(f"{number:.3g}" for number in bits[:, s])] for s, name in enumerate("KV")]
     return header, body
 
 

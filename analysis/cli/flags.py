@@ -12,6 +12,7 @@ import typer
 
 from harness.options import Options
 
+Style = Annotated[str | None, typer.Option("--style", help="a matplotlib style, or a .mplstyle file, for the figures")]
 Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
 
 
@@ -54,3 +55,12 @@ def _windows(text: Any) -> int | None:
         return int(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither a whole number nor all") from None
+
+
+def check_style(style: str | None) -> None:
+    """ValueError, before anything is loaded, for a style that there is not."""
+    if style is not None:
+        from analysis import plots
+
+        with plots.styled(style):
+            pass

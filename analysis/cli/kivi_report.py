@@ -10,9 +10,10 @@ from analysis.cli.starting import note, say
 from analysis.measuring.channel_statistics import measure_outliers
 from analysis.measuring.errors import measure_errors
 from analysis.plots import figures
-from analysis.reading import agreement, measurement_tables, outliers, run_tables, summary, tables
+from analysis.reading import agreement, measurement_tables, outliers, run_tables, tables
 from analysis.reading import error_measures as measures
 from analysis.reading.escaping import code, markdown
+from analysis.reading.headline import equal_bits_headline
 from analysis.reading.joined import Joined, check_joins, gather
 from analysis.reading.kivi_vs_int4 import EQUAL_BITS, GRID, kivi_specs, kivi_tables
 from analysis.reading.questions import questions_of
@@ -39,7 +40,7 @@ def kivi_report(options: Options, subject: Subject, style: str | None) -> int:
     say(*run_tables.heading(run))
     for title, table in kivi_tables(run).items():
         terminal.print_table(*table, title)
-    say(summary.equal_bits_headline(run, *EQUAL_BITS))
+    say(equal_bits_headline(run, *EQUAL_BITS))
     note("errors, for the report:")
     beside = replace(options, out=str(folder))
     measure_errors(error_specs(), beside, subject, on_note=note)
@@ -72,7 +73,7 @@ def ratios(joined: Joined) -> list[tuple[str, float, float]]:
         of("value_error", "token", "token") / of("value_error", "token", "channel"),
         of("output_value", "token", "channel") / of("output_value", "token", "token"),
     )
-    return [(name, mine, there) for (name, there), mine in zip(PUBLISHED_RATIOS.items(), here, strict=True)]
+    return [(name, mine, published) for (name, published), mine in zip(PUBLISHED_RATIOS.items(), here, strict=True)]
 
 
 def write_report(folder: Path, style: str | None = None) -> Path:
@@ -112,7 +113,7 @@ def write_report(folder: Path, style: str | None = None) -> Path:
         tables.as_markdown(*grid).rstrip(),
         "One change at a time, from naive INT4 to KIVI:",
         tables.as_markdown(*_columns(ladder, ("scheme", "bits", "ΔNLL [95 %]", "KL"))).rstrip(),
-        markdown(summary.equal_bits_headline(run, *EQUAL_BITS)),
+        markdown(equal_bits_headline(run, *EQUAL_BITS)),
         "## 4. Which error would have told?",
         f"Rank agreement ρ of each error measure with the KL of {markdown(next(iter(rankings)))}, 95 % bootstrap intervals; the last "
         "column counts pairs of schemes with equal bits that a measure orders as their KL is.",
@@ -125,8 +126,8 @@ def write_report(folder: Path, style: str | None = None) -> Path:
     return path
 
 
-def _sentences(said: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {sentence[0].upper()}{sentence[1:]}." for sentence in said)]
+def _sentences(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {sentence[0].upper()}{sentence[1:]}." for sentence in lines)]
 
 
 def _picture(path: str, what: str) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from analysis.cli.analyzer import Style, analyzer, check_style
+from analysis.cli.analyzer import analyzer
 from analysis.cli.ending import exit_code
-from analysis.cli.flags import Format, takes_options
+from analysis.cli.flags import Format, Style, check_style, takes_options
+from analysis.cli.from_records import from_records
 from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
 from harness.subject.imports import import_quickly
@@ -184,7 +185,7 @@ def audit(
     return report_failures(run)
 
 
-app.registered_commands += analyzer.registered_commands
+app.registered_commands += [*analyzer.registered_commands, *from_records.registered_commands]
 
 
 def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:

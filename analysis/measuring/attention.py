@@ -50,16 +50,16 @@ class HeadAttention:
         log_sum = self._log_sum(logits)
         scores = self._scores(logits, log_sum)
         difference = logits.sub_(self.logits).masked_fill_(self.forbidden, 0)
-        found = {"attention_kl": self._kl(difference, log_sum - self.log_sum, scores)}
-        found["logit_error2"] = _energy(self._centred(difference))
+        sums = {"attention_kl": self._kl(difference, log_sum - self.log_sum, scores)}
+        sums["logit_error2"] = _energy(self._centred(difference))
         for name, output in {
             "key": scores @ self.values,
             "value": self.scores @ values,
             "both": scores @ values,
         }.items():
-            found[f"output_error2_{name}"] = _energy(output - self.output)
-        found["score_error2"] = _energy(scores.sub_(self.scores))
-        return {**self.sums_of_exact, **found}
+            sums[f"output_error2_{name}"] = _energy(output - self.output)
+        sums["score_error2"] = _energy(scores.sub_(self.scores))
+        return {**self.sums_of_exact, **sums}
 
     def _logits(self, keys: Tensor) -> Tensor:
         logits = (self.queries * self.scaling) @ keys.T

@@ -40,8 +40,8 @@ def measure_outliers(
     ValueError: a layer or head that does not exist; a model whose rotation cannot be undone.
     """
     model = subject.loaded.model
-    full, there = stored_places(subject)
-    measured, kv_heads = chosen("layer", layers, full), chosen("KV head", heads, there)
+    layers_stored, heads_stored = stored_places(subject)
+    measured, kv_heads = chosen("layer", layers, layers_stored), chosen("KV head", heads, heads_stored)
     if pre_rope:
         _check_pre_rope(model, measured)
 
@@ -104,7 +104,7 @@ def statistics_of(x: Float[Tensor, "heads tokens channels"]) -> dict[str, np.nda
     variance = centred.square().mean(dim=1)
     fourth = centred.pow(4).mean(dim=1)
     kurtosis = torch.where(variance > 0, fourth / variance.square() - 3, 0.0)
-    found = {
+    statistics = {
         "mean": mean[:, 0],
         "sd": variance.sqrt(),
         "max": x.abs().amax(dim=1),
@@ -113,4 +113,4 @@ def statistics_of(x: Float[Tensor, "heads tokens channels"]) -> dict[str, np.nda
         "kurtosis": kurtosis,
         "norm": x.norm(dim=2),
     }
-    return {name: tensor.cpu().numpy().astype(np.float32) for name, tensor in found.items()}
+    return {name: tensor.cpu().numpy().astype(np.float32) for name, tensor in statistics.items()}

@@ -1,49 +1,71 @@
-"""What candidates of an allocation cost at each place, from a record, and how many bits they take."""
+"""What candidates of an allocation cost at each place, from a record, and how many bits they take there."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
+from jaxtyping import Float64
 
 from analysis.reading.allocation import SIDES, Costs
+from harness.caches.contenders import SchemeContender
+from harness.protocols import prefill
 from harness.records.measurement import Arrays, Measurement
-from schemes import TokenStore, parse_scheme
+from harness.subject.prepared import Subject
+from schemes import parse_scheme
 from schemes.errors import UserError
 
 
-def bits_of(spec: str, prefix_length: int, channels: int) -> list[float]:
-    """Measured bits a number of keys and of values, at the prefix length."""
-    found = []
-    for side in parse_scheme(spec).sides.values():
-        store = TokenStore(side)
-        store.append(torch.randn(1, 1, prefix_length, channels, generator=torch.Generator().manual_seed(0)))
-        found.append(8 * store.counted_bytes() / store.elements)
-    return found
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Of a prefix's keys and values: measured bits a number [layers, 2, candidates], and how many numbers [layers, 2]."""
+
+    bits: Float64[np.ndarray, "layers 2 candidates"]
+    numbers: Float64[np.ndarray, "layers 2"]
 
 
-def costs_of(record: Measurement, arrays: Arrays, candidates: Sequence[str] | None, channels: int) -> Costs:
+def sizes_of(specs: Sequence[str], subject: Subject) -> Sizes:
+    """Of each candidate in the model's own cache, filled with the first window's prefix: with all its heads and
+    channels, and what it is calibrated with."""
+    model = subject.loaded.model
+    prefilled = prefill(model, subject.windows[0].prefix)
+    bits, numbers = [], []
+    for spec in specs:
+        cache = SchemeContender.of(spec).empty(model)
+        cache.fill(prefilled)
+        held = {(layer, side): store for layer, side, store in cache.stores()}
+        stores = [[held[layer, side] for side in SIDES] for layer in cache.quantized_layers]
+        bits.append([[8 * store.counted_bytes() / store.elements for store in layer] for layer in stores])
+        numbers = [[store.elements for store in layer] for layer in stores]
+    return Sizes(np.array(bits, dtype=float).transpose(1, 2, 0), np.array(numbers, dtype=float))
+
+
+def candidates_of(record: Measurement, specs: Sequence[str] | None) -> list[str]:
+    """Each scheme once; None is all of the record that quantize. ValueError for one that is not in the record."""
+    given = list(specs) if specs else [label for label in record.labels if not parse_scheme(label).lossless]
+    by_identity = {parse_scheme(spec).identity: spec for spec in reversed(given)}
+    for identity, spec in by_identity.items():
+        if identity not in record.settings.contenders:
+            raise UserError(f"{spec} is not in the {record.kind} record; it has {', '.join(record.labels)}")
+    return list(by_identity.values())[::-1]
+
+
+def costs_of(record: Measurement, arrays: Arrays, candidates: Sequence[str], sizes: Sizes) -> Costs:
     """From a sensitivity record its ablation KL, from an errors record the predicted loss Σ(g·e)²; summed over windows.
 
-    candidates: None is all schemes of the record. ValueError: a candidate, a side or gradients that are not in it.
+    ValueError: sides or gradients that are not in the record.
     """
-    specs = list(candidates) if candidates else [label for label in record.labels if not parse_scheme(label).lossless]
-    names = [parse_scheme(spec).identity for spec in specs]
-    for spec, name in zip(specs, names, strict=True):
-        if name not in record.settings.contenders:
-            raise UserError(f"{spec} is not in the {record.kind} record; it has {', '.join(record.labels)}")
-    at = [record.settings.contenders.index(name) for name in names]
+    at = [record.settings.contenders.index(parse_scheme(spec).identity) for spec in candidates]
     if record.kind == "sensitivity":
-        there = record.settings.measured["sides"]
-        if missing := [side for side in SIDES if side not in there]:
+        sides = record.settings.measured["sides"]
+        if missing := [side for side in SIDES if side not in sides]:
             raise UserError(f"the sensitivity record has no {missing[0]} side; measure it with --side key --side value")
         kl = arrays["kl"].sum(axis=0) / arrays["count"].sum()
-        cost = np.stack([kl[at, there.index(side)] for side in SIDES])
+        cost = np.stack([kl[at, sides.index(side)] for side in SIDES])
         measure = "ablation KL"
     else:
         if "key_square" not in arrays:
             raise UserError("the errors record has no predicted loss; measure it again without --no-gradients")
         cost = np.stack([arrays[f"{side}_square"].sum(axis=(0, 3))[at] for side in SIDES])
         measure = "predicted Σ(g·e)²"
-    prefix = record.settings.window_length - record.settings.score_length
-    bits = np.array([bits_of(spec, prefix, channels) for spec in specs]).T
-    return Costs(specs, record.measured_layers, cost.transpose(2, 0, 1), bits, measure, record.settings.windows)
+    by_place = cost.transpose(2, 0, 1)
+    return Costs(list(candidates), record.measured_layers, by_place, sizes.bits, sizes.numbers, measure)

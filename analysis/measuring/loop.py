@@ -30,13 +30,13 @@ def bound_schemes(
     """The schemes to measure, bound to the model's layers; equal ones are merged with a notice. ValueError for one that
     the model or the prefix cannot use, or that was calibrated on the text; a model whose suffix cannot be scored in one
     forward."""
-    found = merged([SchemeContender.of(spec) for spec in specs], on_note)
+    schemes = merged([SchemeContender.of(spec) for spec in specs], on_note)
     model = subject.loaded.model
-    for contender in found:
+    for contender in schemes:
         contender.check(model, subject.windows[0].prefix_length)
-    check_texts(found, options, subject)
+    check_texts(schemes, options, subject)
     check_continues(model)
-    return [replace(contender, scheme=contender.empty(model).scheme) for contender in found]
+    return [replace(contender, scheme=contender.empty(model).scheme) for contender in schemes]
 
 
 def stored_places(subject: Subject) -> tuple[list[int], list[int]]:

@@ -98,11 +98,11 @@ def _log(x: np.ndarray) -> np.ndarray:
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Of each row of x with y, over the points where both are numbers."""
-    there = np.isfinite(x) & np.isfinite(y)
-    n = there.sum(axis=-1, keepdims=True)
+    both = np.isfinite(x) & np.isfinite(y)
+    n = both.sum(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        a = np.where(there, x - np.where(there, x, 0).sum(axis=-1, keepdims=True) / n, 0)
-        b = np.where(there, y - np.where(there, y, 0).sum(axis=-1, keepdims=True) / n, 0)
+        a = np.where(both, x - np.where(both, x, 0).sum(axis=-1, keepdims=True) / n, 0)
+        b = np.where(both, y - np.where(both, y, 0).sum(axis=-1, keepdims=True) / n, 0)
         return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
 
 

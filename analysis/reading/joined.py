@@ -30,26 +30,26 @@ class Joined:
 
 def gather(folders: Sequence[str | Path]) -> Joined:
     """Every record in these folders. ValueError: a folder without one, an unfinished record."""
-    found = Joined()
+    joined = Joined()
     for folder in map(Path, folders):
-        before = len(found.headers)
+        before = len(joined.headers)
         if os.path.exists(folder / RUN_FILE):
-            found.runs.append((folder, load_run(folder)))
+            joined.runs.append((folder, load_run(folder)))
         kinds: dict[Kind, list] = {
-            "errors": found.errors,
-            "sensitivity": found.sensitivity,
-            "outliers": found.outliers,
+            "errors": joined.errors,
+            "sensitivity": joined.sensitivity,
+            "outliers": joined.outliers,
         }
         for kind, into in kinds.items():
             if has_measurement(folder, kind):
                 record = load_measurement(folder, kind)
                 _complete(folder, record)
                 into.append((folder, record, measured_arrays(folder, record)))
-        if len(found.headers) == before:
+        if len(joined.headers) == before:
             raise UserError(f"{folder} holds no record: none of {', '.join(RECORD_FILES)}")
-    for folder, run in found.runs:
+    for folder, run in joined.runs:
         _complete(folder, run)
-    return found
+    return joined
 
 
 def _complete(folder: Path, record: Header) -> None:

@@ -109,15 +109,15 @@ def sentences(rows: Sequence[OutlierRow]) -> list[str]:
     by_side: dict[str, dict[int, OutlierRow]] = {}
     for row in layer_rows(rows):
         by_side.setdefault(row.side, {})[row.layer] = row
-    said = []
+    lines = []
     names = {"key": "keys", "pre_rope_key": "keys before RoPE", "value": "values"}
     for side, layers in by_side.items():
         ratios = [row.ratio for row in layers.values()]
         over = sum(ratio > 5 for ratio in ratios)
-        said.append(
+        lines.append(
             f"{names[side]}: largest over median channel {min(ratios):.1f} to {max(ratios):.1f}; over 5 in {over} of "
             f"{len(ratios)} layers"
         )
     key, value = by_side["key"], by_side["value"]
     more = sum(key[layer].ratio > value[layer].ratio for layer in key)
-    return [*said, f"keys stand out more than values in {more} of {len(key)} layers"]
+    return [*lines, f"keys stand out more than values in {more} of {len(key)} layers"]

@@ -34,11 +34,11 @@ def left_out(refused: Mapping[str, str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for name, reason in refused.items():
         by_reason.setdefault(reason, []).append(name)
-    said = []
+    parts = []
     for reason, names in by_reason.items():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        said.append(f"left out ({reason}): {', '.join(names[:NAMED])}{more}")
-    return "; ".join(said)
+        parts.append(f"left out ({reason}): {', '.join(names[:NAMED])}{more}")
+    return "; ".join(parts)
 
 
 def plain(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -108,31 +108,6 @@ def test_figures_need_no_model(kvdelta, tmp_path, monkeypatch):
     assert kvdelta("plot", "run")[0] == 0
 
 
-@pytest.mark.parametrize("source", [None, "sensitivity", "errors"])
-def test_allocate(kvdelta, tmp_path, source):
-    words = [word for bits in (2, 4) for word in ("--scheme", f"asym{bits}:key_axis=channel,group_size=16")]
-    given = ["--from", source] if source else words
-    if source:
-        kvdelta(source, *words, "--out", source)
-    code, out, _ = kvdelta("allocate", *given, "--budget", "5", "--windows", "3", "--out", "run")
-    assert code == 0
-    assert "Bits by layer" in out
-    assert re.search(r"The map (wins|does not win)", out)
-    run = load_run("run/verify")
-    maps = {contender.label: contender for contender in run.contenders}
-    sides = maps["the map"].bytes.values()
-    assert 8 * sum(side.counted for side in sides) / sum(side.elements for side in sides) <= 5
-    assert {"K 4.00 b, V 6.00 b", "K 6.00 b, V 4.00 b"} <= set(maps)  # both uniform maps of 5 bits
-    fitted = json.loads((tmp_path / (source or "run/fit") / f"{source or 'errors'}.json").read_text())
-    assert not set(fitted["settings"]["windows"]) & set(run.settings.windows)
-    code, _, err = kvdelta("compare", "--scheme", "@run/maps/map.json", "--windows", "all")
-    assert code == 2
-    assert "scheme @run/maps/map.json has seen this text (text.txt; " in err
-    code, out, _ = kvdelta("compare", "--scheme", "@run/maps/map.json", "--windows", "2", "--same-text")
-    assert code == 0
-    assert "@run/maps/map.json" in out
-
-
 BAD = {
     "layer": (["errors", *TWO, "--layers", "0,9"], "layer 9 does not exist.*there are 0-1"),
     "layers": (["errors", *TWO, "--layers", "a"], "'a': give numbers and ranges such as 0,5,10-12"),
@@ -141,11 +116,11 @@ BAD = {
     "scheme": (["errors", "--scheme", "int5"], "did you mean"),
     "style": (["errors", *TWO, "--style", "grayscal"], "no style 'grayscal'; did you mean 'grayscale'"),
     "by": (["errors", *TWO, "--by", "window"], "'window' is not one of"),
-    "budget": (["allocate", *TWO, "--budget", "1"], "a budget of 1 bits is under the smallest candidates"),
+    "budget": (["allocate", *TWO, "--windows", "2", "--budget", "1"], "a budget of 1 bits is under the smallest candidates"),
     "no record": (["relate", "nowhere"], "nowhere holds no record"),
     "no such run": (["plot", "nowhere"], "nowhere holds no record"),
     "from": (["allocate", "--budget", "5", "--from", "nowhere"], "nowhere holds neither sensitivity.json nor errors.json"),
-    "fit windows": (["allocate", *TWO, "--budget", "9", "--fit-windows", "99"], "99 more windows are asked for"),
+    "fit windows": (["allocate", *TWO, "--budget", "9", "--fit-windows", "99"], "99 windows to fit to are wanted that share no token"),
 }  # fmt: skip
 
 

@@ -1,20 +1,14 @@
-"""A measurement that was killed after a window: the same call goes on, checks again, and gives what a whole one gives."""
+"""A measurement that goes on checks again; that it ends as a whole one does is in tests/analysis/cli/test_resume.py."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
 from analysis.measuring import loop
-from analysis.measuring.channel_statistics import measure_outliers
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.sensitivity import measure_sensitivity
 from harness.ablation import SharedSuffix
-from harness.records.measurement import measured_arrays
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16"]
 MEASUREMENTS = {
-    "outliers": lambda options, subject, **more: measure_outliers(options, subject, pre_rope=True, **more),
     "errors": lambda options, subject, **more: measure_errors(SPECS, options, subject, **more),
     "sensitivity": lambda options, subject, **more: measure_sensitivity(SPECS, options, subject, **more),
 }
@@ -41,22 +35,6 @@ def after(function, error):
         raise error
 
     return done
-
-
-@pytest.mark.parametrize("kind", MEASUREMENTS)
-def test_what_was_killed_goes_on_to_the_same_arrays(kind, killed_after_a_window, subject, options, tmp_path):
-    record, folder = MEASUREMENTS[kind](replace(options, out=str(tmp_path / "whole")), subject)
-    whole = measured_arrays(folder, record)
-    killed_after_a_window(kind, options, subject)
-    first = tmp_path / "run" / kind / "000000.npz"
-    before = first.stat().st_mtime_ns
-    record, folder = MEASUREMENTS[kind](options, subject)
-    assert record.status == "complete"
-    assert first.stat().st_mtime_ns == before
-    arrays = measured_arrays(folder, record)
-    assert arrays.keys() == whole.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array, whole[name], err_msg=name)
 
 
 def test_a_continued_sensitivity_asks_again_whether_layers_share(killed_after_a_window, subject, options, monkeypatch):

@@ -1,0 +1,31 @@
+"""Rows of a measurement on stdout: for programs, or as titled tables for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from analysis.cli.starting import say
+from analysis.reading.escaping import markdown
+
+if TYPE_CHECKING:
+    from analysis.reading.rows import Row
+    from analysis.reading.tables import Table
+    from harness.records.run import Header
+
+
+def show_rows(record: "Header", rows: "Sequence[Row]", shown: "Mapping[str, Table]", format: str, legend: str) -> None:
+    """rows: every figure, for programs; shown: titled tables for people."""
+    from analysis.cli import terminal
+    from analysis.reading import measurement_tables, tables
+
+    if format in ("json", "csv"):
+        print(measurement_tables.as_text(rows, format), end="")
+        return
+    say(*measurement_tables.heading(record), format=format)
+    for title, table in shown.items():
+        if format == "md":
+            print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))
+            print(tables.as_markdown(*table), end="")
+        else:
+            terminal.print_table(*table, title)
+    if format == "table":
+        print(legend)

@@ -1,0 +1,58 @@
+"""What an allocation may be fitted to: windows that share no token with those that it is scored on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.leaks import seen_text
+from harness.options import Options
+from harness.records.run import Settings
+from harness.subject.prepared import Subject
+from harness.subject.windows import Window, cut_windows
+from schemes.errors import UserError
+
+
+def windows_of(subject: Subject, settings: Settings) -> list[Window]:
+    """The windows of a record of the same text, cut again."""
+    grid = cut_windows(
+        subject.tokens,
+        window_length=settings.window_length,
+        score_length=settings.score_length,
+        stride=settings.stride,
+        bos_token_id=subject.bos_token_id,
+    )
+    return [grid[index] for index in settings.windows]
+
+
+def apart_from(taken: Sequence[Window], options: Options, subject: Subject, count: int, what: str) -> list[Window]:
+    """`count` windows of the text that share no token with those taken, prefixes included, spread evenly.
+
+    what: they are for, in words. ValueError where the text has not so many.
+    """
+    grid = cut_windows(
+        subject.tokens,
+        window_length=options.window_length,
+        score_length=options.score_length,
+        stride=options.stride,
+        bos_token_id=subject.bos_token_id,
+    )
+    free = [window for window in grid if not any(overlap(window, other) for other in taken)]
+    if not 1 <= count <= len(free):
+        raise UserError(
+            f"{count} windows {what} are wanted that share no token with the {len(taken)} others; the text has {len(free)}; "
+            "take fewer or shorter windows, or a longer text"
+        )
+    return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
+
+
+def overlap(a: Window, b: Window) -> bool:
+    return a.start < _end(b) and b.start < _end(a)
+
+
+def fitted_text(subject: Subject) -> dict[str, Any]:
+    """What a map keeps of the windows that it was fitted to; spans: their tokens, [first, one past the last)."""
+    spans = sorted([window.start, _end(window)] for window in subject.windows)
+    return {**seen_text(subject), "spans": spans}
+
+
+def _end(window: Window) -> int:
+    return window.start + len(window.tokens)
