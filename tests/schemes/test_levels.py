@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from schemes.families.kvquant import without_outliers
+from schemes.families.kvquant import calibrate, without_outliers
 from schemes.levels import quantile, weighted_levels
 from schemes.ragged import Ragged
 
@@ -46,3 +46,25 @@ def test_what_is_kept_apart_comes_back_in_its_place():
     rebuilt = torch.zeros_like(x)
     ragged.put(rebuilt, counts)
     assert torch.equal(rebuilt, x * mask)
+
+
+def test_levels_are_those_of_the_numbers_that_are_coded():
+    """Eight planted levels, under another middle and half range in every channel of the keys and token of the values;
+    the ends of the range weigh nothing, and outliers, which weigh most, are not coded."""
+    planted = torch.linspace(-7, 7, 8) / 8
+    ends = torch.tensor([-1.0] * 40 + [1.0] * 40 + [-3.0] * 10 + [3.0] * 10)  # at the ranks of 1 % of 4000, and beyond
+    pattern = torch.cat([planted.repeat_interleave(490)[: 4000 - len(ends)], ends])
+    weight = torch.where(pattern.abs() < 1, 1.0, torch.where(pattern.abs() > 1, 9.0, 0.0))
+    middle, half = 5 * torch.randn(2, 1, 16), torch.rand(2, 1, 16) + 0.5
+    samples, weights = (
+        {"key": middle + half * pattern[:, None]},
+        {"key": weight[:, None].expand(2, -1, 16).contiguous()},
+    )
+    token = torch.cat([planted.repeat(15), torch.tensor([-1.0, 1.0, 0.875, -0.875, 0.125, -0.125, -3.0, 3.0])])
+    middle, half = 5 * torch.randn(1, 50, 1), torch.rand(1, 50, 1) + 0.5
+    samples["value"] = middle + half * token.view(2, 1, 64)
+    weights["value"] = torch.where(token.abs() == 1, 0.0, 1.0 + 8 * (token.abs() > 1)).view(2, 1, 64).expand(2, 50, 64)
+    tables = calibrate(0, samples, weights, {"bits": 3, "outliers": 0.01})
+    for side in ("key", "value"):
+        levels = tables[f"0.{side}.levels"]
+        assert levels.tolist() == pytest.approx(planted.tolist(), abs=1 / 4096)
