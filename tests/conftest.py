@@ -19,7 +19,7 @@ CHECKER = """beartype.beartype(conf=beartype.BeartypeConf(
     is_pep484_tower=True, hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})
 ))"""
 assert beartype.typing
-install_import_hook("schemes", CHECKER)  # before anything imports schemes
+install_import_hook(["schemes", "harness", "analysis"], CHECKER)  # before anything imports them
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

@@ -96,7 +96,7 @@ def _log(x: np.ndarray) -> np.ndarray:
     return np.log(np.where(x > 0, x, np.nan))
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray | np.floating:
     """Of each row of x with y, over the points where both are numbers."""
     both = np.isfinite(x) & np.isfinite(y)
     n = both.sum(axis=-1, keepdims=True)

@@ -10,6 +10,7 @@ from analysis.reading.rows import Row, plain_value
 from harness.records.measurement import Arrays, Measurement
 
 Values = dict[str, np.ndarray]  # by measure
+Sums = np.ndarray | np.floating
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Measure:
     predicted: bool = False
 
 
-def relative_error(error2: np.ndarray, norm2: np.ndarray) -> np.ndarray:
+def relative_error(error2: Sums, norm2: Sums) -> np.ndarray:
     """‖x−x̂‖ / ‖x‖; 0 where both are 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(error2 == 0, 0.0, np.sqrt(error2 / norm2))
 
 
-def sqnr(error2: np.ndarray, norm2: np.ndarray) -> np.ndarray:
+def sqnr(error2: Sums, norm2: Sums) -> np.ndarray:
     """Signal to quantization noise in dB, 10·log10(‖x‖² / ‖x−x̂‖²); inf where nothing was lost."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(error2 == 0, np.inf, 10 * np.log10(norm2 / error2))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import DynamicCache
 
@@ -18,6 +18,7 @@ from schemes.errors import UserError
 from schemes.references import identity_of
 
 
+@runtime_checkable
 class Contender(Protocol):
     """One row of a comparison."""
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -21,9 +22,10 @@ from harness.caches.specs import CacheSpec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import places_are_in_keys
 from harness.subject.windows import Window
-from schemes import KV
 from schemes.errors import UserError
 
+Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
+New = Float[Tensor, "batch heads tokens _"]
 EXACT_BITS = 16  # of a number of an exact token, whatever the run's dtype
 
 
@@ -75,7 +77,7 @@ class EvictingLayer(DynamicLayer):
         self.seen = 0
         self.capacity = 0
 
-    def update(self, key_states: KV, value_states: KV, *args: Any, **kwargs: Any) -> tuple[KV, KV]:
+    def update(self, key_states: New, value_states: New, *args: Any, **kwargs: Any) -> tuple[Whole, Whole]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.capacity = max(self.rule.sinks + 1, self.rule.kept(key_states.shape[2]))

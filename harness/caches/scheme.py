@@ -5,13 +5,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from harness.caches.rotary import rotary_of
-from schemes import KV, Rotary, Scheme, TokenStore
+from schemes import Rotary, Scheme, TokenStore
 from schemes.errors import UserError
+
+Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
+New = Float[Tensor, "batch heads tokens _"]
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -38,7 +42,7 @@ class SchemeLayer(CacheLayerMixin):
         self.keys, self.values = (x.new_empty((*x.shape[:2], 0, x.shape[3])) for x in (key_states, value_states))
         self.is_initialized = True
 
-    def update(self, key_states: KV, value_states: KV, *args: Any, **kwargs: Any) -> tuple[KV, KV]:
+    def update(self, key_states: New, value_states: New, *args: Any, **kwargs: Any) -> tuple[Whole, Whole]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         full: list[Tensor] = []

@@ -71,7 +71,7 @@ def check_positions(window_length: int, max_positions: int | None) -> None:
 
 
 def cut_windows(
-    tokens: Int64[Tensor, "text"],
+    tokens: Int64[Tensor, "*text"],
     *,
     window_length: int = 2048,
     score_length: int = 512,

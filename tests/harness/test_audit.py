@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness.audit import Observer, lost_rows
+from harness.audit import Observer, Reads, lost_rows
 from harness.caches.contenders import SchemeContender
 from harness.caches.foreign import ForeignContender
 from harness.caches.scheme import SchemeCache
@@ -138,3 +138,8 @@ def test_prefill_is_the_same_for_every_scheme(model, subject):
     suffix_logits(model, cache, subject.windows[0].suffix)
     cache.zero_codes()
     assert all(torch.equal(a, layer.keys) for a, layer in zip(before, prefilled.layers, strict=True))
+
+
+def test_nothing_attended_is_nothing_read():
+    assert (Reads().key_coverage, Reads().value_coverage) == (0.0, 0.0)
+    assert (Reads(8, 2, 4).key_coverage, Reads(8, 2, 4).value_coverage) == (0.25, 0.5)

@@ -1,13 +1,14 @@
 """What was made from a text is not scored on it unasked: calibrations, maps, texts within texts, records of old."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from harness.caches.contenders import Contender
 from harness.leaks import check_texts, seen_text
 from harness.options import Options
+from harness.subject.model import LoadedModel
 from harness.subject.prepared import Subject
 from harness.subject.text import Text, token_sha256
 from harness.subject.windows import cut_windows
@@ -22,11 +23,20 @@ def a_text(ids, name="text.txt", sha256="1" * 64, chosen=None):
     """A subject whose windows are those of `chosen` positions in the grid, or all."""
     grid = cut_windows(ids, windows=None, **SIZES)
     windows = grid if chosen is None else [grid[i] for i in chosen]
-    return Subject(None, Text(name, "", {"kind": "file", "sha256": sha256}), ids, windows, None)  # type: ignore[arg-type]
+    no_model = LoadedModel(None, None, "none", {})
+    return Subject(no_model, Text(name, "", {"kind": "file", "sha256": sha256}), ids, windows, None)
+
+
+class Calibrated(Contender):
+    label = name = "kvquant"
+    lossless = foreign = False
+    calibrated_on = ()
 
 
 def contender(*texts):
-    return SimpleNamespace(label="kvquant", calibrated_on=texts)
+    calibrated = Calibrated()
+    calibrated.calibrated_on = texts
+    return calibrated
 
 
 SEEN = seen_text(a_text(IDS, "train.txt", chosen=[0, 8]))  # tokens 0…128 and 256…384

@@ -86,3 +86,13 @@ def test_kl_of_distributions_that_share_nothing(gap):
     kl = score(log_probabilities(q), log_probabilities(p), torch.zeros(1, dtype=torch.long)).kl.item()
     assert kl == pytest.approx(expected, rel=1e-6)
     assert kl == pytest.approx(gap, rel=1e-6)
+
+
+def test_pass_1_computes_one_row_of_logits(model, subject):
+    rows = []
+    hook = model.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits.shape[1]))
+    try:
+        prefill(model, subject.windows[0].prefix)
+    finally:
+        hook.remove()
+    assert rows == [1]

@@ -234,3 +234,21 @@ def test_one_side():
     assert keys.value.quantizer.lossless
     assert one_side(scheme, "value").quantized_sides == ["value"]
     assert one_side(scheme, "both") is scheme
+
+
+@pytest.mark.parametrize(
+    ("rule", "stored", "named"),
+    [
+        ("exact_first_layers=1", [1, 2, 3], None),  # layer 0 has no full cache, and would not be quantized
+        ("exact_last_layers=1", [0, 1, 2], None),
+        ("exact_first_layers=5", range(4), 4),
+        ("exact_last_layers=5", range(4), -1),
+    ],
+)
+def test_a_layer_without_a_full_cache_may_be_named_where_it_stays_exact(rule, stored, named):
+    scheme = parse_scheme(f"int4:{rule}")
+    if named is None:
+        assert [layer for layer in stored if scheme.bind(4, stored).for_layer(layer).lossless] == []
+    else:
+        with pytest.raises(UserError, match=f"names layer {named}, which the model has not"):
+            scheme.bind(4, stored)

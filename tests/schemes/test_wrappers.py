@@ -130,6 +130,24 @@ def test_kitty_boosts_the_loud_channels():
     assert error[[4, 9, 30]].max() < 0.15 < error[[0, 1, 2]].min()
 
 
+@pytest.mark.parametrize(("boost", "channels", "boosted"), [(0.13, 64, 9), (0.125, 64, 8), (0.9, 4, 3)])
+def test_kitty_boosts_a_share_of_the_channels_rounded_up_and_never_all(boost, channels, boosted):
+    held = parse_scheme(f"kitty:boost={boost}").key.quantizer.quantize(torch.randn(1, 1, 128, channels))
+    assert held.boosted.shape[-1] == boosted
+
+
+def test_a_range_beyond_a_float16_scale_is_cut_and_spills_into_no_other_code():
+    """Scale and offset saturate at ±65504, so the largest code of 4 bits stands for 14 of them, of 2 bits for 2."""
+    x = torch.tensor([-1.0, 1.0]).repeat(64)[None, None, :, None] * torch.tensor([1e6] + [3e5] * 7)
+    rebuilt = rebuild(parse_scheme("kitty").key.quantizer, x)
+    assert rebuilt[0, 0, :2].T.tolist() == [[-65504.0, 14 * 65504.0]] + 7 * [[-65504.0, 2 * 65504.0]]
+
+
+def test_at_least_one_number_of_a_block_is_exact():
+    held = parse_scheme("sparse(asym2):fraction=1e-6").key.quantizer.quantize(torch.randn(1, 1, 256, 64))
+    assert held.outlier_value.shape[-1] == 1
+
+
 def test_fp8_counts_what_saturates():
     x = torch.ones(1, 1, 4, 64)
     x[0, 0, 0, :3] = torch.tensor([460.0, 470.0, -1e4])  # 460 still rounds to 448
