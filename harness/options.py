@@ -47,8 +47,6 @@ class Options:
             raise UserError(
                 f"step={self.step} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
             )
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed is {self.seed}; give 0 or more, and less than 2⁶³")
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
         if not 0 <= self.seed < 2**63:

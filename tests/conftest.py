@@ -26,6 +26,18 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
+def threads(request):
+    """One, where tensors are small: a second would mostly wait, and very long where another process has its core."""
+    if request.node.get_closest_marker("real_model"):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def seed():
     random.seed(0)
     np.random.seed(0)
