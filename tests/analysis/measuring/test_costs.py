@@ -33,7 +33,7 @@ def test_costs_from_records(subject, options, tmp_path, refused):
     out = replace(options, out=str(tmp_path / "s"))
     record, folder = measure_sensitivity(SPECS[:2], out, subject, sides=["value", "key"])
     arrays = measured_arrays(folder, record)
-    costs = costs_of(record, arrays, SPECS[1:2], SIZES)
+    costs = costs_of(record, arrays, SPECS[1:2], Sizes(np.ones((2, 2, 1)), np.ones((2, 2))))
     assert costs.cost[:, 0, 0] == pytest.approx(arrays["kl"][:, 1, 1].sum(axis=0) / arrays["count"].sum())
     record, folder = measure_sensitivity(SPECS[:1], replace(options, out=str(tmp_path / "k")), subject, sides=["key"])
     with refused("no value side; measure it with --side key --side value"):
