@@ -143,3 +143,18 @@ def test_prefill_is_the_same_for_every_scheme(model, subject):
 def test_nothing_attended_is_nothing_read():
     assert (Reads().key_coverage, Reads().value_coverage) == (0.0, 0.0)
     assert (Reads(8, 2, 4).key_coverage, Reads(8, 2, 4).value_coverage) == (0.25, 0.5)
+
+
+def test_queries_beyond_the_scored_ones_do_not_count():
+    class Everything:
+        held = torch.zeros(1, 1, 0, 4)
+
+        def update(self, keys, values, layer):
+            self.held = torch.cat([self.held, keys], dim=2)
+            return self.held, self.held
+
+    observer = Observer(Everything(), scored=3, layers=[0], declared=False)
+    observer.watch()
+    for tokens in (2, 2, 2, 1):
+        observer.cache.update(torch.randn(1, 1, tokens, 4), torch.randn(1, 1, tokens, 4), 0)
+    assert observer.stop().reads[0] == Reads(pairs=1 + 2 + 3, key=0, value=0 + 1 + 2 + 3)

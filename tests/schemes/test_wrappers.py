@@ -143,6 +143,23 @@ def test_a_range_beyond_a_float16_scale_is_cut_and_spills_into_no_other_code():
     assert rebuilt[0, 0, :2].T.tolist() == [[-65504.0, 14 * 65504.0]] + 7 * [[-65504.0, 2 * 65504.0]]
 
 
+def test_an_outlier_of_a_token_does_not_widen_its_range():
+    x = torch.randn(1, 1, 8, 64)
+    loud = x.clone()
+    loud[..., 7] = 300
+    plain, sparse = (parse_scheme(spec).key.quantizer for spec in ("asym2", f"sparse(asym2):fraction={1 / 64}"))
+    kept = torch.arange(64) != 7
+    assert (rebuild(sparse, loud) - loud)[..., kept].norm() < 1.1 * (rebuild(plain, x) - x)[..., kept].norm()
+
+
+@pytest.mark.parametrize(("signs", "kind"), [("none", "hadamard"), ("random", "signed-hadamard")])
+def test_hadamard_quantizes_what_its_matrix_gives(signs, kind):
+    x = torch.randn(1, 2, 4, 64)
+    inner, outer = (parse_scheme(spec).key.quantizer for spec in ("asym4", f"hadamard(asym4):signs={signs},seed=0"))
+    codes = [quantizer.quantize(y).parts()["codes"] for quantizer, y in ((outer, x), (inner, rotate(x, kind, 0)))]
+    assert torch.equal(codes[0].flatten(), codes[1].flatten())
+
+
 def test_at_least_one_number_of_a_block_is_exact():
     held = parse_scheme("sparse(asym2):fraction=1e-6").key.quantizer.quantize(torch.randn(1, 1, 256, 64))
     assert held.outlier_value.shape[-1] == 1
