@@ -108,7 +108,7 @@ class EvictingLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.held + query_length, self.seen - self.held
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: Any) -> None:
         raise UserError(f"crop({tokens_to_remove}): a cache that evicts cannot be cropped; what it dropped is gone")
 
     def reset(self) -> None:

@@ -71,9 +71,9 @@ class SchemeLayer(CacheLayerMixin):
         self.keys = self.values = None
         self.is_initialized = False
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: Any) -> None:
         """Remove the newest −`tokens_to_remove` tokens (a negative number, as transformers passes it)."""
-        tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 passes a tensor
+        tokens_to_remove = int(tokens_to_remove)  # a number; transformers 5.17 passes a tensor
         if tokens_to_remove > 0:
             raise UserError(
                 f"crop({tokens_to_remove}): pass a negative number, the tokens to remove; a length to keep is no longer "

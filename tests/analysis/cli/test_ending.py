@@ -146,7 +146,7 @@ UNREADABLE = {
     ),
     "map that is a folder": (["compare", "--scheme", "@folder"], "cannot be read: Is a directory"),
     "seed": (["compare", "--seed", "-1"], "seed=-1: generators take 0 or more"),
-    "large seed": (["compare", "--seed", str(2**64)], "give 0 or more, and less than"),
+    "large seed": (["compare", "--seed", str(2**64)], "take 0 or more, below"),
     "range": (["outliers", "--layers", "1-0"], "a range goes up"),
     "large range": (["outliers", "--heads", "0-99999999999"], "no number is over 9999"),
     "budget": (
