@@ -172,7 +172,7 @@ def audit(
     cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],
     format: Format = "table",
 ) -> int:
-    """Does a scored forward read this cache? Any `past_key_values` factory, beside exact."""
+    """Does a scored forward read this cache? Whatever a factory makes for the model, beside exact."""
     import_quickly()
     from analysis.cli.runs import make_run, report_failures
     from harness.caches.contenders import contenders_of

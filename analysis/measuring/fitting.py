@@ -13,13 +13,7 @@ from schemes.errors import UserError
 
 def windows_of(subject: Subject, settings: Settings) -> list[Window]:
     """The windows of a record of the same text, cut again."""
-    grid = cut_windows(
-        subject.tokens,
-        window_length=settings.window_length,
-        score_length=settings.score_length,
-        stride=settings.stride,
-        bos_token_id=subject.bos_token_id,
-    )
+    grid = _grid(subject, settings)
     return [grid[index] for index in settings.windows]
 
 
@@ -28,14 +22,7 @@ def apart_from(taken: Sequence[Window], options: Options, subject: Subject, coun
 
     what: they are for, in words. ValueError where the text has not so many.
     """
-    grid = cut_windows(
-        subject.tokens,
-        window_length=options.window_length,
-        score_length=options.score_length,
-        stride=options.stride,
-        bos_token_id=subject.bos_token_id,
-    )
-    free = [window for window in grid if not any(overlap(window, other) for other in taken)]
+    free = [window for window in _grid(subject, options) if not any(overlap(window, other) for other in taken)]
     if not 1 <= count <= len(free):
         raise UserError(
             f"{count} windows {what} are wanted that share no token with the {len(taken)} others; the text has {len(free)}; "
@@ -52,6 +39,17 @@ def fitted_text(subject: Subject) -> dict[str, Any]:
     """What a map keeps of the windows that it was fitted to; spans: their tokens, [first, one past the last)."""
     spans = sorted([window.start, _end(window)] for window in subject.windows)
     return {**seen_text(subject), "spans": spans}
+
+
+def _grid(subject: Subject, sizes: Settings | Options) -> list[Window]:
+    """All windows of the text."""
+    return cut_windows(
+        subject.tokens,
+        window_length=sizes.window_length,
+        score_length=sizes.score_length,
+        stride=sizes.stride,
+        bos_token_id=subject.bos_token_id,
+    )
 
 
 def _end(window: Window) -> int:

@@ -1,4 +1,4 @@
-"""Foreign caches as contenders: any `past_key_values` factory, and transformers' own QuantizedCache by short name.
+"""Foreign caches as contenders: whatever a factory makes, and transformers' own QuantizedCache by short name.
 
 A foreign cache fills itself in a live pass 1, is audited by value, and its bytes are counted in what it really holds.
 """

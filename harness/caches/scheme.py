@@ -106,8 +106,8 @@ class SchemeLayer(CacheLayerMixin):
 class SchemeCache(DynamicCache):
     """A transformers cache that stores full-attention layers as `scheme` says and leaves other layers as they are.
 
-    Pass it as `past_key_values` to `model(...)` or `model.generate(...)`. With left padding, the keys of pad tokens
-    enter per-channel groups like any other.
+    Pass it as `cache` (before transformers 5.24 `past_key_values`) to `model(...)` or `model.generate(...)`. With
+    left padding, the keys of pad tokens enter per-channel groups like any other.
 
     rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own.
 
