@@ -17,7 +17,7 @@ from harness.protocols import suffix_logits
 from harness.subject.windows import Window
 from schemes import Scheme
 
-Logits = Float[Tensor, "scored vocabulary"]
+Logits = Float[Tensor, "1 scored vocabulary"]
 
 
 @dataclass(eq=False)

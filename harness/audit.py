@@ -39,6 +39,7 @@ class Observer:
     declared: the cache is ours, and each of these layers says in `past_read()` how many of the past tokens the next
     forward reads from packed storage, or not at all. Of any other cache a pair counts as read from storage when the row that `update`
     returned is missing or not bit-equal to the row written ("by value").
+    Such a cache goes window by window; of a batch the counts are those of each of its windows.
     scored: how many of the suffix's queries are scored; later ones do not count.
     """
 

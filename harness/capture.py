@@ -45,7 +45,7 @@ class Attention:
 
 def suffix_attention(
     model: Any, cache: Any, window: Window, layers: Collection[int], visit: Callable[[Attention], None]
-) -> Float[Tensor, "scored vocabulary"]:
+) -> Float[Tensor, "1 scored vocabulary"]:
     """The suffix in one forward over a filled cache, with a visit at each of `layers` while it goes; its logits.
 
     One layer's attention exists at a time. ValueError where the model's attention cannot be captured.

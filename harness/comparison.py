@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.batching import batch_size
 from harness.caches.contenders import Contender, contenders_of
 from harness.leaks import check_texts
 from harness.options import Options
@@ -43,7 +44,9 @@ def compare(
         check_continues(model)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
-    run = run or Run(**header_of(options, subject, settings), contenders=[])
+    if run is None:
+        size = batch_size(options.batch, model, options.window_length, options.score_length)
+        run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
     if run.status == "complete":
         progress.on_note(f"{folder} holds this run already, complete; its record is printed again")
         return run, folder

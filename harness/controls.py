@@ -10,51 +10,45 @@ from transformers import DynamicCache
 
 from harness.audit import Reads
 from harness.caches.contenders import Contender
-from harness.protocols import (
-    Scores,
-    check_finite,
-    fill_live,
-    log_probabilities,
-    score,
-    single_pass_logits,
-    suffix_logits,
-)
+from harness.batching import rows_of
+from harness.protocols import prefill, single_pass_logits, suffix_logits
 from harness.records.run import Audit, LayerReads, NoiseFloor, Settings
+from harness.scoring import Reference, Scores, check_finite
 from harness.subject.probing import continues
-from harness.subject.windows import Window
+from harness.subject.windows import Batch
 
+CONTROL_TOKENS = 8  # suffix tokens over zeroed codes
 FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
 FLOOR_WINDOWS = 3  # windows that the noise floor is measured on: each costs about two exact passes
 
 
-def check_identity(audit: Audit, model: Any, window: Window, logits: Tensor, settings: Settings) -> None:
+def check_identity(
+    audit: Audit, model: Any, batch: Batch, prefilled: DynamicCache, logits: Tensor, settings: Settings
+) -> None:
     """The exact scheme through our storage must give what transformers' own cache gives, bit for bit."""
-    stock = DynamicCache(config=model.config)
     if settings.protocol == "single-pass":
-        expected = single_pass_logits(model, stock, window)
+        stock = DynamicCache(config=model.config)
+        expected = single_pass_logits(model, stock, batch.tokens, settings.score_length)
     else:
-        fill_live(model, window.prefix, stock)
-        expected = suffix_logits(model, stock, window.suffix, settings.step)
+        expected = suffix_logits(model, copy.deepcopy(prefilled), batch.suffix, settings.step)
     audit.identity_is_exact = bool(torch.equal(expected, logits))
 
 
 def check_zeroed_codes(
-    audit: Audit, contender: Contender, model: Any, window: Window, prefilled: DynamicCache, step: int | None
+    audit: Audit, contender: Contender, model: Any, batch: Batch, intact: Any, step: int | None
 ) -> None:
     """The destructive control: with every stored code 0 the logits of the same forward must move; and in each layer
-    what its codes decode to must.
+    what its codes decode to must, in every window.
 
-    The second is asked layer by layer within one intact forward: each layer's zeroed twin is given the same new keys and
-    values, and what the two return, which is what attention reads, is compared bit for bit. So a layer that does not
-    read its codes is found at the price of one more decoding, not of one more forward a layer; that attention reads what
-    is returned the logits show.
+    intact: the contender's cache, filled with the prefixes of the batch; used up. The second is asked layer by layer
+    within one intact forward: each layer's zeroed twin is given the same new keys and values, and what the two return,
+    which is what attention reads, is compared bit for bit. So a layer that does not read its codes is found at the price
+    of one more decoding, not of one more forward a layer; that attention reads what is returned the logits show.
     """
-    intact = contender.empty(model)
-    contender.fill(intact, model, window, prefilled)
     zeroed = copy.deepcopy(intact)
     if not contender.zero_codes(zeroed):
         return
-    few = window.suffix[:, : FLOOR_TOKENS + 1]  # a few tokens tell
+    few = batch.suffix[:, : CONTROL_TOKENS + 1]  # a few tokens tell
     moved = {side: set[int]() for side in intact.lossy_layers}
     twin, update = copy.deepcopy(zeroed), intact.update
 
@@ -62,13 +56,13 @@ def check_zeroed_codes(
         without_codes = twin.update(keys, values, layer, *args, **kwargs)
         returned = update(keys, values, layer, *args, **kwargs)
         for layers, one, other in zip(moved.values(), returned, without_codes, strict=True):
-            if layer not in layers and not torch.equal(one, other):
+            if layer not in layers and bool((one != other).flatten(1).any(dim=1).all()):
                 layers.add(layer)
         return returned
 
     intact.update = compared
     logits = [suffix_logits(model, cache, few, step) for cache in (intact, zeroed)]
-    audit.zeroed_codes_move_logits[contender.label] = not torch.equal(*logits)
+    audit.zeroed_codes_move_logits[contender.label] = bool((logits[0] != logits[1]).flatten(1).any(dim=1).all())
     audit.unmoved_by_zeroed_codes[contender.label] = {
         side: [layer for layer in layers if layer not in moved[side]] for side, layers in intact.lossy_layers.items()
     }
@@ -77,41 +71,61 @@ def check_zeroed_codes(
 def noise_floor(
     before: NoiseFloor | None,
     model: Any,
-    window: Window,
+    batch: Batch,
     prefilled: DynamicCache,
-    log_p: Tensor,
+    reference: Reference,
     exact: Scores,
     settings: Settings,
+    windows: int,
 ) -> NoiseFloor:
-    """Exact by other routes, against the run's own exact pass (log_p), pooled with the windows `before`: one forward over
-    the window; the suffix in one forward or, over its first tokens, token by token.
+    """Exact by other routes, against the run's own exact pass (reference), pooled with the windows `before`: one forward
+    over the window; the suffix in one forward or, over its first tokens, token by token; where the run takes windows
+    together, each by itself.
 
-    A mean of few signed differences is a draw, so the floor of ΔNLL comes from their root mean square: the mean of n
-    differences of random sign is about rms/√n, n being the tokens that the run scores.
+    windows: how many of the batch are measured. A mean of few signed differences is a
+    draw, so the floor of ΔNLL comes from their root mean square: the mean of n differences of random sign is about
+    rms/√n, n being the tokens that the run scores.
     """
+    few = batch.first(windows)
+    count = len(few)
+    rows = rows_of(prefilled, slice(0, count))
     logits_by_route: dict[str, Tensor] = {}
     if settings.protocol != "single-pass":
-        logits_by_route["single pass"] = single_pass_logits(model, DynamicCache(config=model.config), window)
+        stock = DynamicCache(config=model.config)
+        logits_by_route["single pass"] = single_pass_logits(model, stock, few.tokens, settings.score_length)
     if settings.protocol != "two-pass" and continues(model):
-        logits_by_route["two passes"] = suffix_logits(model, copy.deepcopy(prefilled), window.suffix)
+        logits_by_route["two passes"] = suffix_logits(model, copy.deepcopy(rows), few.suffix)
     if settings.step != 1:
-        few = window.suffix[:, : FLOOR_TOKENS + 1]
-        route = f"token by token, {few.shape[1] - 1} tokens a window"
-        logits_by_route[route] = suffix_logits(model, copy.deepcopy(prefilled), few, 1)
+        suffix = few.suffix[:, : FLOOR_TOKENS + 1]
+        route = f"token by token, {suffix.shape[1] - 1} tokens a window"
+        logits_by_route[route] = suffix_logits(model, copy.deepcopy(rows), suffix, 1)
+    if len(batch) > 1:
+        logits_by_route["window by window"] = torch.cat([_alone(model, Batch((w,)), settings) for w in few.windows])
     routes: dict[str, dict[str, float]] = {}
     for name, logits in logits_by_route.items():
-        check_finite(logits, f"logits ({name})", window, settings.dtype)
-        n = len(logits)
-        other = score(log_probabilities(logits), log_p[:n], window.targets[:n])
-        moved = other.nll.double() - exact.nll[:n].double()
-        mine = {"tokens": float(n), "rms": moved.square().mean().sqrt().item(), "kl": other.kl.double().mean().item()}
-        routes[name] = _pooled(before.routes[name], mine) if before else mine
+        n = logits.shape[1]
+        other = reference.of_windows(slice(0, count)).score(logits, few.targets)
+        check_finite(other, few, settings.dtype, f"by another route ({name}): ")
+        moved = other.nll.double() - exact.nll[:count, :n].double()
+        mine = {
+            "tokens": float(count * n),
+            "rms": moved.square().mean().sqrt().item(),
+            "kl": other.kl.double().mean().item(),
+        }
+        routes[name] = _pooled(before.routes[name], mine) if before and name in before.routes else mine
     scored = len(settings.windows) * (settings.score_length - 1)
     return NoiseFloor(
         delta_nll=max(route["rms"] for route in routes.values()) / sqrt(scored),
         kl=max(route["kl"] for route in routes.values()),
         routes=routes,
     )
+
+
+def _alone(model: Any, window: Batch, settings: Settings) -> Tensor:
+    if settings.protocol == "single-pass":
+        stock = DynamicCache(config=model.config)
+        return single_pass_logits(model, stock, window.tokens, settings.score_length)
+    return suffix_logits(model, prefill(model, window.prefix), window.suffix, settings.step)
 
 
 def _pooled(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

@@ -26,6 +26,7 @@ class Options:
     stride: int | None = _flag(None, "tokens from one window to the next; default: the score length")
     protocol: str = _flag("two-pass", "two-pass, stepwise or single-pass")
     step: int | None = _flag(None, "tokens per forward in stepwise")
+    batch: str = _flag("auto", "windows that go through the model together; auto: what fits a GPU, 1 on a CPU")
     bos: str = _flag("auto", "begin a window with BOS: auto, always or never")
     device: str | None = _flag(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
     dtype: str | None = _flag(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
@@ -47,6 +48,8 @@ class Options:
             raise UserError(
                 f"step={self.step} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
             )
+        if self.batch != "auto" and not (self.batch.isdecimal() and int(self.batch) >= 1):
+            raise UserError(f"batch {self.batch!r}: give a number of windows, 1 or more, or auto")
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
         if not 0 <= self.seed < 2**63:

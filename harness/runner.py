@@ -1,4 +1,4 @@
-"""compare: windows × contenders, each window prefilled once; finished windows are on disk before the next begins."""
+"""compare: batches of windows × contenders, each prefilled once; finished windows are on disk before the next begin."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,25 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from harness import controls
 from harness.audit import Observer, Reads, total
+from harness.batching import rows_of
 from harness.caches.contenders import Contender
+from harness.caches.scheme import SchemeCache
 from harness.failures import failures
-from harness.protocols import (
-    NotFinite,
-    Scores,
-    check_finite,
-    log_probabilities,
-    prefill,
-    score,
-    single_pass_logits,
-    suffix_logits,
-)
-from harness.records.run import ContenderRecord, Run, WindowRecord, save_run, save_tokens
+from harness.protocols import prefill, single_pass_logits, suffix_logits
+from harness.records.run import Run, WindowRecord, save_run, save_tokens
+from harness.scoring import NotFinite, Reference, Scores, check_finite
 from harness.subject.errors import one_line
 from harness.subject.probing import kv_shapes
-from harness.subject.windows import Window
+from harness.subject.windows import Batch, Window
 from schemes.errors import UserError
 
 LayersRead = dict[int, Reads]  # by layer
@@ -57,70 +52,134 @@ class Runner:
         self._full_layers = list(kv_shapes(self.model))
 
     def go(self, windows: Sequence[Window]) -> Run:
-        """Score every window that the record does not have yet; save after each. Returns the complete run."""
+        """Score every window that the record does not have yet; save after each batch. Returns the complete run.
+
+        Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
+        batch is begun again in halves, and the record says so.
+        """
         done = {window.index for window in self.run.windows}
+        left = [window for window in windows if window.index not in done]
         if not done:
             self.progress.on_note(
                 "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
             )
-        for window in windows:
-            if window.index not in done:
-                self._window(window)
+        size = self.run.batch
+        while left:
+            batch, before = Batch(tuple(left[:size])), self.run.model_copy(deep=True)
+            try:
+                self._batch(batch)
+            except torch.OutOfMemoryError as error:
+                needed = one_line(error)
+            else:
+                left = left[size:]
+                continue
+            if len(batch) == 1:
+                raise UserError(
+                    f"one window at a time is too much for the memory of this device: {needed}; use shorter windows, fewer "
+                    "schemes at a time, a smaller --dtype, or another device"
+                )
+            size = len(batch) // 2
+            before.batch = size
+            self.run = before
+            self.progress.on_note(f"out of memory with {len(batch)} windows at once: going on with {size}")
+            torch.cuda.empty_cache()
         self.run.status = "complete"
         save_run(self.run, self.folder)
         return self.run
 
-    def _window(self, window: Window) -> None:
+    def _batch(self, batch: Batch) -> None:
         torch.manual_seed(self.run.settings.seed)
         started = time.perf_counter()
-        prefilled = prefill(self.model, window.prefix)
+        prefilled = prefill(self.model, batch.prefix)
         self._time("prefill", started)
         scored: list[Scores] = []
-        reads: list[LayersRead] = []
-        log_p: Tensor | None = None
+        reads: list[list[LayersRead]] = []  # by contender, then window
+        self._reference: Reference | None = None
         for position, contender in enumerate(self.contenders):
-            outcome = None
+            scores, observed = Scores.none(*batch.targets.shape), [{} for _ in batch.windows]
             if not self._failed(position):
                 try:
-                    outcome = self._score(position, contender, window, prefilled, log_p)
+                    scores, observed = self._contender(position, contender, batch, prefilled)
                 except Exception as error:
+                    if isinstance(error, torch.OutOfMemoryError) and (not contender.foreign or len(batch) > 1):
+                        raise
                     if position == 0 and isinstance(error, NotFinite):
                         raise UserError(
                             f"{self.model_name} in {self.run.settings.dtype}, exact cache: {error}"
                         ) from None
                     if not contender.foreign and not isinstance(error, NotFinite):
                         raise
+                    if isinstance(error, NotFiniteFrom):
+                        scores, observed = error.scores, error.reads
                     self._fail(position, contender, error)
-            scores, observed, log_q = outcome or (Scores.none(len(window.targets)), {}, None)
-            log_p = log_q if log_p is None else log_p
             scored.append(scores)
             reads.append(observed)
             self.progress.on_pass(len(self.run.windows), position, contender.label, scores.nll.double().mean().item())
-        self._keep(window, scored, reads)
+        self._keep(batch, scored, reads)
+
+    def _contender(
+        self, position: int, contender: Contender, batch: Batch, prefilled: DynamicCache
+    ) -> tuple[Scores, list[LayersRead]]:
+        """Of all windows of the batch: together, or one after another where the contender must have them so."""
+        if len(batch) == 1 or not self._alone(contender):
+            return self._score(position, contender, batch, prefilled, slice(0, len(batch)))
+        scores: list[Scores] = []
+        reads: list[LayersRead] = []
+        for i, window in enumerate(batch.windows):
+            one = slice(i, i + 1)
+            try:
+                some, observed = self._score(position, contender, Batch((window,)), rows_of(prefilled, one), one)
+            except NotFinite as error:
+                missing = len(batch) - i
+                raise NotFiniteFrom(
+                    error,
+                    Scores.joined([*scores, Scores.none(missing, batch.targets.shape[1])]),
+                    [*reads, *({} for _ in range(missing))],
+                ) from None
+            scores.append(some)
+            reads += observed
+        return Scores.joined(scores), reads
+
+    def _alone(self, contender: Contender) -> bool:
+        """Foreign caches may not take windows together, some encoders mix them, and rows are compared one by one."""
+        return contender.foreign or contender.mixes_rows or self._by_value(contender)
+
+    def _by_value(self, contender: Contender) -> bool:
+        """What says that it changes nothing is tested row by row; the exact baseline has a control of its own."""
+        return contender.foreign or (contender.lossless and contender is not self.contenders[0])
 
     def _score(
-        self, position: int, contender: Contender, window: Window, prefilled: Any, log_p: Tensor | None
-    ) -> tuple[Scores, LayersRead, Tensor]:
-        """Against log p, or against itself where there is none yet; its own log-probabilities too. On the first window
-        with the contender's record and the controls."""
-        first, settings = not self.run.windows, self.run.settings
-        logits, observed, record = self._pass(contender, window, prefilled)
-        if record:
-            self.run.contenders.append(record)
-        check_finite(logits, "logits", window, settings.dtype)
-        if first and position == 0:
-            controls.check_identity(self.run.audit, self.model, window, logits, settings)
-        if first and not (contender.lossless or contender.foreign) and settings.protocol != "single-pass":
-            controls.check_zeroed_codes(self.run.audit, contender, self.model, window, prefilled, settings.step)
-        log_q = log_probabilities(logits)
-        log_p = log_q if log_p is None else log_p
-        scores = score(log_q, log_p, window.targets)
-        check_finite(torch.stack([scores.nll, scores.kl]), "losses or KL", window, settings.dtype)
-        if position == 0 and len(self.run.windows) < controls.FLOOR_WINDOWS:
+        self, position: int, contender: Contender, batch: Batch, prefilled: DynamicCache, windows: slice
+    ) -> tuple[Scores, list[LayersRead]]:
+        """windows: which of the reference's these are. On the first batch with the contender's record and the
+        controls."""
+        settings = self.run.settings
+        logits, observed = self._pass(position, contender, batch, prefilled)
+        if position == 0:
+            if not self.run.windows:
+                controls.check_identity(self.run.audit, self.model, batch, prefilled, logits, settings)
+            self._reference = Reference(logits)
+        assert self._reference is not None
+        reference = self._reference.of_windows(windows)
+        scores = reference.score(logits, batch.targets) if position else reference.itself(batch.targets)
+        try:
+            check_finite(scores, batch, settings.dtype)
+        except NotFinite as error:
+            reads = [observed if i < error.first else {} for i in range(len(batch))]
+            raise NotFiniteFrom(error, scores.from_window(error.first), reads) from None
+        measured = len(self.run.windows)
+        if position == 0 and measured < controls.FLOOR_WINDOWS:
             self.run.noise_floor = controls.noise_floor(
-                self.run.noise_floor, self.model, window, prefilled, log_p, scores, settings
+                self.run.noise_floor,
+                self.model,
+                batch,
+                prefilled,
+                self._reference,
+                scores,
+                settings,
+                controls.FLOOR_WINDOWS - measured,
             )
-        return scores, observed, log_q
+        return scores, [observed for _ in batch.windows]
 
     def _failed(self, position: int) -> bool:
         return position < len(self.run.contenders) and self.run.contenders[position].error is not None
@@ -134,50 +193,78 @@ class Runner:
         self.progress.on_note(f"{contender.label} failed, the others go on: {reason}")
 
     def _pass(
-        self, contender: Contender, window: Window, prefilled: Any
-    ) -> tuple[Tensor, LayersRead, ContenderRecord | None]:
+        self, position: int, contender: Contender, batch: Batch, prefilled: DynamicCache
+    ) -> tuple[Tensor, LayersRead]:
+        """Logits, and what each layer read for a window. The first pass of a contender leaves its record, and runs the
+        control that needs its filled cache."""
         settings = self.run.settings
         cache = contender.empty(self.model)
-        # what says that it changes nothing is tested row by row; the exact baseline has a control of its own
-        by_value = contender.foreign or (contender.lossless and contender is not self.contenders[0])
-        observer = Observer(cache, settings.score_length - 1, self._full_layers, declared=not by_value)
-        record = None
+        scored, layers = settings.score_length - 1, self._full_layers
+        observer = Observer(cache, scored, layers, declared=False) if self._by_value(contender) else None
+        first = position == len(self.run.contenders)
         if settings.protocol == "single-pass":
+            observer = observer or Observer(cache, scored, layers, declared=True)
             observer.watch()
             started = time.perf_counter()
-            logits = single_pass_logits(self.model, cache, window)
-            if not self.run.windows:
-                record = contender.record(self.model, cache, None)
+            logits = single_pass_logits(self.model, cache, batch.tokens, settings.score_length)
+            if first:
+                self._record(contender, cache, None)
         else:
             started = time.perf_counter()
-            contender.fill(cache, self.model, window, prefilled)
+            contender.fill(cache, self.model, batch, prefilled)
             self._time(f"{contender.name} fill", started)
-            if not self.run.windows:
-                record = contender.record(self.model, cache, prefilled)
+            if first:
+                self._first_filled(contender, cache, batch, prefilled)
+            observer = observer or Observer(cache, scored, layers, declared=True)
             observer.watch()
             started = time.perf_counter()
-            logits = suffix_logits(self.model, cache, window.suffix, settings.step)
+            logits = suffix_logits(self.model, cache, batch.suffix, settings.step)
         self._time(f"{contender.name} score", started)
-        return logits, observer.stop().reads, record
+        return logits, observer.stop().reads
+
+    def _first_filled(self, contender: Contender, cache: Any, batch: Batch, prefilled: DynamicCache) -> None:
+        """Its record, as of one window; the destructive control on the first few."""
+        if contender.foreign:
+            self._record(contender, cache, prefilled)
+            return
+        self._record(contender, rows_of(cache, slice(0, 1)), prefilled)
+        if isinstance(cache, SchemeCache) and not contender.lossless:
+            few = batch.first(controls.FLOOR_WINDOWS)
+            some, step = rows_of(cache, slice(0, len(few))), self.run.settings.step
+            controls.check_zeroed_codes(self.run.audit, contender, self.model, few, some, step)
+
+    def _record(self, contender: Contender, cache: Any, prefilled: DynamicCache | None) -> None:
+        record = contender.record(self.model, cache, prefilled)
+        record.window_by_window = self.run.batch > 1 and self._alone(contender)
+        self.run.contenders.append(record)
 
     def _time(self, what: str, started: float) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self.timings.setdefault(what, []).append(round(time.perf_counter() - started, 4))
 
-    def _keep(self, window: Window, scored: list[Scores], reads: list[LayersRead]) -> None:
-        arrays = {
-            "nll": np.stack([scores.nll.numpy() for scores in scored]),
-            "kl": np.stack([scores.kl.numpy() for scores in scored]),
-            "top1": np.stack([scores.top1.numpy() for scores in scored]),
-        }
-        save_tokens(self.folder, window.index, arrays)
-        record = window_sums(arrays, window.index, window.start, [total(layers.values()) for layers in reads])
-        self.run.windows = [*self.run.windows, record]
-        for contender, layers in zip(self.contenders, reads, strict=True):
-            controls.add_reads(self.run.audit, contender.label, layers)
+    def _keep(self, batch: Batch, scored: list[Scores], reads: list[list[LayersRead]]) -> None:
+        for i, window in enumerate(batch.windows):
+            arrays = {
+                name: np.stack([getattr(scores, name)[i].numpy() for scores in scored])
+                for name in ("nll", "kl", "top1")
+            }
+            save_tokens(self.folder, window.index, arrays)
+            sums = [total(by_window[i].values()) for by_window in reads]
+            self.run.windows.append(window_sums(arrays, window.index, window.start, sums))
+            for contender, by_window in zip(self.contenders, reads, strict=True):
+                controls.add_reads(self.run.audit, contender.label, by_window[i])
+        self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
         save_run(self.run, self.folder)
+
+
+class NotFiniteFrom(NotFinite):
+    """With what the windows before have."""
+
+    def __init__(self, error: NotFinite, scores: Scores, reads: list[LayersRead]):
+        super().__init__(str(error), error.first)
+        self.scores, self.reads = scores, reads
 
 
 def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Sequence[Reads]) -> WindowRecord:

@@ -140,6 +140,11 @@ class Quantizer(ABC):
         return True
 
     @property
+    def mixes_rows(self) -> bool:
+        """Whether what one batch row is encoded as depends on the others, so that windows cannot share a call."""
+        return False
+
+    @property
     def appends(self) -> bool | str:
         """Whether blocks are encoded independently, so that k at once equal k times one; a string says why not."""
         return True

@@ -170,6 +170,10 @@ class HalfQuadraticQuantizer(AffineQuantizer):
         return self.solver.independent
 
     @property
+    def mixes_rows(self) -> bool:
+        return self.solver.independent is not True
+
+    @property
     def appends(self) -> bool | str:
         return self.solver.independent
 

@@ -3,15 +3,19 @@
 Nothing is quantized twice. A run grows like a vector, in place, with spare capacity that is reported apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from schemes.base import KV, QuantizedTensor, TensorScheme
+from schemes.mirror import Mirror, PastAndNew
+from schemes.token_buffer import TokenBuffer, room, writable
 
-_GROWTH = 1.25
+AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
+"""Numbers that are encoded in one call, by device, where there are more layers: few launches on a GPU, temporaries that
+stay in the caches of a CPU."""
 
 
 class _Run:
@@ -32,9 +36,9 @@ class _Run:
         return self.tokens % self.held.tokens_per_group == 0
 
     def extend(self, new: QuantizedTensor) -> None:
-        if not torch.is_inference_mode_enabled() and any(part.is_inference() for part in self.held.parts().values()):
-            self.held = self.held.map_parts(torch.clone)  # what inference mode made cannot be written to outside it
-        self.held = self.held.extended(new, lambda needed: max(needed, int(needed * _GROWTH) + 1))
+        if not all(map(writable, self.held.parts().values())):
+            self.held = self.held.map_parts(torch.clone)
+        self.held = self.held.extended(new, room)
 
     def crop(self, tokens: int) -> None:
         self.held = self.held.with_parts(self.held.parts(), tokens)
@@ -46,18 +50,28 @@ class _Run:
 class TokenStore:
     """Keys or values [batch, heads, tokens, channels] of one layer, stored as `scheme` says.
 
-    After any sequence of appends the state depends on the number of tokens alone.
+    After any sequence of appends the state depends on the number of tokens alone. mirrored: what is packed is decoded
+    once and kept beside it (`Mirror`). deferred: what must be packed waits for `pack_together`.
     """
 
-    def __init__(self, scheme: TensorScheme):
+    def __init__(self, scheme: TensorScheme, mirrored: bool = False):
         self.scheme = scheme
+        self.mirrored = mirrored
+        self.deferred = False
         self.reset()
 
     def reset(self) -> None:
         self.sinks: Tensor | None = None
-        self.tail: Tensor | None = None
+        self.waiting: Tensor | None = None
         self.runs: list[_Run] = []
         self.saturated = 0  # numbers beyond the largest of the format, among all that were ever packed
+        self._tail = TokenBuffer()
+        self._mirror: Mirror | None = None
+
+    @property
+    def tail(self) -> Tensor | None:
+        """The newest tokens, exact; a view."""
+        return self._tail.view() if self._tail.length else None
 
     @property
     def packed_tokens(self) -> int:
@@ -69,11 +83,12 @@ class TokenStore:
 
     @property
     def tail_tokens(self) -> int:
-        return 0 if self.tail is None else self.tail.shape[2]
+        return self._tail.length
 
     @property
     def length(self) -> int:
-        return self.sink_tokens + self.packed_tokens + self.tail_tokens
+        waiting = 0 if self.waiting is None else self.waiting.shape[2]
+        return self.sink_tokens + self.packed_tokens + waiting + self.tail_tokens
 
     @property
     def elements(self) -> int:
@@ -83,35 +98,75 @@ class TokenStore:
 
     def append(self, x: KV) -> None:
         """Store the newest tokens, and quantize what the residual rule no longer keeps exact."""
+        self._mirror = None
+        self._append(x)
+
+    def read_with(self, new: KV, keep: bool = True) -> PastAndNew:
+        """All tokens, decoded, and `new` behind them as they are: what attention reads. keep: `new` is stored then."""
+        if not self.mirrored:
+            past = self.read()
+            full = new if past is None else torch.cat([past, new], dim=2)
+        else:
+            if self._mirror is None:
+                self._mirror = Mirror()
+                if (past := self.read()) is not None:
+                    self._mirror.with_new(past)
+                    self._mirror.keep(past.shape[2])
+            full = self._mirror.with_new(new)
+        if keep:
+            if self._mirror is not None:
+                self._mirror.keep(new.shape[2])
+            self._append(new)
+        return full
+
+    def _append(self, x: KV) -> None:
+        self._admit(x)
+        if not self.deferred:
+            pack_together([self])
+
+    def _admit(self, x: KV) -> None:
+        """Keep the newest tokens exactly; those that no longer may be so wait."""
         missing = self.scheme.sink_tokens - self.length
         if missing > 0:
             self.sinks = _joined(self.sinks, x[:, :, :missing])
             x = x[:, :, missing:]
-        tail = x if self.tail is None else torch.cat([self.tail, x], dim=2)
         every = self.scheme.flush_every
-        ready = max(0, (tail.shape[2] - self.scheme.keep_recent) // every * every)
+        ready = max(0, (self._tail.length + x.shape[2] - self.scheme.keep_recent) // every * every)
         if ready:
-            self._pack(tail[:, :, :ready])
-        rest = tail[:, :, ready:]
-        self.tail = rest.clone() if rest.shape[2] else None  # cloned: a view would keep the whole prefix alive
+            old = min(ready, self._tail.length)
+            block = x[:, :, : ready - old]
+            if old:
+                block = torch.cat([self._tail.view()[:, :, :old], block], dim=2)
+                self._tail.drop_first(old)
+            self.waiting = block if self.waiting is None else torch.cat([self.waiting, block], dim=2)
+            x = x[:, :, ready - old :]
+        self._tail.append(x)
 
-    def _pack(self, x: KV) -> None:
-        packed = self.scheme.quantizer.quantize_at(x, self.sink_tokens + self.packed_tokens)
-        self.saturated += packed.saturated
+    @property
+    def is_mirrored_now(self) -> bool:
+        return self._mirror is not None
+
+    def keep_packed(self, packed: QuantizedTensor, decoded: KV | None) -> None:
+        """What waited is stored as `packed`, which stands for `decoded`, wanted where there is a mirror."""
+        if self._mirror is not None and decoded is not None:
+            self._mirror.decode(self.sink_tokens + self.packed_tokens, decoded)
         if self.runs and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:
             self.runs.append(_Run(packed))
+        self.waiting = None
 
     def read(self) -> KV | None:
         """All tokens, decoded; None where nothing is stored."""
         pieces = [] if self.sinks is None else [self.sinks]
         pieces += [run.view().dequantize() for run in self.runs if run.tokens]
-        pieces += [] if self.tail is None else [self.tail]
+        pieces += [x for x in (self.waiting, self.tail) if x is not None]
         return torch.cat(pieces, dim=2) if pieces else None  # copies even one piece: what is held may change later
 
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens` tokens; the last block may be left with fewer valid tokens."""
+        pack_together([self])
+        self._mirror = None
         keep = tokens
         if self.sinks is not None:
             self.sinks = self.sinks[:, :, :keep].clone() if keep else None
@@ -120,8 +175,7 @@ class TokenStore:
             run.crop(min(run.tokens, keep))
             keep -= run.tokens
         self.runs = [run for run in self.runs if run.tokens]
-        if self.tail is not None:
-            self.tail = self.tail[:, :, :keep].clone() if keep else None
+        self._tail.keep_first(keep)
 
     def index_select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these batch rows, in this order."""
@@ -139,25 +193,76 @@ class TokenStore:
         self._change(lambda x: x, lambda q: q.with_zeroed_codes())
 
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
+        pack_together([self])
+        self._mirror = None
         self.sinks = None if self.sinks is None else exact(self.sinks)
-        self.tail = None if self.tail is None else exact(self.tail)
+        tail, self._tail = self._tail, TokenBuffer()
+        if tail.length:
+            self._tail.append(exact(tail.view()))
         self.runs = [_Run(packed(run.held)) for run in self.runs]  # with its spare capacity, which would stay unseen
 
+    def of_rows(self, rows: Int[Tensor, "rows"]) -> "TokenStore":
+        """Another store with these batch rows of this one."""
+        other = TokenStore(self.scheme, self.mirrored)
+        other.sinks, other.waiting, other.runs, other.saturated = self.sinks, self.waiting, self.runs, self.saturated
+        other._tail = self._tail
+        other.index_select(rows)
+        return other
+
     def nbytes(self) -> dict[str, int]:
-        """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", and "spare" capacity."""
+        """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", "spare" capacity, "mirror"."""
         held: dict[str, int] = {}
         for run in self.runs:
             for name, size in run.view().nbytes().items():
                 held[name] = held.get(name, 0) + size
         for name, exact in (("tail", self.tail), ("sinks", self.sinks)):
             held[name] = 0 if exact is None else exact.numel() * exact.element_size()
-        held["spare"] = sum(run.spare_bytes() for run in self.runs)
+        held["spare"] = sum(run.spare_bytes() for run in self.runs) + self._tail.spare_bytes
+        if self._mirror is not None:
+            held["mirror"] = self._mirror.nbytes
         return held
 
     def counted_bytes(self) -> float:
         """Bytes as they are reported: codes and metadata as held, exact tokens at 16 bits, spare capacity not."""
         exact = sum(2 * x.numel() for x in (self.tail, self.sinks) if x is not None)
         return exact + sum(run.view().counted_bytes() for run in self.runs)
+
+
+def pack_together(stores: Iterable[TokenStore]) -> None:
+    """Quantize what waits in the stores: those of many layers in one call, where their quantizers are equal and encode
+    batch rows independently."""
+    alike: dict[Hashable, list[TokenStore]] = {}
+    for store in stores:
+        if store.waiting is not None:
+            alike.setdefault(_kind(store, store.waiting), []).append(store)
+    for group in alike.values():
+        first = group[0].waiting
+        assert first is not None
+        few = max(1, AT_ONCE.get(first.device.type, AT_ONCE["cpu"]) // first.numel())
+        for i in range(0, len(group), few):
+            _pack(group[i : i + few])
+
+
+def _kind(store: TokenStore, waiting: Tensor) -> Hashable:
+    """Equal of stores that may be packed in one call."""
+    quantizer = store.scheme.quantizer
+    alone = id(store) if quantizer.mixes_rows or quantizer.needs_place else 0
+    start = store.sink_tokens + store.packed_tokens
+    return alone, quantizer, waiting.shape, waiting.dtype, waiting.device, start
+
+
+def _pack(stores: list[TokenStore]) -> None:
+    first = stores[0]
+    blocks = [store.waiting for store in stores if store.waiting is not None]
+    x = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    packed = first.scheme.quantizer.quantize_at(x, first.sink_tokens + first.packed_tokens)
+    first.saturated += packed.saturated  # of all these stores: it is their sum that is reported
+    decoded = packed.dequantize() if any(store.is_mirrored_now for store in stores) else None
+    rows = len(blocks[0])
+    for i, store in enumerate(stores):
+        own = slice(i * rows, (i + 1) * rows)
+        mine = packed if len(stores) == 1 else packed.map_parts(lambda part, own=own: part[own])
+        store.keep_packed(mine, None if decoded is None else decoded[own])
 
 
 def _joined(first: Tensor | None, second: Tensor) -> Tensor:

@@ -103,6 +103,10 @@ class Wrapper(Quantizer):
         return self.inner.independent
 
     @property
+    def mixes_rows(self) -> bool:
+        return self.inner.mixes_rows
+
+    @property
     def appends(self) -> bool | str:
         return self.inner.appends
 

@@ -15,8 +15,9 @@ from harness.ablation import SharedSuffix
 from harness.caches.scheme import SchemeCache
 from harness.capture import suffix_gradients
 from harness.options import Options
-from harness.protocols import log_probabilities, prefill, score, suffix_logits
+from harness.protocols import prefill, suffix_logits
 from harness.records.measurement import Arrays, Measurement
+from harness.scoring import Reference
 from harness.subject.prepared import Subject
 from harness.subject.windows import Window
 from schemes import Scheme, TokenStore
@@ -78,8 +79,8 @@ class _Ablation:
             self.share = shared.shares_exactly(middle, self.schemes[0].for_layer(middle))
             if not self.share:
                 self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
-        log_p = log_probabilities(shared.exact)
-        exact = score(log_p, log_p, window.targets)
+        reference, targets = Reference(shared.exact), window.targets[None]
+        exact = reference.itself(targets)
         grid = (len(self.schemes), len(self.sides))
         arrays: Arrays = {name: np.zeros((*grid, len(self.layers))) for name in ("nll", "kl", "square", "absolute")}
         arrays |= {name: np.zeros(grid) for name in ("all_nll", "all_kl")}
@@ -90,11 +91,11 @@ class _Ablation:
                 started = time.perf_counter()
                 half = one_side(scheme, side)
                 whole = suffix_logits(model, SchemeCache.for_model(half, model).fill(prefilled), window.suffix)
-                scores = score(log_probabilities(whole), log_p, window.targets)
+                scores = reference.score(whole, targets)
                 arrays["all_nll"][i, j], arrays["all_kl"][i, j] = _sum(scores.nll), _sum(scores.kl)
                 for at, layer in enumerate(self.layers):
                     logits = shared.ablated(layer, half.for_layer(layer), self.share)
-                    scores = score(log_probabilities(logits), log_p, window.targets)
+                    scores = reference.score(logits, targets)
                     arrays["nll"][i, j, at], arrays["kl"][i, j, at] = _sum(scores.nll), _sum(scores.kl)
                     for name in ("square", "absolute"):
                         arrays[name][i, j, at] = predicted[layer][side][name]

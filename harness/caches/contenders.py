@@ -12,7 +12,7 @@ from harness.caches.scheme import SchemeCache
 from harness.caches.specs import parse_cache_spec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import kv_shapes
-from harness.subject.windows import Window
+from harness.subject.windows import Batch
 from schemes import Quantizer, Scheme, parse_scheme
 from schemes.errors import UserError
 from schemes.references import identity_of
@@ -34,6 +34,11 @@ class Contender(Protocol):
         ...
 
     @property
+    def mixes_rows(self) -> bool:
+        """Whether what is stored of one window depends on those beside it, so that each goes alone."""
+        ...
+
+    @property
     def calibrated_on(self) -> Sequence[Mapping[str, Any]]:
         """The texts it has seen: name, sha256 of the text, token_sha256 of its tokens; runs, where they were kept."""
         ...
@@ -42,7 +47,7 @@ class Contender(Protocol):
         """A fresh cache."""
         ...
 
-    def fill(self, cache: Any, model: Any, window: Window, prefilled: DynamicCache) -> None:
+    def fill(self, cache: Any, model: Any, batch: Batch, prefilled: DynamicCache) -> None:
         """Pass 1 into `cache`."""
         ...
 
@@ -84,13 +89,17 @@ class SchemeContender:
         return self.scheme.lossless
 
     @property
+    def mixes_rows(self) -> bool:
+        return any(rule.quantizer.mixes_rows for one in self.scheme.variants for rule in one.sides.values())
+
+    @property
     def calibrated_on(self) -> list[Mapping[str, Any]]:
         return self.scheme.calibrated_on
 
     def empty(self, model: Any) -> SchemeCache:
         return SchemeCache.for_model(self.scheme, model)
 
-    def fill(self, cache: SchemeCache, model: Any, window: Window, prefilled: DynamicCache) -> None:
+    def fill(self, cache: SchemeCache, model: Any, batch: Batch, prefilled: DynamicCache) -> None:
         cache.fill(prefilled)
 
     def check(self, model: Any, prefix_length: int) -> None:

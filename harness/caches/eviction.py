@@ -21,7 +21,7 @@ from harness.caches.scheme import full_layers
 from harness.caches.specs import CacheSpec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import places_are_in_keys
-from harness.subject.windows import Window
+from harness.subject.windows import Batch
 from schemes.errors import UserError
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
@@ -168,6 +168,7 @@ class EvictingContender:
     rule: Eviction
     lossless: bool = False
     foreign: bool = False
+    mixes_rows: bool = False
 
     @classmethod
     def of(cls, label: str, spec: CacheSpec) -> "EvictingContender":
@@ -180,7 +181,7 @@ class EvictingContender:
     def empty(self, model: Any) -> EvictingCache:
         return EvictingCache(self.rule, model.config)
 
-    def fill(self, cache: EvictingCache, model: Any, window: Window, prefilled: DynamicCache) -> None:
+    def fill(self, cache: EvictingCache, model: Any, batch: Batch, prefilled: DynamicCache) -> None:
         cache.fill(prefilled)
 
     def check(self, model: Any, prefix_length: int) -> None:

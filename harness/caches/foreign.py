@@ -15,7 +15,7 @@ from harness.caches.specs import CacheSpec
 from harness.protocols import fill_live
 from harness.records.run import ContenderRecord
 from harness.subject.probing import kv_shapes
-from harness.subject.windows import Window
+from harness.subject.windows import Batch
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ForeignContender:
     note: str = ""
     lossless: bool = False
     foreign: bool = True
+    mixes_rows: bool = True  # it may; it is not ours to know
     canonical: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
 
@@ -45,8 +46,8 @@ class ForeignContender:
     def empty(self, model: Any) -> Any:
         return self.factory(model.config)
 
-    def fill(self, cache: Any, model: Any, window: Window, prefilled: DynamicCache) -> None:
-        fill_live(model, window.prefix, cache)
+    def fill(self, cache: Any, model: Any, batch: Batch, prefilled: DynamicCache) -> None:
+        fill_live(model, batch.prefix, cache)
 
     def check(self, model: Any, prefix_length: int) -> None:
         """Nothing: what a foreign cache refuses it says when it runs, and fails its row."""

@@ -1,11 +1,10 @@
 """SchemeCache: one transformers cache for every scheme, for evaluation and for `model.generate` alike."""
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
@@ -13,9 +12,13 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from harness.caches.rotary import rotary_of
 from schemes import Rotary, Scheme, TokenStore
 from schemes.errors import UserError
+from schemes.store import pack_together
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]
+
+
+TokensT = TypeVar("TokensT")
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -30,10 +33,12 @@ class SchemeLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, scheme: Scheme):
+    def __init__(self, scheme: Scheme, mirrored: bool = False):
         super().__init__()
         self.scheme = scheme
-        self.stores = {side: TokenStore(rule) for side, rule in scheme.sides.items()}
+        self.stores = {side: TokenStore(rule, mirrored) for side, rule in scheme.sides.items()}
+        self.keeps = True
+        """Whether new tokens are stored; the last forward of an evaluation only reads."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.scheme.check(key_states.shape[3], value_states.shape[3])  # configs do not say how wide cached heads are
@@ -45,12 +50,8 @@ class SchemeLayer(CacheLayerMixin):
     def update(self, key_states: New, value_states: New, *args: Any, **kwargs: Any) -> tuple[Whole, Whole]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        full: list[Tensor] = []
-        for store, new in zip(self.stores.values(), (key_states, value_states), strict=True):
-            past = store.read()
-            full.append(new if past is None else torch.cat([past, new], dim=2))
-            store.append(new)
-        return full[0], full[1]
+        keys, values = self.stores.values()
+        return keys.read_with(key_states, self.keeps), values.read_with(value_states, self.keeps)
 
     def past_read(self) -> dict[str, int]:
         """By side, how many of the past tokens the next forward reads from packed storage."""
@@ -93,6 +94,11 @@ class SchemeLayer(CacheLayerMixin):
         for store in self.stores.values():
             store.repeat(repeats)
 
+    def of_rows(self, rows: Int64[Tensor, "rows"]) -> "SchemeLayer":
+        other = copy.copy(self)
+        other.stores = {side: store.of_rows(rows) for side, store in self.stores.items()}
+        return other
+
     def offload(self) -> None:
         for store in self.stores.values():
             store.to("cpu")
@@ -109,13 +115,17 @@ class SchemeCache(DynamicCache):
     Pass it as `cache` (before transformers 5.24 `past_key_values`) to `model(...)` or `model.generate(...)`. With
     left padding, the keys of pad tokens enter per-channel groups like any other.
 
-    rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own.
+    rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own. mirrored: each
+    block is decoded once and stays decoded beside its codes, so that a step costs its own tokens: the speed of an exact
+    cache, and its memory on top.
 
     Raises ValueError where the model has no full-attention layer to quantize; the first `update` where its heads are such
     that the scheme cannot group them.
     """
 
-    def __init__(self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None):
+    def __init__(
+        self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None, *, mirrored: bool = False
+    ):
         super().__init__(config=config)
         stored = full_layers(self)
         if not stored:
@@ -126,13 +136,13 @@ class SchemeCache(DynamicCache):
             )
         self.scheme = scheme.bind(len(self.layers), stored, rotary)
         for index in stored:
-            self.layers[index] = SchemeLayer(self.scheme.for_layer(index))
+            self.layers[index] = SchemeLayer(self.scheme.for_layer(index), mirrored)
 
     @classmethod
-    def for_model(cls, scheme: Scheme, model: Any) -> "SchemeCache":
+    def for_model(cls, scheme: Scheme, model: Any, *, mirrored: bool = False) -> "SchemeCache":
         """A cache for a model, with whatever the scheme needs of it (its rotary module, where keys are stored as they
         were before the rotation)."""
-        return cls(scheme, model.config, lambda layer: rotary_of(model, layer))
+        return cls(scheme, model.config, lambda layer: rotary_of(model, layer), mirrored=mirrored)
 
     @property
     def lossy_layers(self) -> dict[str, list[int]]:
@@ -156,16 +166,56 @@ class SchemeCache(DynamicCache):
                 yield index, side, store
 
     def fill(self, prefilled: DynamicCache) -> "SchemeCache":
-        """Store what an exact prefill captured, through `update`, as a live prefill would. Returns itself."""
+        """Store what an exact prefill captured, as a live prefill would, many layers in one call. Returns itself."""
         for index, layer in enumerate(prefilled.layers):
-            if isinstance(self.layers[index], SchemeLayer):
-                assert isinstance(layer, DynamicLayer)
-                assert layer.keys is not None
-                assert layer.values is not None
-                self.update(layer.keys, layer.values, index)
-            else:
+            mine = self.layers[index]
+            if not isinstance(mine, SchemeLayer):
                 self.layers[index] = copy.deepcopy(layer)  # sliding, linear: state is changed in place by forwards
+                continue
+            assert isinstance(layer, DynamicLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            if self.scheme.lossless:  # nothing to pack: as it comes
+                self.update(layer.keys, layer.values, index)
+            elif not mine.is_initialized:
+                mine.lazy_initialization(layer.keys, layer.values)
+        if self.scheme.lossless:
+            return self
+        self._defer(True)
+        for index, side, store in self.stores():
+            store.append(getattr(prefilled.layers[index], f"{side}s"))
+        self._defer(False)
         return self
+
+    def feed(self, chunks: Sequence[TokensT]) -> Iterator[TokensT]:
+        """The chunks, one after another, for a caller that makes a forward over this cache with each: what is packed in
+        it is packed for all layers in one call, and the last forward, after which nobody reads, stores nothing."""
+        self._defer(True)
+        if len(chunks) > 1:
+            for _, _, store in self.stores():
+                store.mirrored = True
+        try:
+            for i, chunk in enumerate(chunks):
+                for layer in self._scheme_layers():
+                    layer.keeps = i < len(chunks) - 1
+                yield chunk
+                self.pack()
+        finally:
+            for layer in self._scheme_layers():
+                layer.keeps = True
+            self._defer(False)
+
+    def _defer(self, deferred: bool) -> None:
+        for _, _, store in self.stores():
+            store.deferred = deferred
+        if not deferred:
+            self.pack()
+
+    def pack(self) -> None:
+        pack_together(store for _, _, store in self.stores())
+
+    def _scheme_layers(self) -> Iterator[SchemeLayer]:
+        return (layer for layer in self.layers if isinstance(layer, SchemeLayer))
 
     def zero_codes(self) -> None:
         """The destructive control: set every stored code to 0."""

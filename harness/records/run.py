@@ -43,6 +43,7 @@ class Settings(_Typed):
     seed: int
     contenders: list[Annotated[str, AfterValidator(identity_of)]]  # in the order of the table; the first is exact
     versions: dict[str, str]
+    batch: int | Literal["auto"] = 1  # windows that go through the model together, as asked for
     commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
     measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept
     measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
@@ -82,6 +83,7 @@ class ContenderRecord(_Typed):
     )
     bytes: dict[str, Bytes] | None  # by side, of foreign caches under "both"; None: not measurable
     note: str = ""
+    window_by_window: bool = False  # though the run takes several together
     evicts: bool = False  # drops tokens, which changes what is attended
     error: str | None = None  # why it has no score: one line; its sums are NaN from the window on where it failed
 
@@ -159,6 +161,8 @@ HeaderT = TypeVar("HeaderT", bound=Header)
 class Run(Header):
     """A comparison: what `kvdelta compare` leaves in run.json."""
 
+    batch: int = 1  # windows that go through the model together, from here on
+    batches: list[int] = []  # how many those in `windows` were, one batch after another; none in older records: all one
     contenders: list[ContenderRecord]
     noise_floor: NoiseFloor | None = None
     windows: list[WindowRecord] = []

@@ -8,6 +8,7 @@ predicted by the prefix's exact logits, the same under every scheme, so it is no
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -42,6 +43,35 @@ class Window:
     def targets(self) -> Int64[Tensor, "scored"]:
         """The scored tokens: logits of suffix token i predict targets[i]."""
         return self.tokens[self.prefix_length + 1 :]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows that go through the model together, one a batch row."""
+
+    windows: tuple[Window, ...]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def tokens(self) -> Int64[Tensor, "batch window_length"]:
+        return torch.stack([window.tokens for window in self.windows])
+
+    @property
+    def prefix(self) -> Int64[Tensor, "batch prefix"]:
+        return torch.cat([window.prefix for window in self.windows])
+
+    @property
+    def suffix(self) -> Int64[Tensor, "batch suffix"]:
+        return torch.cat([window.suffix for window in self.windows])
+
+    @property
+    def targets(self) -> Int64[Tensor, "batch scored"]:
+        return torch.stack([window.targets for window in self.windows])
+
+    def first(self, count: int) -> "Batch":
+        return Batch(self.windows[:count])
 
 
 def grid_size(n_tokens: int, window_length: int, stride: int) -> int:

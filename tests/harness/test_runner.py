@@ -13,10 +13,11 @@ from harness import controls
 from harness.caches.contenders import SchemeContender, contenders_of
 from harness.caches.foreign import ForeignContender
 from harness.comparison import compare
-from harness.protocols import NotFinite, check_finite
 from harness.records import writing
 from harness.records.run import load_run, load_tokens, save_run
 from harness.runner import Progress, window_sums
+from harness.scoring import NotFinite, Scores, check_finite
+from harness.subject.windows import Batch
 from schemes import parse_scheme
 from schemes.errors import UserError
 
@@ -145,10 +146,10 @@ def test_a_prefix_within_the_residual_is_refused(subject, options):
 class Poisoned(SchemeContender):
     """int8 whose values are infinite in every window but the first."""
 
-    def fill(self, cache, model, window, prefilled):
-        super().fill(cache, model, window, prefilled)
+    def fill(self, cache, model, batch, prefilled):
+        super().fill(cache, model, batch, prefilled)
         for _, side, store in cache.stores():
-            if window.start and side == "value":
+            if batch.windows[0].start and side == "value":
                 store.runs[0].held.scale.fill_(float("inf"))
 
 
@@ -205,7 +206,7 @@ def test_a_wider_dtype_is_named(subject, dtype, way_out):
     with pytest.raises(
         NotFinite, match=rf"NaN or infinite logits in window 0 \(tokens from 0\); try --dtype {way_out}$"
     ):
-        check_finite(torch.tensor([1.0, float("inf")]), "logits", subject.windows[0], dtype)
+        check_finite(Scores.none(1, 3), Batch((subject.windows[0],)), dtype)
 
 
 def test_no_disk_space_is_one_clear_line(subject, options, monkeypatch):

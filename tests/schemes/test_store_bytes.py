@@ -38,7 +38,7 @@ BITS = [  # effective bits of the packed part: b + 32/G asymmetric and HQQ, b + 
 @pytest.mark.parametrize("side", ["key", "value"])
 @pytest.mark.parametrize("by", [7, 600])
 def test_resident_bytes(spec, bits, side, by):
-    """At most 1.02 × the formula, tail and sinks; spare capacity apart, at most a quarter and a token group."""
+    """At most 1.02 × the formula, tail and sinks; spare capacity apart, at most a quarter, a token group and a token."""
     scheme = parse_scheme(spec).sides[side]
     x = torch.randn(1, 2, 600, 64).half()
     store = filled(scheme, *x.split(by, dim=2))
@@ -49,7 +49,8 @@ def test_resident_bytes(spec, bits, side, by):
     resident = sum(size for name, size in held.items() if name != "spare")
     assert packed + exact <= resident <= 1.02 * packed + exact
     assert held["tail"] + held["sinks"] == exact
-    assert held["spare"] <= 0.25 * packed + scheme.quantizer.tokens_per_group * row * bits / 8
+    group, token = scheme.quantizer.tokens_per_group * row * bits / 8, row * 2
+    assert held["spare"] <= 0.25 * (packed + exact) + group + token
     assert sum(held.values()) == sum(storages(store).values())
     assert store.counted_bytes() == resident
     assert store.elements == x.numel()

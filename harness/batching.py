@@ -1,0 +1,63 @@
+"""How many windows go through the model together, and one window's part of what they share."""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from harness.caches.scheme import SchemeLayer
+from harness.subject.probing import kv_shapes
+
+LARGEST = 64  # more windows at once are hardly faster, and lose more when a run is stopped
+SHARE = 0.7  # of the free memory: what is reckoned below is not all that a forward allocates
+FLOAT32_COPIES = 4  # of one layer's keys or values while they are encoded or decoded
+
+
+def batch_size(asked: str, model: Any, window_length: int, score_length: int) -> int:
+    """The number asked for; of "auto" on a GPU as many as its free memory holds, on a CPU, where more at once are not
+    faster, one."""
+    if asked != "auto":
+        return int(asked)
+    if model.device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(model.device)
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    fits = int(SHARE * free / window_bytes(model, window_length, score_length))
+    return max(1, min(LARGEST, 2 ** (fits.bit_length() - 1) if fits else 1))
+
+
+def window_bytes(model: Any, window_length: int, score_length: int) -> int:
+    """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations."""
+    config, size = model.config.get_text_config(decoder=True), model.dtype.itemsize
+    shapes = kv_shapes(model).values()
+    numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]
+    caches = 3 * sum(numbers) * size + FLOAT32_COPIES * 4 * max(numbers)
+    logits = 2 * score_length * config.vocab_size * size
+    wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
+    return int(caches + logits + window_length * (8 * config.hidden_size + 3 * wide) * size)
+
+
+CacheT = TypeVar("CacheT", bound=DynamicCache)
+
+
+def rows_of(cache: CacheT, rows: slice) -> CacheT:
+    """The part of a batch's cache that some windows have. Exact keys and values are views, which forwards leave as they are;
+    of layers that they change in place (sliding, linear) it has copies."""
+    some = copy.copy(cache)
+    some.layers = [_rows_of(layer, rows) for layer in cache.layers]
+    return some
+
+
+def _rows_of(layer: Any, rows: slice) -> Any:
+    if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+        some: Any = copy.copy(layer)
+        some.keys, some.values = layer.keys[rows], layer.values[rows]
+        return some
+    indices = torch.arange(rows.start, rows.stop, device=getattr(layer, "device", None))
+    if isinstance(layer, SchemeLayer):
+        return layer.of_rows(indices)
+    some = copy.deepcopy(layer)
+    some.batch_select_indices(indices)
+    return some
