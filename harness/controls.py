@@ -100,7 +100,10 @@ def noise_floor(
         route = f"token by token, {suffix.shape[1] - 1} tokens a window"
         logits_by_route[route] = suffix_logits(model, copy.deepcopy(rows), suffix, 1)
     if len(batch) > 1:
-        logits_by_route["window by window"] = torch.cat([_alone(model, Batch((w,)), settings) for w in few.windows])
+        tokens = FLOOR_TOKENS + 1 if settings.protocol == "stepwise" else settings.score_length
+        logits_by_route["window by window"] = torch.cat(
+            [_alone(model, Batch((window,)), settings, tokens) for window in few.windows]
+        )
     routes: dict[str, dict[str, float]] = {}
     for name, logits in logits_by_route.items():
         n = logits.shape[1]
@@ -121,11 +124,12 @@ def noise_floor(
     )
 
 
-def _alone(model: Any, window: Batch, settings: Settings) -> Tensor:
+def _alone(model: Any, window: Batch, settings: Settings, tokens: int) -> Tensor:
+    """The logits of its first scored tokens as the run's own protocol has them."""
     if settings.protocol == "single-pass":
         stock = DynamicCache(config=model.config)
         return single_pass_logits(model, stock, window.tokens, settings.score_length)
-    return suffix_logits(model, prefill(model, window.prefix), window.suffix, settings.step)
+    return suffix_logits(model, prefill(model, window.prefix), window.suffix[:, :tokens], settings.step)
 
 
 def _pooled(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from harness.subject.forward import forward
 
 Protocol = Literal["two-pass", "stepwise", "single-pass"]
 
+
 @torch.inference_mode()
 def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"]) -> DynamicCache:
     """Pass 1: the prefix in one exact forward; its keys and values. It does not depend on the scheme."""

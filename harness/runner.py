@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ LayersRead = dict[int, Reads]  # by layer
 
 @dataclass
 class Progress:
-    """What a run tells while it goes: one call per scored pass."""
+    """What a run tells while it goes: one call per scored pass, with the positions of the windows that went through it, the
+    contender and their mean loss."""
 
-    on_pass: Callable[[int, int, str, float], None] = lambda window, contender, label, nll: None
+    on_pass: Callable[[range, int, str, float], None] = lambda windows, contender, label, nll: None
     on_note: Callable[[str], None] = lambda text: None
 
 
@@ -95,6 +97,7 @@ class Runner:
         scored: list[Scores] = []
         reads: list[list[LayersRead]] = []  # by contender, then window
         self._reference: Reference | None = None
+        positions = range(len(self.run.windows), len(self.run.windows) + len(batch))
         for position, contender in enumerate(self.contenders):
             scores, observed = Scores.none(*batch.targets.shape), [{} for _ in batch.windows]
             if not self._failed(position):
@@ -114,8 +117,10 @@ class Runner:
                     self._fail(position, contender, error)
             scored.append(scores)
             reads.append(observed)
-            self.progress.on_pass(len(self.run.windows), position, contender.label, scores.nll.double().mean().item())
+            self.progress.on_pass(positions, position, contender.label, scores.nll.double().mean().item())
+        started = time.perf_counter()
         self._keep(batch, scored, reads)
+        self._time("record", started)
 
     def _contender(
         self, position: int, contender: Contender, batch: Batch, prefilled: DynamicCache
@@ -157,11 +162,15 @@ class Runner:
         logits, observed = self._pass(position, contender, batch, prefilled)
         if position == 0:
             if not self.run.windows:
+                started = time.perf_counter()
                 controls.check_identity(self.run.audit, self.model, batch, prefilled, logits, settings)
+                self._time("control: identity", started)
             self._reference = Reference(logits)
         assert self._reference is not None
         reference = self._reference.of_windows(windows)
+        started = time.perf_counter()
         scores = reference.score(logits, batch.targets) if position else reference.itself(batch.targets)
+        self._time("scoring", started)
         try:
             check_finite(scores, batch, settings.dtype)
         except NotFinite as error:
@@ -169,6 +178,7 @@ class Runner:
             raise NotFiniteFrom(error, scores.from_window(error.first), reads) from None
         measured = len(self.run.windows)
         if position == 0 and measured < controls.FLOOR_WINDOWS:
+            started = time.perf_counter()
             self.run.noise_floor = controls.noise_floor(
                 self.run.noise_floor,
                 self.model,
@@ -179,6 +189,7 @@ class Runner:
                 settings,
                 controls.FLOOR_WINDOWS - measured,
             )
+            self._time("control: noise floor", started)
         return scores, [observed for _ in batch.windows]
 
     def _failed(self, position: int) -> bool:
@@ -214,7 +225,9 @@ class Runner:
             contender.fill(cache, self.model, batch, prefilled)
             self._time(f"{contender.name} fill", started)
             if first:
+                started = time.perf_counter()
                 self._first_filled(contender, cache, batch, prefilled)
+                self._time("control: zeroed codes", started)
             observer = observer or Observer(cache, scored, layers, declared=True)
             observer.watch()
             started = time.perf_counter()
@@ -244,12 +257,13 @@ class Runner:
         self.timings.setdefault(what, []).append(round(time.perf_counter() - started, 4))
 
     def _keep(self, batch: Batch, scored: list[Scores], reads: list[list[LayersRead]]) -> None:
-        for i, window in enumerate(batch.windows):
-            arrays = {
-                name: np.stack([getattr(scores, name)[i].numpy() for scores in scored])
-                for name in ("nll", "kl", "top1")
-            }
-            save_tokens(self.folder, window.index, arrays)
+        arrays_of = [
+            {name: np.stack([getattr(one, name)[i].numpy() for one in scored]) for name in ("nll", "kl", "top1")}
+            for i in range(len(batch))
+        ]
+        with ThreadPoolExecutor() as pool:  # compressing takes longer than scoring a window on a GPU
+            list(pool.map(lambda w, arrays: save_tokens(self.folder, w.index, arrays), batch.windows, arrays_of))
+        for i, (window, arrays) in enumerate(zip(batch.windows, arrays_of, strict=True)):
             sums = [total(by_window[i].values()) for by_window in reads]
             self.run.windows.append(window_sums(arrays, window.index, window.start, sums))
             for contender, by_window in zip(self.contenders, reads, strict=True):

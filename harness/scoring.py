@@ -119,7 +119,7 @@ class Reference:
         return Scores(nll, torch.zeros_like(nll), torch.ones_like(nll, dtype=torch.bool))
 
     @torch.inference_mode()
-    def score(self, logits: Logits, targets: Int64[Tensor, "batch scored"]) -> Scores:
+    def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
         """Of the first tokens of each window, as many as there are `logits`, which are left as they are.
 
         KL is Σ p·(expm1(δ) − δ) with δ = log q − log p: no term is negative, nothing cancels in float32, and beyond FAR,

@@ -31,9 +31,9 @@ def score(
     assert logits.stride(2) == reference.stride(2) == 1
     out = torch.empty(3, batch, scored, device=logits.device)
     _kernel()[(batch * scored,)](
-        logits, reference, targets.contiguous(), out, scored, batch * scored, vocabulary,
+        logits, reference, targets.contiguous(), out, scored, batch * scored,
         logits.stride(0), logits.stride(1), reference.stride(0), reference.stride(1),
-        FAR, SERIES, BLOCK,
+        vocabulary, FAR, SERIES, BLOCK,
         num_warps=8,
     )  # fmt: skip
     return out
@@ -48,9 +48,9 @@ def _kernel() -> Any:
         return None
 
     def rows(
-        q_at, p_at, targets, out, scored, total, vocabulary,
+        q_at, p_at, targets, out, scored, total,
         q_window, q_row, p_window, p_row,
-        far: tl.constexpr, series: tl.constexpr, block: tl.constexpr,
+        vocabulary: tl.constexpr, far: tl.constexpr, series: tl.constexpr, block: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         q_at += row // scored * q_window + row % scored * q_row

@@ -17,29 +17,30 @@ COLUMNS = 80  # of a terminal that does not say how wide it is
 
 
 def progress(total_windows: int, passes: int) -> "Progress":
-    """Window, running perplexity and time left: one line redrawn on a terminal, else a line a window."""
+    """Window, running perplexity and time left: one line redrawn on a terminal, else a line a batch of windows."""
     from harness.runner import Progress
 
     started = time.monotonic()
-    losses: dict[str, list[float]] = {}
-    scored, first = 0, None
+    losses: dict[str, list[tuple[float, int]]] = {}
+    first: int | None = None
 
-    def on_pass(window: int, contender: int, label: str, nll: float) -> None:
-        nonlocal scored, first
-        first = window if first is None else first  # a continued run begins later
-        scored += 1
-        losses.setdefault(label, []).append(nll)
-        left = (total_windows - first) * passes - scored
-        seconds = (time.monotonic() - started) / scored * left
-        eta = f"about {duration(seconds)} left" if left else f"took {duration(time.monotonic() - started)}"
+    def on_pass(windows: range, contender: int, label: str, nll: float) -> None:
+        nonlocal first
+        first = windows.start if first is None else first  # a continued run begins later
+        losses.setdefault(label, []).append((nll, len(windows)))
+        done = windows.start - first + len(windows) * (contender + 1) / passes  # in windows
+        left = total_windows - first - done
+        seconds = time.monotonic() - started
+        last = windows.stop == total_windows and contender == passes - 1
+        eta = f"took {duration(seconds)}" if last else f"about {duration(seconds / done * left)} left"
         if sys.stderr.isatty():
-            before, after = f"window {window + 1}/{total_windows}  ", f"  ppl {_perplexity(losses[label])}  {eta}"
-            (redraw if left else note)(_on_one_row(before, printable(label), after))
+            before, after = f"window {windows.stop}/{total_windows}  ", f"  ppl {_perplexity(losses[label])}  {eta}"
+            (note if last else redraw)(_on_one_row(before, printable(label), after))
         elif contender == passes - 1:
             shown = list(losses.items())[:SHOWN]
             running = "  ".join(f"{name} {_perplexity(values)}" for name, values in shown)
             more = f"  and {len(losses) - SHOWN} more" if len(losses) > SHOWN else ""
-            note(f"window {window + 1}/{total_windows}  ppl so far: {running}{more}  {eta}")
+            note(f"window {windows.stop}/{total_windows}  ppl so far: {running}{more}  {eta}")
 
     return Progress(on_pass, note)
 
@@ -60,8 +61,9 @@ def _on_one_row(before: str, label: str, after: str) -> str:
     return line if cell_len(line) <= room else set_cell_size(line, room)
 
 
-def _perplexity(losses: list[float]) -> str:
-    mean = sum(losses) / len(losses)
+def _perplexity(losses: list[tuple[float, int]]) -> str:
+    """Of mean losses, each of so many windows."""
+    mean = sum(nll * windows for nll, windows in losses) / sum(windows for _, windows in losses)
     return "failed" if math.isnan(mean) else f"{math.exp(min(700.0, mean)):.3f}"
 
 

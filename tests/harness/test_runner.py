@@ -94,8 +94,8 @@ def test_resume_goes_on_with_finished_windows(subject, options):
     class Stop(Exception):
         pass
 
-    def stop(window, contender, label, nll):
-        if window == 1 and contender == 1:
+    def stop(windows, contender, label, nll):
+        if windows.start == 1 and contender == 1:
             raise Stop
 
     with pytest.raises(Stop):
@@ -104,7 +104,7 @@ def test_resume_goes_on_with_finished_windows(subject, options):
     assert (first.status, len(first.windows)) == ("running", 1)
     seen = []
     run, _ = compare(SPECS, options, subject=subject, progress=Progress(lambda *call: seen.append(call)))
-    assert {window for window, *_ in seen} == {1, 2}
+    assert {tuple(windows) for windows, *_ in seen} == {(1,), (2,)}
     whole, _ = compare(SPECS, replace(options, out=options.out + "-whole"), subject=subject)
     assert run.windows == whole.windows
     notes = []
@@ -158,7 +158,7 @@ def test_a_scheme_that_is_not_finite_is_its_own_row(subject, options, tmp_path):
     spec, other = "int8:group_size=16", "asym2:group_size=16"
     bad = Poisoned("bad", parse_scheme(spec))
     seen = []
-    progress = Progress(lambda window, contender, label, nll: seen.append((window, label)), seen.append)
+    progress = Progress(lambda windows, contender, label, nll: seen.append((windows, label)), seen.append)
     run, folder = compare([bad, other], options, subject=subject, progress=progress)
     alone, _ = compare([other], replace(options, out=str(tmp_path / "alone")), subject=subject)
     reason = f"NaN or infinite logits in window {subject.windows[1].index} (tokens from {subject.windows[1].start})"

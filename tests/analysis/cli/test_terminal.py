@@ -72,7 +72,7 @@ def run(labels, windows=2, notes=(), to=None):
         shown = terminal.progress(windows, len(labels))
         for window in range(windows):
             for position, label in enumerate(labels):
-                shown.on_pass(window, position, label, 1.0)
+                shown.on_pass(range(window, window + 1), position, label, 1.0)
                 for said in notes:
                     shown.on_note(said)
 

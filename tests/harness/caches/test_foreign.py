@@ -268,8 +268,8 @@ def test_a_failure_in_a_later_window(subject, options):
         made.append(config)
         return Broken(config, 1000 if len(made) < 2 else 0)
 
-    def stop(window, contender, label, nll):
-        if window == 2:
+    def stop(windows, contender, label, nll):
+        if windows.start == 2:
             raise KeyboardInterrupt
 
     bad = ForeignContender("bad", factory)

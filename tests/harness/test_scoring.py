@@ -1,0 +1,136 @@
+"""Scores against direct computation in float64, in torch and, where Triton is there, in its kernel."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from harness import scoring, scoring_kernel
+from harness.scoring import NotFinite, Reference, Scores, check_finite
+from harness.subject.windows import Batch
+
+
+def pair(batch=2, scored=40, vocabulary=64, noise=0.01):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(batch, scored, vocabulary, generator=generator)
+    q = p + noise * torch.randn(p.shape, generator=generator)
+    return p, q, torch.randint(vocabulary, (batch, scored), generator=generator)
+
+
+def check(found, p, q, targets):
+    exact_p, exact_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    kl = (exact_p.exp() * (exact_p - exact_q)).sum(-1)
+    # a loss near 5 carries float32 round-off of 5 · 2^-23, a few times
+    assert torch.allclose(found.nll.double(), -exact_q.gather(2, targets[..., None])[..., 0], atol=2e-6)
+    # KL is about 5e-5: 1e-4 of it is far above round-off and far under a cancelled log-ratio's error
+    assert torch.allclose(found.kl.double(), kl, rtol=1e-3, atol=1e-10)
+    assert (found.kl >= 0).all()
+    assert torch.equal(found.top1, q.argmax(-1) == p.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [2**18, 100])
+def test_scores_against_float64(monkeypatch, dtype, at_once):
+    """In the model's dtype what is compared are the logits as rounded; in slices of rows, a ragged one among them."""
+    monkeypatch.setitem(scoring.AT_ONCE, "cpu", at_once)
+    p, q, targets = (x.to(dtype) if x.is_floating_point() else x for x in pair(scored=37, noise=0.05))
+    check(Reference(p.clone()).score(q, targets), p, q, targets)
+
+
+def test_logits_may_be_views_and_are_left_as_they_are():
+    p, q, targets = pair(scored=41)
+    kept = q.clone()
+    found = Reference(p.clone()[:, :-1]).score(q[:, :-1], targets[:, :-1])
+    assert torch.equal(q, kept)
+    check(found, p[:, :-1], q[:, :-1], targets[:, :-1])
+
+
+def test_the_first_tokens_of_some_windows():
+    """As the noise floor asks for them."""
+    p, q, targets = pair(batch=3)
+    some = Reference(p.clone()).of_windows(slice(1, 3)).score(q[1:, :7], targets[1:])
+    check(some, p[1:, :7], q[1:, :7], targets[1:, :7])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exact_against_itself(dtype):
+    p, _, targets = pair()
+    p = p.to(dtype)
+    found = Reference(p.clone()).itself(targets)
+    assert (found.kl == 0).all()
+    assert found.top1.all()
+    expected = -p.double().log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    assert torch.allclose(found.nll.double(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("gap", [30.0, 60.0, 84.0, 100.0, 120.0, 60000.0])
+def test_kl_of_distributions_that_share_nothing(gap):
+    """Each sure of another token: gap nats, to float32; exp(gap) overflows from 88 on, and p is 0 from 104 on."""
+    p, q = torch.tensor([[[gap, 0.0, 0.0]]]), torch.tensor([[[0.0, gap, 0.0]]])
+    exact_p, exact_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    expected = (exact_p.exp() * (exact_p - exact_q)).sum().item()
+    kl = Reference(p).score(q, torch.zeros(1, 1, dtype=torch.long)).kl.item()
+    assert kl == pytest.approx(expected, rel=1e-6)
+    assert kl == pytest.approx(gap, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_bad_logit_is_found(bad, exact):
+    p, q, targets = pair(batch=3)
+    (p if exact else q)[1, 5, 9] = bad
+    targets[1, 5] = 0
+    scores = Reference(p).itself(targets) if exact else Reference(p).score(q, targets)
+    if exact and bad == -float("inf"):  # the exact model rules a token out: p = 0 there is no error
+        assert scores.finite().all()
+    else:
+        assert scores.finite().tolist() == [True, False, True]
+
+
+def test_the_first_window_that_is_not_finite_is_named(subject):
+    scores = Scores.joined([Scores(*(torch.zeros(1, 3) for _ in range(2)), torch.ones(1, 3).bool()), Scores.none(2, 3)])
+    with pytest.raises(NotFinite, match=f"window {subject.windows[1].index} ") as caught:
+        check_finite(scores, Batch(tuple(subject.windows[:3])), "float32")
+    assert caught.value.first == 1
+
+
+INTERPRETED = """
+import torch
+from tests.harness.test_scoring import check, pair
+from harness import scoring_kernel
+from harness.scoring import Reference
+scoring_kernel.BLOCK = 16
+for vocabulary in (64, 50):
+    for dtype in (torch.float32, torch.float16):
+        p, q, targets = (x.to(dtype) if x.is_floating_point() else x for x in pair(2, 5, vocabulary, noise=0.05))
+        assert scoring_kernel.runs_on(q)
+        found = Reference(p[:, :-1]).score(q[:, :-1], targets[:, :-1])
+        check(found, p[:, :-1], q[:, :-1], targets[:, :-1])
+        assert (Reference(p).itself(targets).kl == 0).all()
+far = Reference(torch.tensor([[[100.0, 0, 0]]])).score(torch.tensor([[[0, 100.0, 0]]]), torch.zeros(1, 1).long())
+assert abs(far.kl.item() - 100) < 1e-4, far.kl
+bad = torch.zeros(1, 3, 50)
+bad[0, 1, 7] = float("nan")
+assert Reference(torch.randn(1, 3, 50)).score(bad, torch.zeros(1, 3).long()).nll.isfinite().tolist() == [[True, False, True]]
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_in_tritons_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_kernel_on_a_gpu():
+    p, q, targets = (x.cuda() for x in pair(3, 100, 49152, noise=0.05))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, y = p.to(dtype), q.to(dtype)
+        assert scoring_kernel.runs_on(y)
+        check(Reference(x.clone()).score(y, targets), x.cpu(), y.cpu(), targets.cpu())
