@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
+from harness import sharding
 from harness.batching import batch_size
 from harness.caches.contenders import Contender, contenders_of
 from harness.leaks import check_texts
 from harness.options import Options
+from harness.processes import processes
 from harness.records.provenance import host, open_folder
-from harness.records.run import RUN_FILE, Run, load_run
+from harness.records.run import RUN_FILE, Run, Settings, load_run, save_run
 from harness.records.writing import write_file
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
 from harness.subject.probing import check_continues
+from schemes.errors import UserError
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 
@@ -31,6 +35,9 @@ def compare(
     schemes: specs such as "kivi:bits=2", contenders, or both; exact is added where it is not among them. subject: what is already loaded.
     A foreign cache that raises, and any that gives NaN or infinite logits, fails its own row: the record says why. A folder with the finished windows of the same settings is continued, a complete one is read. UserError: bad
     input, an output folder that holds another run, NaN or infinite logits of the exact cache.
+
+    In a program that torchrun or accelerate started, all its processes call this with the same arguments, share the windows and
+    get the same record.
     """
     options = options or Options()
     progress = progress or Progress()
@@ -43,17 +50,53 @@ def compare(
     if options.protocol != "single-pass" and options.step != 1:
         check_continues(model)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
-    folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
-    if run is None:
-        size = batch_size(options.batch, model, options.window_length, options.score_length)
-        run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
+    together = processes()
+    _check_alike(together.gather(settings))
+    folder, run = together.from_first(lambda: _opened(options, settings, subject, together.size))
     if run.status == "complete":
         progress.on_note(f"{folder} holds this run already, complete; its record is printed again")
         return run, folder
     if run.windows:
         progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
+    else:
+        progress.on_note(
+            "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
+        )
     runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
-    run = runner.go(subject.windows)
-    timings = {"host": host(), "seconds": runner.timings}
-    write_file(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+    sharding.score(runner, subject.windows, together)
+    run = runner.run
+    run.status = "complete"
+    timings = {"host": host(), "processes": together.size, "seconds": _joined(together.gather(runner.timings))}
+    if together.rank == 0:
+        save_run(run, folder)
+        write_file(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
     return run, folder
+
+
+def _opened(options: Options, settings: Settings, subject: Subject, processes: int) -> tuple[Path, Run]:
+    """The run folder and the record in it, continued or begun."""
+    folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
+    if run is None:
+        size = batch_size(options.batch, subject.loaded.model, options.window_length, options.score_length)
+        run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
+        if processes > 1:  # no part may lie in a folder without a record
+            save_run(run, folder)
+    elif run.status == "running":
+        run = sharding.with_parts(run, folder, [window.index for window in subject.windows])
+    return folder, run
+
+
+def _check_alike(settings: Sequence[Settings]) -> None:
+    """UserError where processes would score something else than the first."""
+    first = settings[0].model_dump()
+    for rank, other in enumerate(settings):
+        if differs := [name for name, value in other.model_dump().items() if value != first[name]]:
+            raise UserError(
+                f"process {rank} of {len(settings)} differs from the first in {', '.join(differs)}; start all processes on "
+                "machines with the same code, files and kind of GPU"
+            )
+
+
+def _joined(timings: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Of all processes, one after another."""
+    return {name: [x for one in timings for x in one.get(name, [])] for name in dict.fromkeys(chain(*timings))}

@@ -1,6 +1,7 @@
 """Controls that make a comparison believable: identity, zeroed codes, noise floor, what each layer read."""
 
 import copy
+from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
@@ -9,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.audit import Reads
-from harness.caches.contenders import Contender
 from harness.batching import rows_of
+from harness.caches.contenders import Contender
 from harness.protocols import prefill, single_pass_logits, suffix_logits
 from harness.records.run import Audit, LayerReads, NoiseFloor, Settings
 from harness.scoring import Reference, Scores, check_finite
@@ -139,8 +140,8 @@ def _pooled(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     return {"tokens": tokens, "rms": sqrt(square / tokens), "kl": kl / tokens}
 
 
-def add_reads(audit: Audit, label: str, layers: dict[int, Reads]) -> None:
-    """What a contender's layers read in one more window."""
+def add_reads(audit: Audit, label: str, layers: Mapping[int, Reads | LayerReads]) -> None:
+    """What a contender's layers read in more windows."""
     sums = audit.reads.setdefault(label, {})
     for layer, reads in layers.items():
         before = sums.get(layer, LayerReads(pairs=0, key=0, value=0))

@@ -1,4 +1,4 @@
-"""compare: batches of windows × contenders, each prefilled once; finished windows are on disk before the next begin."""
+"""Batches of windows × contenders, each prefilled once; finished windows are on disk before the next begin."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from harness.caches.contenders import Contender
 from harness.caches.scheme import SchemeCache
 from harness.failures import failures
 from harness.protocols import prefill, single_pass_logits, suffix_logits
-from harness.records.run import Run, WindowRecord, save_run, save_tokens
+from harness.records.run import RUN_FILE, Run, WindowRecord, save_run, save_tokens
 from harness.scoring import NotFinite, Reference, Scores, check_finite
 from harness.subject.errors import one_line
 from harness.subject.probing import kv_shapes
@@ -40,7 +40,11 @@ class Progress:
 
 @dataclass
 class Runner:
-    """Scores contenders on windows with one model. `contenders[0]` is the exact baseline."""
+    """Scores contenders on windows with one model. `contenders[0]` is the exact baseline.
+
+    file: in the folder, where the record goes. controls: whether the first windows run them; of several processes only the
+    first's do. elsewhere: windows before the next batch that other processes score.
+    """
 
     model: Any
     model_name: str
@@ -49,23 +53,20 @@ class Runner:
     folder: Path
     progress: Progress = field(default_factory=Progress)
     timings: dict[str, list[float]] = field(default_factory=dict)
+    file: str = RUN_FILE
+    controls: bool = True
+    elsewhere: int = 0
 
     def __post_init__(self) -> None:
         self._full_layers = list(kv_shapes(self.model))
 
-    def go(self, windows: Sequence[Window]) -> Run:
-        """Score every window that the record does not have yet; save after each batch. Returns the complete run.
+    def score(self, windows: Sequence[Window]) -> None:
+        """Score windows that the record does not have yet; save after each batch.
 
         Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
         batch is begun again in halves, and the record says so.
         """
-        done = {window.index for window in self.run.windows}
-        left = [window for window in windows if window.index not in done]
-        if not done:
-            self.progress.on_note(
-                "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
-            )
-        size = self.run.batch
+        left, size = list(windows), self.run.batch
         while left:
             batch, before = Batch(tuple(left[:size])), self.run.model_copy(deep=True)
             try:
@@ -85,9 +86,6 @@ class Runner:
             self.run = before
             self.progress.on_note(f"out of memory with {len(batch)} windows at once: going on with {size}")
             torch.cuda.empty_cache()
-        self.run.status = "complete"
-        save_run(self.run, self.folder)
-        return self.run
 
     def _batch(self, batch: Batch) -> None:
         torch.manual_seed(self.run.settings.seed)
@@ -97,7 +95,8 @@ class Runner:
         scored: list[Scores] = []
         reads: list[list[LayersRead]] = []  # by contender, then window
         self._reference: Reference | None = None
-        positions = range(len(self.run.windows), len(self.run.windows) + len(batch))
+        before = self.elsewhere + len(self.run.windows)
+        positions = range(before, before + len(batch))
         for position, contender in enumerate(self.contenders):
             scores, observed = Scores.none(*batch.targets.shape), [{} for _ in batch.windows]
             if not self._failed(position):
@@ -161,7 +160,7 @@ class Runner:
         settings = self.run.settings
         logits, observed = self._pass(position, contender, batch, prefilled)
         if position == 0:
-            if not self.run.windows:
+            if self.controls and not self.run.windows:
                 started = time.perf_counter()
                 controls.check_identity(self.run.audit, self.model, batch, prefilled, logits, settings)
                 self._time("control: identity", started)
@@ -177,7 +176,7 @@ class Runner:
             reads = [observed if i < error.first else {} for i in range(len(batch))]
             raise NotFiniteFrom(error, scores.from_window(error.first), reads) from None
         measured = len(self.run.windows)
-        if position == 0 and measured < controls.FLOOR_WINDOWS:
+        if self.controls and position == 0 and measured < controls.FLOOR_WINDOWS:
             started = time.perf_counter()
             self.run.noise_floor = controls.noise_floor(
                 self.run.noise_floor,
@@ -241,7 +240,7 @@ class Runner:
             self._record(contender, cache, prefilled)
             return
         self._record(contender, rows_of(cache, slice(0, 1)), prefilled)
-        if isinstance(cache, SchemeCache) and not contender.lossless:
+        if self.controls and isinstance(cache, SchemeCache) and not contender.lossless:
             few = batch.first(controls.FLOOR_WINDOWS)
             some, step = rows_of(cache, slice(0, len(few))), self.run.settings.step
             controls.check_zeroed_codes(self.run.audit, contender, self.model, few, some, step)
@@ -270,7 +269,7 @@ class Runner:
                 controls.add_reads(self.run.audit, contender.label, by_window[i])
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
-        save_run(self.run, self.folder)
+        save_run(self.run, self.folder, self.file)
 
 
 class NotFiniteFrom(NotFinite):

@@ -99,7 +99,7 @@ def sensitivity(
     chosen = indices(layers) if layers else None
     check_style(style)
     subject = load_subject(options)
-    from analysis.cli.runs import AUDIT_FAILED
+    from analysis.cli.ending import AUDIT_FAILED
     from analysis.measuring.sensitivity import measure_sensitivity
     from analysis.reading import ablations, measurement_tables
     from harness.records.measurement import measured_arrays

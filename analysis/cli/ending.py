@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from analysis.cli.starting import note
+from analysis.cli.starting import complain, note
 from schemes.errors import UserError
 
-USER_ERROR, INTERRUPTED, CLOSED = 2, 130, 141
+USER_ERROR, AUDIT_FAILED, ROW_FAILED, INTERRUPTED, CLOSED = 2, 3, 4, 130, 141
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, or that of typer's copy of click
 
@@ -26,22 +26,24 @@ def exit_code(app: typer.Typer) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except UserError as error:
-        note(f"kvdelta: {error}")
+        complain(str(error))
     except ClickException as error:
         message: str = error.format_message()  # type: ignore[attr-defined]
-        for line in f"kvdelta: {message}".splitlines():  # more than one: the help of a command without words
+        first, *more = message.splitlines() or [""]
+        complain(first)
+        for line in more:  # the help of a command without words
             note(line)
     except BrokenPipeError:  # who reads has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return CLOSED
     except KeyboardInterrupt:
-        note("kvdelta: interrupted; finished windows are kept: the same command goes on")
+        complain("interrupted; finished windows are kept: the same command goes on")
         return INTERRUPTED
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
-        note(
-            "kvdelta: the device has no memory left; finished windows are kept: free some and give the same command again, "
+        complain(
+            "the device has no memory left; finished windows are kept: free some and give the same command again, "
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
         )
     return USER_ERROR

@@ -11,15 +11,20 @@ from typing import Annotated, Any, Literal
 import typer
 
 from harness.options import Options
+from harness.processes import size
+from schemes.errors import UserError
 
 Style = Annotated[str | None, typer.Option("--style", help="a matplotlib style, or a .mplstyle file, for the figures")]
 Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
 
 
-def takes_options(*, windows: int = 8, without: Collection[str] = ()) -> Callable[[Callable[..., int]], Any]:
+def takes_options(
+    *, windows: int = 8, without: Collection[str] = (), shared: bool = False
+) -> Callable[[Callable[..., int]], Any]:
     """Give a command the flags of Options, and the Options made of them as its first argument.
 
-    windows: the command's own default; without: fields that the command decides itself.
+    windows: the command's own default; without: fields that the command decides itself; shared: whether several processes
+    share its windows, and what is no such command is refused in them.
     """
     chosen = [option for option in fields(Options) if option.name not in {"command", *without}]
 
@@ -29,6 +34,11 @@ def takes_options(*, windows: int = 8, without: Collection[str] = ()) -> Callabl
 
         @functools.wraps(command)
         def run(**given: Any) -> int:
+            if size() > 1 and not shared:
+                raise UserError(
+                    "only compare and reproduce trap share their windows among processes; give this command without torchrun "
+                    "or accelerate launch"
+                )
             options = {option.name: given.pop(option.name) for option in chosen}
             return command(Options(**options, command=shlex.join(["kvdelta", *sys.argv[1:]])), **given)
 

@@ -1,8 +1,10 @@
 """`kvdelta`: the composition root, and the one module that may import analysis."""
 
 import io
+import os
 import shlex
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from analysis.cli.analyzer import analyzer
-from analysis.cli.ending import exit_code
+from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Style, check_style, takes_options
 from analysis.cli.from_records import from_records
 from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
+from harness.processes import rank
 from harness.subject.imports import import_quickly
 from schemes.errors import UserError
 from schemes.references import identity_of
@@ -38,7 +41,7 @@ Sort = Annotated[
 
 
 @app.command()
-@takes_options()
+@takes_options(shared=True)
 def compare(
     options: Options,
     scheme: Annotated[
@@ -131,12 +134,12 @@ def calibrate(
 
 
 @reproduce.command("trap")
-@takes_options(windows=4, without=("protocol", "step", "same_text"))
+@takes_options(windows=4, without=("protocol", "step", "same_text"), shared=True)
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
     subject = load_subject(options)
     from analysis.cli import terminal
-    from analysis.cli.runs import AUDIT_FAILED, make_run
+    from analysis.cli.runs import make_run
     from analysis.cli.trap_contenders import trap_contenders
     from analysis.reading import run_tables, summary
     from analysis.reading.trap import trap_table, trap_verdict
@@ -209,10 +212,12 @@ def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, so
 
 def main() -> None:
     """Exit codes: 0 done, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
-    interrupted."""
+    interrupted. Of several processes the first prints, and ends with 3 or 4: a launcher stops all when one of them does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run
-    sys.exit(exit_code(app))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
+        code = exit_code(app)
+    sys.exit(0 if rank() and code in (AUDIT_FAILED, ROW_FAILED) else code)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.cli import terminal
+from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
 from analysis.cli.starting import note
 from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
 from harness.options import Options
+from harness.processes import rank
 from harness.records.run import Run, load_nll, save_run
 
 if TYPE_CHECKING:
     from harness.caches.contenders import Contender
     from harness.subject.prepared import Subject
-
-AUDIT_FAILED, ROW_FAILED = 3, 4
 
 
 def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
@@ -28,7 +28,8 @@ def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subj
     progress = terminal.progress(len(subject.windows), len(contenders))
     run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
     run.summary = plain(summarize(run, nll=load_nll(folder, run)))
-    save_run(run, folder)
+    if rank() == 0:
+        save_run(run, folder)
     note(f"record: {folder}")
     return run, folder
 

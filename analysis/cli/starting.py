@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from analysis.reading.escaping import markdown, printable
 from harness.options import Options
+from harness.processes import rank, size
 
 if TYPE_CHECKING:
     from harness.subject.prepared import Subject
@@ -21,13 +22,22 @@ def say(*lines: str, format: str = "table") -> None:
 
 
 def note(text: str) -> None:
-    """To stderr, where progress goes: one line, in the place of a line of progress that stands there."""
-    _replace(text, "\n")
+    """To stderr, where progress goes: one line, in the place of a line of progress that stands there. Of several processes
+    the first says it."""
+    if rank() == 0:
+        _replace(text, "\n")
+
+
+def complain(text: str) -> None:
+    """What ended the command, from whichever process."""
+    which = f", process {rank()} of {size()}" if rank() else ""
+    _replace(f"kvdelta{which}: {text}", "\n")
 
 
 def redraw(text: str) -> None:
     """To a terminal's stderr: a line of progress in the place of the one before."""
-    _replace(text, "")
+    if rank() == 0:
+        _replace(text, "")
 
 
 def _replace(text: str, end: str) -> None:

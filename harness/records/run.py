@@ -170,8 +170,8 @@ class Run(Header):
     summary: list[dict[str, Any]] = []
 
 
-def save_run(run: Run, folder: Path) -> None:
-    write_file(folder / RUN_FILE, (run.model_dump_json(indent=1) + "\n").encode())
+def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
+    write_file(folder / file, (run.model_dump_json(indent=1) + "\n").encode())
 
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:

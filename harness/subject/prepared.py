@@ -1,5 +1,6 @@
 """The subject of a run: a loaded model, its text as tokens, and the windows cut from it."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,23 @@ class Subject:
     bos_token_id: int | None
 
 
+def own_device(device: str) -> str:
+    """ "cuda" made the GPU of this process, where torchrun or accelerate started several on this machine; UserError where there
+    are fewer GPUs."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and local:
+        if local >= (count := torch.cuda.device_count()):
+            raise UserError(
+                f"process {local + 1} on this machine has no GPU of its own, there are {count}; start {count} processes, or "
+                "name one with --device"
+            )
+        torch.cuda.set_device(local)
+    return device
+
+
 def prepare(options: Options) -> Subject:
     """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
-    device = pick_device(options.device)
+    device = own_device(pick_device(options.device))
     dtype = pick_dtype(options.dtype, device)
     text = load_text(options.text)
     loaded = load_model(options.model, revision=options.revision, device=device, dtype=dtype)

@@ -1,0 +1,102 @@
+"""One run by several processes: each scores whole batches, and the first joins what they have into the record.
+
+The batches are those of one process, so their sums are too. The first process takes the batches that the controls need.
+While a run goes, each of the others keeps its part beside the record, and what a run that was stopped left is joined first.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.controls import FLOOR_WINDOWS, add_reads
+from harness.failures import failures
+from harness.processes import Processes
+from harness.records.run import Audit, Run, WindowRecord, read_record, save_run
+from harness.runner import Runner
+from harness.subject.windows import Window
+
+PARTS = "processes"  # folder of the parts, in that of the run
+
+
+def score(runner: Runner, windows: Sequence[Window], processes: Processes) -> None:
+    """Score those of the windows that the record lacks; afterwards `runner.run` is the same in every process.
+
+    windows: in the order in which they are scored, from the first of the run on.
+    """
+    done = {window.index for window in runner.run.windows}
+    left = [window for window in windows if window.index not in done]
+    if processes.size == 1:
+        runner.score(left)
+        return
+    size = runner.run.batch
+    batches = [left[i : i + size] for i in range(0, len(left), size)]
+    if processes.rank:
+        runner.run = runner.run.model_copy(deep=True, update={"windows": [], "batches": [], "audit": Audit()})
+        runner.file, runner.controls = f"{PARTS}/{processes.rank}.json", False
+    for at, batch in processes.deal(batches, first=-(-max(0, FLOOR_WINDOWS - len(done)) // size)):
+        runner.elsewhere = len(done) + at * size - len(runner.run.windows)
+        runner.score(batch)
+    first, *parts = processes.gather(runner.run)
+
+    def join() -> Run:
+        return _kept(joined(first, parts, [window.index for window in windows]), runner.folder)
+
+    runner.run = processes.from_first(join)
+
+
+def with_parts(run: Run, folder: Path, order: Sequence[int]) -> Run:
+    """A record with what the processes of a stopped run left beside it. Before the first process has the controls it is
+    left out, and scored again."""
+    if len(run.windows) < min(FLOOR_WINDOWS, len(order)):
+        return run
+    found = [read_record(folder / PARTS, path.name, Run) for path in sorted((folder / PARTS).glob("*.json"))]
+    parts = [part for part in found if part.settings == run.settings]
+    return _kept(joined(run, parts, order), folder) if parts else run
+
+
+def joined(run: Run, parts: Sequence[Run], order: Sequence[int]) -> Run:
+    """The record with the windows of parts, in the order of one process. A part whose windows it has is left out."""
+    have = {window.index for window in run.windows}
+    runs = [run, *(part for part in parts if not have & {window.index for window in part.windows})]
+    position = {index: i for i, index in enumerate(order)}
+    batches = sorted((batch for one in runs for batch in _batches(one)), key=lambda batch: position[batch[0].index])
+    whole = run.model_copy(deep=True)
+    whole.windows = [window.model_copy(deep=True) for batch in batches for window in batch]
+    whole.batches = [len(batch) for batch in batches]
+    whole.batch = min(one.batch for one in runs)
+    for part in runs[1:]:
+        for label, layers in part.audit.reads.items():
+            add_reads(whole.audit, label, layers)
+    for row in range(len(whole.contenders)):
+        _fail(whole, row, runs)
+    whole.audit.failures = failures(whole)
+    return whole
+
+
+def _kept(run: Run, folder: Path) -> Run:
+    save_run(run, folder)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)  # none, in a run of one process
+    return run
+
+
+def _batches(run: Run) -> Iterator[list[WindowRecord]]:
+    first = 0
+    for size in run.batches or [1] * len(run.windows):
+        yield run.windows[first : first + size]
+        first += size
+
+
+def _fail(whole: Run, row: int, runs: Sequence[Run]) -> None:
+    """A row that failed in a process failed: from the first such window on it has no sums, as in one process. Its files of
+    tokens, and its reads in the audit, keep what the others had scored by then."""
+    bad = [not math.isfinite(window.nll[row] + window.kl[row] + window.probability[row]) for window in whole.windows]
+    if True not in bad:
+        return
+    first = bad.index(True)
+    failed = whole.windows[first].index
+    owner = next(one for one in runs if any(window.index == failed for window in one.windows))
+    whole.contenders[row].error = owner.contenders[row].error
+    for window in whole.windows[first:]:
+        window.nll[row] = window.kl[row] = window.probability[row] = math.nan
+        window.top1[row] = window.key_pairs[row] = window.value_pairs[row] = window.pairs[row] = 0
