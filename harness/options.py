@@ -5,6 +5,8 @@ from typing import Any
 
 from schemes.errors import UserError
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
 
 def _flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -29,6 +31,9 @@ class Options:
     batch: str = _flag("auto", "windows that go through the model together; auto: what fits a GPU, 1 on a CPU")
     bos: str = _flag("auto", "begin a window with BOS: auto, always or never")
     device: str | None = _flag(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
+    device_map: str | None = _flag(
+        None, "auto: spread a model that is larger than one GPU over all of this machine, as accelerate does"
+    )
     dtype: str | None = _flag(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
     seed: int = _flag(
         0, "of the bootstrap, and of caches that draw; a scheme that draws has its own, turboquant:seed=1"
@@ -50,6 +55,12 @@ class Options:
             )
         if self.batch != "auto" and not (self.batch.isdecimal() and int(self.batch) >= 1):
             raise UserError(f"batch {self.batch!r}: give a number of windows, 1 or more, or auto")
+        if self.device_map is not None and self.device_map not in DEVICE_MAPS:
+            raise UserError(f"device_map {self.device_map!r}: choose {', '.join(DEVICE_MAPS)}")
+        if self.device_map is not None and self.device is not None:
+            raise UserError(
+                f"device_map={self.device_map} chooses the devices, and device={self.device} one: leave one of them out"
+            )
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
         if not 0 <= self.seed < 2**63:

@@ -39,6 +39,15 @@ class LoadedModel:
     source: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a model's weights go, and as what."""
+
+    device: str | torch.device
+    dtype: torch.dtype
+    device_map: str | None
+
+
 def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
@@ -49,29 +58,32 @@ def load_model(
     revision: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    device_map: str | None = None,
     progress: Progress = _to_stderr,
 ) -> LoadedModel:
     """Load a hub id (with `revision`), a local folder or a GGUF file; None is the packaged default.
 
+    device_map: how transformers spreads the layers over devices, in place of `device`.
     Raises ModelError where it cannot be had (what was tried) or is no decoder-only model with a KV cache.
     """
+    place = Place(device, dtype, device_map)
     if name is None:
         _refuse_revision(revision, "the packaged default")
         folder = packaged_folder(progress)
         source = {"kind": "packaged", "id": f"{WHEEL} {GGUF_MEMBER}", "sha256": GGUF_SHA256}
-        return _load(str(folder), None, PACKAGED_NAME, source, device, dtype)
+        return _load(str(folder), None, PACKAGED_NAME, source, place)
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         _refuse_revision(revision, f'the GGUF file "{name}"')
         folder, sha256 = gguf_folder(path, progress)
         source = {"kind": "gguf", "id": path.name, "sha256": sha256}
-        return _load(str(folder), None, path.name, source, device, dtype)
+        return _load(str(folder), None, path.name, source, place)
     if path.is_dir():
         _refuse_revision(revision, f'the folder "{name}"')
         if not (path / "config.json").is_file():
             raise ModelError(f'the folder "{name}" holds no model: there is no config.json in it')
         base = path.resolve().name
-        loaded = _load(str(path), None, base, {"kind": "folder", "id": base}, device, dtype)
+        loaded = _load(str(path), None, base, {"kind": "folder", "id": base}, place)
         loaded.source["sha256"] = _folder_sha256(path)
         return loaded
     if path.is_file():
@@ -81,7 +93,7 @@ def load_model(
             f'model path "{name}" does not exist; give an existing folder or GGUF file, a hub id ("org/name"), '
             "or leave --model out for the packaged default"
         )
-    return _load(name, revision, name, {"kind": "hub", "id": name}, device, dtype)
+    return _load(name, revision, name, {"kind": "hub", "id": name}, place)
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:
@@ -94,8 +106,7 @@ def _load(
     revision: str | None,
     name: str,
     source: dict[str, str],
-    device: str | torch.device,
-    dtype: torch.dtype,
+    place: Place,
 ) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -111,9 +122,10 @@ def _load(
             pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **safe, **pinned)
+            spread = {"device_map": place.device_map} if place.device_map else {}
             # Any: transformers declares one return value, and two come with output_loading_info.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, **safe, **pinned
+                where, dtype=place.dtype, output_loading_info=True, **spread, **safe, **pinned
             )
             model, report = loaded
         except Exception as error:  # OSError, ValueError, KeyError, safetensors' own: all mean it cannot be had
@@ -126,7 +138,9 @@ def _load(
     source |= {"architecture": type(model).__name__}
     if pinned:
         source |= pinned
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    if not place.device_map:
+        model = model.to(place.device)
     with quiet(progress_bars=True):
         reason = why_unusable(model)
     if reason:

@@ -39,10 +39,17 @@ def own_device(device: str) -> str:
 
 def prepare(options: Options) -> Subject:
     """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
+    if options.device_map and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(
+            "device_map spreads a model over all GPUs of the machine, so no second process finds room: start one process, "
+            "without torchrun or accelerate launch"
+        )
     device = own_device(pick_device(options.device))
     dtype = pick_dtype(options.dtype, device)
     text = load_text(options.text)
-    loaded = load_model(options.model, revision=options.revision, device=device, dtype=dtype)
+    loaded = load_model(
+        options.model, revision=options.revision, device=device, dtype=dtype, device_map=options.device_map
+    )
     positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     check_positions(options.window_length, positions)
     tokens = tokenize(text, loaded.tokenizer)

@@ -20,6 +20,8 @@ from schemes import parse_scheme
         ({"protocol": "stepwise", "step": 0}, "chunks of 1 token or more"),
         ({"step": 16}, "add --protocol stepwise or leave it out"),
         ({"bos": "never ever"}, "choose auto, always or never"),
+        ({"device_map": "everywhere"}, "choose auto, balanced, balanced_low_0, sequential"),
+        ({"device_map": "auto", "device": "cpu"}, "leave one of them out"),
     ],
 )
 def test_refused(values, message, refused):
