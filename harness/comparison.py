@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from harness import sharding
+from harness import sharding, stopping
 from harness.batching import batch_size
 from harness.caches.contenders import Contender, contenders_of
+from harness.controls import floor_of
 from harness.leaks import check_texts
 from harness.options import Options
 from harness.processes import processes
@@ -50,6 +51,11 @@ def compare(
     if options.protocol != "single-pass" and options.step != 1:
         check_continues(model)
     settings = settings_of(options, subject, [contender.name for contender in contenders])
+    if settings.until_se is not None and not settings.independent:
+        raise UserError(
+            f"until_se needs an error over windows, and windows that score tokens twice have none: take a stride of "
+            f"{settings.score_length - 1} or more"
+        )
     together = processes()
     _check_alike(together.gather(settings))
     folder, run = together.from_first(lambda: _opened(options, settings, subject, together.size))
@@ -63,8 +69,19 @@ def compare(
             "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
         )
     runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
-    sharding.score(runner, subject.windows, together)
+    by_index = {window.index: window for window in subject.windows}
+    windows = [by_index[index] for index in stopping.visits(settings)]
+    for count in stopping.looks(settings):
+        if count < len(run.windows):  # a run that was continued had looked
+            continue
+        sharding.score(runner, windows[:count], together)
+        if verdict := stopping.verdict(runner.run):
+            runner.run.ended = verdict
+            progress.on_note(verdict)
+            break
     run = runner.run
+    if run.noise_floor:  # of the windows that there are, not of those that there might have been
+        run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (settings.score_length - 1))
     run.status = "complete"
     timings = {"host": host(), "processes": together.size, "seconds": _joined(together.gather(runner.timings))}
     if together.rank == 0:
@@ -82,7 +99,7 @@ def _opened(options: Options, settings: Settings, subject: Subject, processes: i
         if processes > 1:  # no part may lie in a folder without a record
             save_run(run, folder)
     elif run.status == "running":
-        run = sharding.with_parts(run, folder, [window.index for window in subject.windows])
+        run = sharding.with_parts(run, folder, stopping.visits(settings))
     return folder, run
 
 

@@ -117,7 +117,11 @@ def noise_floor(
             "kl": other.kl.double().mean().item(),
         }
         routes[name] = _pooled(before.routes[name], mine) if before and name in before.routes else mine
-    scored = len(settings.windows) * (settings.score_length - 1)
+    return floor_of(routes, len(settings.windows) * (settings.score_length - 1))
+
+
+def floor_of(routes: dict[str, dict[str, float]], scored: int) -> NoiseFloor:
+    """scored: tokens of the run."""
     return NoiseFloor(
         delta_nll=max(route["rms"] for route in routes.values()) / sqrt(scored),
         kl=max(route["kl"] for route in routes.values()),

@@ -1,6 +1,7 @@
 """What a user asks of a command that scores windows. Light: no torch, so that `--help` is quick."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from schemes.errors import UserError
@@ -23,6 +24,10 @@ class Options:
     revision: str | None = _flag(None, "revision of a hub id")
     text: str | None = _flag(None, "wikitext-2, a text file, or wikipedia-excerpt (the default)")
     windows: int | None = _flag(8, "how many windows, or all")
+    until_se: float | None = _flag(
+        None,
+        "stop when each scheme's standard error of ΔNLL, in nats a token, is under this; looks after 16, 32, 64, … windows",
+    )
     window_length: int = _flag(2048, "tokens of a window")
     score_length: int = _flag(512, "tokens of the suffix, which reads the cache")
     stride: int | None = _flag(None, "tokens from one window to the next; default: the score length")
@@ -61,6 +66,8 @@ class Options:
             raise UserError(
                 f"device_map={self.device_map} chooses the devices, and device={self.device} one: leave one of them out"
             )
+        if self.until_se is not None and not 0 < self.until_se < inf:
+            raise UserError(f"until_se={self.until_se:g}: give a standard error above 0 in nats a token, such as 0.002")
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
         if not 0 <= self.seed < 2**63:

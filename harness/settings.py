@@ -31,6 +31,7 @@ def settings_of(
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(model.config._attn_implementation),
         seed=options.seed,
+        until_se=options.until_se,
         batch="auto" if options.batch == "auto" else int(options.batch),
         contenders=list(contenders),
         versions=versions(),

@@ -20,7 +20,8 @@ class PairedDelta:
     """Mean loss difference of two schemes over the same windows, in nats per token.
 
     delta: the mean. se: its standard error over windows. low, high: the 95 % t interval. p: two-sided t-test
-    of "no difference". bootstrap_low, bootstrap_high: 95 % percentile interval of a bootstrap over windows.
+    of "no difference". bootstrap_low, bootstrap_high: 95 % percentile interval of a bootstrap over windows. With several
+    looks intervals and p hold over all of them together.
     One window has no spread, and windows that share scored tokens are no independent samples: all but delta and windows
     are then nan.
     """
@@ -56,6 +57,7 @@ def paired_delta(
     counts: ArrayLike,
     *,
     independent: bool = True,
+    looks: int = 1,
     seed: int = 0,
     resamples: int = 2000,
 ) -> PairedDelta:
@@ -63,6 +65,7 @@ def paired_delta(
 
     a_sums, b_sums: NLL summed over the scored tokens of each window, [windows]. counts: scored tokens of
     each window, [windows], all equal. The interval is Δ ± t·SE with SE = sd/√W and W − 1 degrees of freedom.
+    looks: how often the numbers are looked at at most, if that decides when to stop (Bonferroni: level 1 − 0.05/looks).
     independent: False where windows share scored tokens: then there is no interval, as for one window.
     Differences that are all equal have se 0 and an interval of one point; p is then 1 at Δ = 0, else 0.
 
@@ -77,11 +80,12 @@ def paired_delta(
     windows = len(d)
     if windows == 1 or not independent:
         return PairedDelta(delta, nan, nan, nan, nan, windows, nan, nan)
-    half = float(special.stdtrit(windows - 1, 0.975)) * se
+    tail = 0.025 / looks
+    half = float(special.stdtrit(windows - 1, 1 - tail)) * se
     t = abs(delta) / se if se > 0 else inf if delta else 0.0
-    p = 2 * float(special.stdtr(windows - 1, -t))
+    p = min(1.0, 2 * looks * float(special.stdtr(windows - 1, -t)))
     drawn = np.random.default_rng(seed).integers(windows, size=(resamples, windows))
-    low, high = np.percentile(d[drawn].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(d[drawn].mean(axis=1), [100 * tail, 100 * (1 - tail)])
     return PairedDelta(delta, se, delta - half, delta + half, p, windows, float(low), float(high))
 
 

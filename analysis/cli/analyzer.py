@@ -12,14 +12,14 @@ from analysis.reading.selection import checked_sides, indices
 from harness.options import Options
 
 analyzer = typer.Typer()
-measuring = takes_options(windows=2, without=("protocol", "step"))
+measuring = takes_options(windows=2, without=("until_se", "protocol", "step"))
 
 Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
 Layers = Annotated[str | None, typer.Option("--layers", help="such as 0,5,10-12; default: all")]
 
 
 @analyzer.command()
-@takes_options(windows=2, without=("protocol", "step", "same_text"))
+@takes_options(windows=2, without=("until_se", "protocol", "step", "same_text"))
 def outliers(
     options: Options,
     layers: Layers = None,
@@ -123,7 +123,7 @@ def sensitivity(
 
 
 @analyzer.command()
-@takes_options(windows=8, without=("protocol", "step"))
+@takes_options(windows=8, without=("until_se", "protocol", "step"))
 def allocate(
     options: Options,
     budget: Annotated[float, typer.Option("--budget", help="measured bits a number, over all layers, K and V")],

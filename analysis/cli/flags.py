@@ -19,7 +19,7 @@ Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format
 
 
 def takes_options(
-    *, windows: int = 8, without: Collection[str] = (), shared: bool = False
+    *, windows: int = 8, without: Collection[str] = ("until_se",), shared: bool = False
 ) -> Callable[[Callable[..., int]], Any]:
     """Give a command the flags of Options, and the Options made of them as its first argument.
 

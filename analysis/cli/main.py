@@ -41,7 +41,7 @@ Sort = Annotated[
 
 
 @app.command()
-@takes_options(shared=True)
+@takes_options(without=(), shared=True)
 def compare(
     options: Options,
     scheme: Annotated[
@@ -109,7 +109,7 @@ def list_schemes(
 
 
 @app.command()
-@takes_options(without=("protocol", "step", "seed", "same_text"))
+@takes_options(without=("until_se", "protocol", "step", "seed", "same_text"))
 def calibrate(
     options: Options,
     scheme: Annotated[str, typer.Option("--scheme", help="a scheme that is calibrated, such as kvquant:bits=3")],
@@ -134,7 +134,7 @@ def calibrate(
 
 
 @reproduce.command("trap")
-@takes_options(windows=4, without=("protocol", "step", "same_text"), shared=True)
+@takes_options(windows=4, without=("until_se", "protocol", "step", "same_text"), shared=True)
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
     subject = load_subject(options)
@@ -158,7 +158,7 @@ def reproduce_trap(options: Options) -> int:
 
 
 @reproduce.command("kivi-vs-int4")
-@takes_options(without=("protocol", "step", "same_text"))
+@takes_options(without=("until_se", "protocol", "step", "same_text"))
 def reproduce_kivi(options: Options, style: Style = None) -> int:
     """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
     check_style(style)
@@ -169,7 +169,13 @@ def reproduce_kivi(options: Options, style: Style = None) -> int:
 
 
 @app.command()
-@takes_options(windows=1, without=("same_text",))
+@takes_options(
+    windows=1,
+    without=(
+        "until_se",
+        "same_text",
+    ),
+)
 def audit(
     options: Options,
     cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],

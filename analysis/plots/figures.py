@@ -87,7 +87,7 @@ def draw_allocation(
 
 def subject_line(record: Header) -> str:
     """What a figure is of."""
-    count = len(record.settings.windows)
+    count = len(record.scored)
     return f"{record.model_name}; {record.text_name}, {count} window{'s' * (count != 1)}"
 
 

@@ -62,7 +62,7 @@ def check_joins(joined: Joined) -> None:
     (first, one), *others = joined.headers
     for folder, other in others:
         for name in SAME:
-            a, b = getattr(one.settings, name), getattr(other.settings, name)
+            a, b = (r.scored if name == "windows" else getattr(r.settings, name) for r in (one, other))
             if a != b:
                 raise UserError(f"{first} and {folder} do not join: {name} is {_said(a)} there and {_said(b)} here")
 

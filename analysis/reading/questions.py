@@ -46,7 +46,7 @@ def questions_of(joined: Joined) -> list[Question]:
     if not joined.errors:
         raise UserError("there is no errors record among these folders; make one with `kvdelta errors`, same windows")
     for folder, record in joined.headers:
-        if len(record.settings.windows) < 2:
+        if len(record.scored) < 2:
             raise UserError(
                 f"{folder} has 1 window; agreement needs an interval, and an interval at least 2 windows (8 are better)"
             )
@@ -124,8 +124,9 @@ def _over_schemes(errors: Measurement, sums: Arrays, run: Run) -> list[Question]
     at_errors = [errors.settings.contenders.index(name) for name in names]
     at_run = [run.settings.contenders.index(name) for name in names]
     here = {key: array[:, at_errors] for key, array in sums.items()}
-    nll, kl = (np.array([getattr(window, what) for window in run.windows]) for what in ("nll", "kl"))
-    counts = np.array([window.count for window in run.windows], dtype=float)
+    windows = sorted(run.windows, key=lambda window: window.index)  # as the errors have them
+    nll, kl = (np.array([getattr(window, what) for window in windows]) for what in ("nll", "kl"))
+    counts = np.array([window.count for window in windows], dtype=float)
     chosen = [m.name for m in MEASURES.values() if _has(m, sums)]
 
     def draw(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

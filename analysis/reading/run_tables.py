@@ -10,6 +10,7 @@ from analysis.reading.escaping import markdown
 from analysis.reading.rows import plain
 from analysis.reading.summary import SummaryRow
 from analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
+from harness import stopping
 from harness.records.run import Run
 
 CSV_COLUMNS = [
@@ -57,6 +58,7 @@ def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:
         "protocol": run.settings.protocol,
         "step": run.settings.step,
         "windows": len(run.windows),
+        "ended": run.ended,
         "baseline": rows[baseline].scheme,
         "noise_floor": run.noise_floor.model_dump() if run.noise_floor else None,
         "audit": run.audit.model_dump(exclude={"reads"}),
@@ -123,13 +125,26 @@ def heading(run: Run) -> list[str]:
     if run.noise_floor:
         floor = run.noise_floor
         lines.append(f"noise floor (exact by another route): |ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats")
-    lines += overlap(settings)
+    if settings.until_se is not None:
+        lines += [run.ended] if run.ended else []
+        lines.append(_looked(stopping.looks(settings)))
+    lines += overlap(settings.model_copy(update={"windows": run.scored}))
     quantized = run.contenders[0].quantized_layers
     if len(quantized) < run.layers:
         lines.append(
             f"quantized: layers {', '.join(map(str, quantized))} of {run.layers}; the others are kept as they are"
         )
     return lines
+
+
+def _looked(looks: list[int]) -> str:
+    if len(looks) == 1:
+        return "looked at once, after all windows: too few for looks in between"
+    each = 100 * (1 - 0.05 / len(looks))
+    return (
+        f"looked after {', '.join(map(str, looks[:-1]))} and {looks[-1]} windows, or until it stopped: intervals and p hold for "
+        f"all {len(looks)} looks together (Bonferroni, {each:.1f} % each)"
+    )
 
 
 LEGEND = """ΔNLL: nats a token more than the baseline, 95 % interval over windows. bits: a number, measured at the prefix length;

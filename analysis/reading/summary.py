@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.reading.rows import Row
-from harness import statistics
+from harness import statistics, stopping
 from harness.records.run import ContenderRecord, Run
 from schemes.errors import UserError
 from schemes.references import identity_of
@@ -19,7 +19,7 @@ class SummaryRow(Row):
 
     scheme: its label; name: its canonical spec. ppl: perplexity, delta_ppl its difference, delta_pct the same in per
     cent, ratio the quotient. delta_nll in nats a token, with standard error, 95 % t interval and bootstrap interval over
-    windows, p of a t-test; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token. top1: %.
+    windows (all looks together, where the run had several), p of a t-test; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token. top1: %.
     delta_p: of the target's probability. bits: measured bits a number, and compression against 16; None where bytes were
     not measurable. coverage: share of attended pairs read from packed storage. iid_*: as llama.cpp reports them, tokens
     taken for independent; None without the NLL of every token. Figures of a contender that failed are NaN.
@@ -87,6 +87,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             f"{run.contenders[base].label} failed, so there are no deltas against it; choose another baseline"
         )
     counts = [w.count for w in run.windows]
+    looks = len(stopping.looks(run.settings))
     rows: list[SummaryRow] = []
     for i, contender in enumerate(run.contenders):
         if contender.error:
@@ -94,7 +95,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             continue
         losses, base_losses = [w.nll[i] for w in run.windows], [w.nll[base] for w in run.windows]
         paired = statistics.paired_delta(
-            losses, base_losses, counts, independent=run.settings.independent, seed=run.settings.seed
+            losses, base_losses, counts, independent=run.settings.independent, looks=looks, seed=run.settings.seed
         )
         ratio, ratio_low, ratio_high = statistics.ratio_interval(paired)
         kl, kl_se = statistics.clustered_mean(

@@ -35,7 +35,7 @@ class Settings(_Typed):
     window_length: int
     score_length: int
     stride: int
-    windows: list[int]  # positions in the grid
+    windows: list[int]  # positions in the grid; with until_se a run may score fewer
     bos_token_id: int | None  # replaces the first token of each window
     device: str
     dtype: str
@@ -46,6 +46,7 @@ class Settings(_Typed):
     batch: int | Literal["auto"] = 1  # windows that go through the model together, as asked for
     commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
     measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept
+    until_se: float | None = None  # nats a token: the run stops when every standard error of ΔNLL is under it
     measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
 
     @property
@@ -154,6 +155,11 @@ class Header(_Typed):
     threads: int  # of the CPU
     settings: Settings
 
+    @property
+    def scored(self) -> list[int]:
+        """The positions in the grid that the figures are of."""
+        return self.settings.windows
+
 
 HeaderT = TypeVar("HeaderT", bound=Header)
 
@@ -168,6 +174,11 @@ class Run(Header):
     windows: list[WindowRecord] = []
     audit: Audit = Audit()
     summary: list[dict[str, Any]] = []
+    ended: str | None = None  # with until_se: after how many windows it stopped, and why, in words
+
+    @property
+    def scored(self) -> list[int]:
+        return sorted(window.index for window in self.windows)
 
 
 def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
