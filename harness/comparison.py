@@ -1,6 +1,7 @@
 """Set up a comparison: model, text, windows, contenders and run folder; then hand over to the runner."""
 
 import json
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -69,6 +70,7 @@ def compare(
             "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
         )
     runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
+    started = time.perf_counter()
     by_index = {window.index: window for window in subject.windows}
     windows = [by_index[index] for index in stopping.visits(settings)]
     for count in stopping.looks(settings):
@@ -83,7 +85,9 @@ def compare(
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
         run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (settings.score_length - 1))
     run.status = "complete"
-    timings = {"host": host(), "processes": together.size, "seconds": _joined(together.gather(runner.timings))}
+    seconds = _joined(together.gather(runner.timings))
+    wall = round(time.perf_counter() - started, 3)
+    timings = {"host": host(), "processes": together.size, "wall": wall, "seconds": seconds}
     if together.rank == 0:
         save_run(run, folder)
         write_file(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())

@@ -5,17 +5,25 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from analysis.cli.ending import AUDIT_FAILED
 from harness import sharding
+from harness.caches.contenders import contenders_of
+from harness.comparison import _check_alike, compare
 from harness.processes import Processes
-from harness.records.run import LayerReads, load_run, load_tokens, save_run
+from harness.records.run import LayerReads, Run, load_run, load_tokens, read_record, save_run
+from harness.runner import Progress, Runner
+from harness.settings import header_of, settings_of
 from harness.subject.prepared import own_device
+from harness.subject.windows import cut_windows
 
 ROOT = Path(__file__).parents[2]
+STOPPED = ("--windows", "24", "--until-se", "100")  # after 16
 FEW = ("--windows", "12", "--batch", "3", "--scheme", "int8:group_size=16", "--scheme", "turboquant:bits=2")
 
 # One fails in a window that a key of it tells; the other, where a file says so, kills its process or waits to be ended
@@ -59,11 +67,11 @@ def words(files, tmp_path):
 
 @pytest.fixture
 def launched(words, tmp_path):
-    def launch():
+    def launch(*more):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [*command, "-m", "analysis.cli.main", *words, "--out", "out"],
+            [*command, "-m", "analysis.cli.main", *words, *more, "--out", "out"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -76,9 +84,14 @@ def launched(words, tmp_path):
 
 @pytest.fixture
 def one(kvdelta, words):
-    code, out, err = kvdelta(*words, "--out", "one")
-    assert (code, "failed: picky:picky" in err) == (AUDIT_FAILED, True)
-    return load_run("one"), out
+    """The run of one process, and what it printed."""
+
+    def one(*more):
+        code, out, err = kvdelta(*words, *more, "--out", "one")
+        assert (code, "failed: picky:picky" in err) == (AUDIT_FAILED, True)
+        return load_run("one"), out
+
+    return one
 
 
 def fields(run):
@@ -90,10 +103,11 @@ def fields(run):
 
 
 def test_two_processes_leave_the_record_of_one(one, launched, tmp_path):
-    run, table = one
-    bad = [not math.isfinite(window.nll[3]) for window in run.windows]
-    assert bad[:3] == [False] * 3 and bad[-3:] == [True] * 3  # noqa: PT018
-    done = launched()
+    """Of one that stops at a look, too; its batches are 5 times 3 windows, and 1."""
+    run, table = one(*STOPPED)
+    failed = [not math.isfinite(window.nll[3]) for window in run.windows]
+    assert (failed[2], failed[-1], run.batches) == (False, True, [3, 3, 3, 3, 3, 1])
+    done = launched(*STOPPED)
     two = load_run("out")
     assert fields(run) == fields(two)
     assert done.stdout == table
@@ -101,7 +115,9 @@ def test_two_processes_leave_the_record_of_one(one, launched, tmp_path):
     assert "exitcode  : 3" in done.stderr
     arrays = [[load_tokens(Path(folder), w.index)["nll"] for w in run.windows] for folder in ("one", "out")]
     assert all((x[:3] == y[:3]).all() for x, y in zip(*arrays, strict=True))
-    assert json.loads((tmp_path / "out" / "timings.json").read_text())["processes"] == 2
+    timings = json.loads((tmp_path / "out" / "timings.json").read_text())
+    assert (timings["processes"], len(timings["seconds"]["control: identity"])) == (2, 1)
+    assert len(timings["seconds"]["prefill"]) == len(run.batches)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "timings.json", "tokens"}
 
 
@@ -114,7 +130,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(one, launche
     assert (left.status, len(left.windows)) == ("running", 3)
     (tmp_path / "armed").unlink()
     assert "6 of 12 windows are there" in launched().stderr
-    assert fields(one[0]) == fields(load_run("out"))
+    assert fields(one()[0]) == fields(load_run("out"))
 
 
 @pytest.fixture
@@ -178,6 +194,68 @@ def test_parts_from_before_the_controls_are_left_out(halves):
     assert sharding.with_parts(early, folder, order) == early
     assert len(sharding.with_parts(first, folder, order).windows) == 12
     assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+class Hand(Processes):
+    """One of two processes that take turns, without the other: what that has done is given."""
+
+    def __init__(self, rank, parts=()):
+        self.rank, self.size, self.parts, self.done = rank, 2, parts, None
+
+    def deal(self, batches, first):
+        assert first == 1
+        return [(at, batch) for at, batch in enumerate(batches) if at % 2 == self.rank]
+
+    def gather(self, mine):
+        self.done = mine
+        return [mine, *self.parts]
+
+    def from_first(self, make):
+        return make() if self.rank == 0 else self.done
+
+
+def test_each_process_keeps_its_part_and_says_where_in_the_run_it_is(subject, options, tmp_path):
+    subject = replace(subject, windows=cut_windows(subject.tokens, window_length=128, score_length=32, windows=8))
+    options = replace(options, batch="3")
+    contenders = contenders_of(["int8:group_size=16"])
+    settings = settings_of(options, subject, [contender.name for contender in contenders])
+    begun = Run(**header_of(options, subject, settings), contenders=[], batch=3)
+    seen = []
+    runners = [
+        Runner(subject.loaded.model, "tiny", contenders, begun.model_copy(deep=True), tmp_path, Progress(on_pass))
+        for on_pass in (lambda windows, *_: seen.append(windows), lambda *_: None)
+    ]
+    sharding.score(runners[1], subject.windows, second := Hand(1))
+    part = read_record(tmp_path, f"{sharding.PARTS}/1.json", Run)
+    assert [window.index for window in part.windows] == [window.index for window in subject.windows[3:6]]
+    assert (part.noise_floor, part.audit.identity_is_exact) == (None, None)
+    assert part.audit.zeroed_codes_move_logits == {}
+    sharding.score(runners[0], subject.windows, Hand(0, [second.done]))
+    assert set(seen) == {range(0, 3), range(6, 8)}
+    whole, _ = compare(contenders, options, subject=subject)
+    assert load_run(tmp_path) == runners[0].run
+    ours, theirs = (run.model_dump(exclude={"command", "status"}) for run in (runners[0].run, whole))
+    assert ours == theirs
+
+
+def test_what_torch_raises_when_the_other_is_gone_is_one_line(refused):
+    def gone(*args, **kwargs):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547]\nConnection closed by peer")
+
+    hand = Processes()
+    hand.size = 2
+    hand._distributed = SimpleNamespace(all_gather_object=gone, broadcast_object_list=gone)
+    with refused("another process of this run ended"):
+        hand.gather(1)
+    with refused("the same command goes on"):
+        hand.from_first(lambda: 1)
+
+
+def test_processes_that_would_score_something_else_are_refused(halves, refused):
+    settings = halves[0].settings
+    _check_alike([settings, settings])
+    with refused("process 1 of 2 differs from the first in device, dtype"):
+        _check_alike([settings, settings.model_copy(update={"dtype": "float16", "device": "H100"})])
 
 
 class Store:

@@ -33,6 +33,20 @@ def test_schemes_of_a_comparison(folders):
     assert rows["square"].spearman_kl > 0.5
 
 
+def test_windows_pair_by_their_place_in_the_text(folders):
+    """A run that stops when it is known scores them in another order, and perhaps not all."""
+    joined = gather([folders["errors"], folders["run"]])
+    run = joined.runs[0][1]
+    one_window = [question.draw(np.array([2]))[1] for question in questions_of(joined)]
+    run.windows = run.windows[::-1]
+    check_joins(joined)
+    again = [question.draw(np.array([2]))[1] for question in questions_of(joined)]
+    assert np.array_equal(one_window, again)
+    run.windows = run.windows[:2]
+    with pytest.raises(ValueError, match=r"do not join: windows is 2 .* there and 3"):
+        check_joins(joined)
+
+
 def test_layers_of_an_ablation(folders, monkeypatch):
     monkeypatch.setattr(questions, "LEAST_POINTS", 2)  # a tiny model has two layers
     joined = gather([folders["errors"], folders["ablation"]])
