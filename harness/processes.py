@@ -4,6 +4,7 @@ They exchange records, never tensors, so gloo serves on GPUs too: no process hol
 long as a batch takes.
 """
 
+import atexit
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,11 @@ class Processes:
 
     def _join(self) -> None:
         distributed = self._distributed
+        if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise UserError(
+                f"WORLD_SIZE is {self.size}, and {', '.join(missing)} is not set: start the command with torchrun or accelerate "
+                "launch, or take WORLD_SIZE out of the environment"
+            )
         store, _, _ = next(iter(distributed.rendezvous("env://")))
         self._store = distributed.PrefixStore("kvdelta", store)
         if distributed.is_initialized():  # by the program that calls; its backend may want tensors on a GPU
@@ -53,6 +59,7 @@ class Processes:
             distributed.init_process_group(
                 "gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=PATIENCE
             )
+            atexit.register(distributed.destroy_process_group)  # else its threads abort a process that ends early
 
     def gather(self, mine: T) -> list[T]:
         """What each process has, by rank, in every process."""

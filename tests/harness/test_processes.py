@@ -251,6 +251,13 @@ def test_what_torch_raises_when_the_other_is_gone_is_one_line(refused):
         hand.from_first(lambda: 1)
 
 
+def test_a_world_without_an_address_is_refused(monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with refused("MASTER_ADDR.* is not set: start the command with torchrun"):
+        Processes()
+
+
 def test_processes_that_would_score_something_else_are_refused(halves, refused):
     settings = halves[0].settings
     _check_alike([settings, settings])
