@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.audit import Reads
-from harness.caches.contenders import Contender
 from harness.batching import rows_of
+from harness.caches.contenders import Contender
 from harness.protocols import prefill, single_pass_logits, suffix_logits
 from harness.records.run import Audit, LayerReads, NoiseFloor, Settings
 from harness.scoring import Reference, Scores, check_finite
