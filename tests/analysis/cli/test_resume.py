@@ -31,7 +31,7 @@ def arrays_in(folder):
 @pytest.mark.parametrize(
     ("name", "at"), [*((name, "a measured window") for name in COMMANDS), ("allocate", "a scored window")]
 )
-def test_the_same_command_goes_on(kvdelta, monkeypatch, name, at):
+def test_the_same_command_goes_on(kvdelta, unrendered, monkeypatch, name, at):
     module, saving = AT[at]
     save = getattr(module, saving)
 
