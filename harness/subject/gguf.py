@@ -50,10 +50,11 @@ def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
     try:
         # transformers draws a bar while it dequantizes that has no switch; what goes wrong is raised, not printed
         with quiet(progress_bars=False), redirect_stderr(io.StringIO()):
-            # a config.json with code of its own may lie beside the file
-            options = {"gguf_file": gguf.name, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+            # trust_remote_code: a config.json with code of its own may lie beside the file
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # transformers and gguf raise what they like on files they do not understand
         raise ModelError(
             f'transformers cannot read "{gguf.name}" ({one_line(error)}); use a GGUF file of an architecture and '

@@ -100,20 +100,20 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
-    safe = {"trust_remote_code": False}  # unset, transformers asks on the terminal whether to run the model's own code
+    # trust_remote_code: unset, transformers asks on the terminal whether to run the model's own code
     with quiet(progress_bars=source["kind"] == "hub"):
         try:
-            config = AutoConfig.from_pretrained(where, **safe, **pinned)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False, **pinned)
         except Exception as error:
             raise _unavailable(name, pinned, error) from error
         _refuse_unsupported(config, name)
         if pinned:  # a branch may move between the config and the weights; its commit does not
             pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **safe, **pinned)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **pinned)
             # Any: transformers declares one return value, and two come with output_loading_info.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, **safe, **pinned
+                where, dtype=dtype, output_loading_info=True, trust_remote_code=False, **pinned
             )
             model, report = loaded
         except Exception as error:  # OSError, ValueError, KeyError, safetensors' own: all mean it cannot be had
