@@ -198,7 +198,9 @@ class TokenStore:
 
     def zero_codes(self) -> None:
         """The destructive control: keep the scales, set every stored code to 0."""
-        self._change(lambda x: x, lambda q: q.with_zeroed_codes())
+        pack_together([self])
+        self._mirror = None
+        self.runs = [_Run(run.held.with_zeroed_codes()) for run in self.runs]
 
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
         pack_together([self])
