@@ -140,9 +140,9 @@ class Quantizer(ABC):
         return True
 
     @property
-    def mixes_rows(self) -> bool:
-        """Whether what one batch row is encoded as depends on the others, so that windows cannot share a call."""
-        return False
+    def rows_independent(self) -> bool | str:
+        """Whether batch rows are, whatever is with heads: what cannot be asked of several windows in one call says why."""
+        return True
 
     @property
     def appends(self) -> bool | str:

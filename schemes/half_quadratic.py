@@ -170,8 +170,8 @@ class HalfQuadraticQuantizer(AffineQuantizer):
         return self.solver.independent
 
     @property
-    def mixes_rows(self) -> bool:
-        return self.solver.independent is not True
+    def rows_independent(self) -> bool | str:
+        return self.solver.independent
 
     @property
     def appends(self) -> bool | str:

@@ -290,7 +290,8 @@ def _joined_parts(held: Sequence[QuantizedTensor]) -> QuantizedTensor:
 
 def _kind(store: TokenStore, like: Tensor) -> Hashable:
     """Equal of stores that may be packed in one call."""
-    alone = id(store) if store.scheme.quantizer.mixes_rows or store.scheme.quantizer.needs_place else 0
+    quantizer = store.scheme.quantizer
+    alone = id(store) if quantizer.rows_independent is not True or quantizer.needs_place else 0
     start = store.sink_tokens + store.packed_tokens
     return alone, store.scheme, like.shape, like.dtype, like.device, start
 

@@ -90,7 +90,8 @@ class SchemeContender:
 
     @property
     def mixes_rows(self) -> bool:
-        return any(rule.quantizer.mixes_rows for one in self.scheme.variants for rule in one.sides.values())
+        rules = [rule for one in self.scheme.variants for rule in one.sides.values()]
+        return any(rule.quantizer.rows_independent is not True for rule in rules)
 
     @property
     def calibrated_on(self) -> list[Mapping[str, Any]]:
