@@ -53,10 +53,12 @@ def suffix_logits(
             some = recorded.forward(cache, chunk)
         else:
             some = forward(model, chunk, cache).logits
+        if len(chunks) == 1:
+            logits = some
+            continue
         if logits is None:
-            logits = some if len(chunks) == 1 else some.new_empty((*suffix.shape, some.shape[2]))
-        if len(chunks) > 1:
-            logits[:, done : done + chunk.shape[1]] = some
+            logits = some.new_empty((*suffix.shape, some.shape[2]))
+        logits[:, done : done + chunk.shape[1]] = some
         done += chunk.shape[1]
     assert logits is not None
     return logits[:, :-1]

@@ -28,6 +28,7 @@ class Recorded:
         self.works = True
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
         self._outputs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def takes(self, cache: Any) -> bool:
@@ -53,7 +54,7 @@ class Recorded:
     def _record(self, cache: SchemeCache, tokens: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         unwatched = copy.copy(cache)  # a graph's forwards are not seen one by one: `replayed` tells of them
         vars(unwatched).pop("update", None)
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream, graph = self._stream, torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             given, logits = self._static(forward(self.model, tokens, unwatched).logits, tokens)

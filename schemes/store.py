@@ -211,14 +211,6 @@ class TokenStore:
             self._tail.append(exact(tail.view()))
         self.runs = [_Run(packed(run.held)) for run in self.runs]  # with its spare capacity, which would stay unseen
 
-    def of_rows(self, rows: Int[Tensor, "rows"]) -> "TokenStore":
-        """Another store with these batch rows of this one."""
-        other = TokenStore(self.scheme, self.mirrored)
-        other.sinks, other.waiting, other.runs, other.saturated = self.sinks, self.waiting, self.runs, self.saturated
-        other._tail = self._tail
-        other.index_select(rows)
-        return other
-
     def nbytes(self) -> dict[str, int]:
         """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", "spare" capacity, "mirror"."""
         held: dict[str, int] = {}

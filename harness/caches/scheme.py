@@ -90,14 +90,27 @@ class SchemeLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         for store in self.stores.values():
             store.index_select(indices)
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[indices], self.values[indices]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         for store in self.stores.values():
             store.repeat(repeats)
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = (x.repeat_interleave(repeats, dim=0) for x in (self.keys, self.values))
+
+    def emptied(self) -> dict[str, Tensor]:
+        """By side, a tensor like those of its tokens, with none."""
+        assert self.keys is not None
+        assert self.values is not None
+        return {"key": self.keys, "value": self.values}
 
     def of_rows(self, rows: Int64[Tensor, "rows"]) -> "SchemeLayer":
         other = copy.copy(self)
-        other.stores = {side: store.of_rows(rows) for side, store in self.stores.items()}
+        other.stores = {
+            side: copy.copy(store) for side, store in self.stores.items()
+        }  # whose parts are replaced, not changed
+        other.batch_select_indices(rows)
         return other
 
     def offload(self) -> None:
@@ -201,11 +214,11 @@ class SchemeCache(DynamicCache):
                 for layer in self._scheme_layers():
                     layer.keeps = True
             return
-        layers = {index: self.layers[index] for index in self.quantized_layers}
+        stored = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SchemeLayer)}
         room = self.get_seq_length() + sum(chunk.shape[1] for chunk in chunks)
         steps = Steps(
-            {index: layer.stores for index, layer in layers.items()},
-            {index: {"key": layer.keys, "value": layer.values} for index, layer in layers.items()},
+            {index: layer.stores for index, layer in stored.items()},
+            {index: layer.emptied() for index, layer in stored.items()},
             room,
             buffers or Buffers(),
         )

@@ -99,6 +99,8 @@ def _load(
 ) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from harness.subject import attention
+
     pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
     # trust_remote_code: unset, transformers asks on the terminal whether to run the model's own code
     with quiet(progress_bars=source["kind"] == "hub"):
@@ -131,6 +133,7 @@ def _load(
         reason = why_unusable(model)
     if reason:
         raise ModelError(f'"{name}" ({type(model).__name__}) {reason}; kvdelta compares KV caches; {OTHER_MODEL}')
+    attention.use_where_it_pays(model)
     return LoadedModel(model, tokenizer, name, source)
 
 
