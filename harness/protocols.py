@@ -45,22 +45,18 @@ def suffix_logits(
     up by several. recorded: the forwards of its steps, where they are replayed.
     """
     chunks = suffix.split(step or suffix.shape[1], dim=1)
-    logits: Tensor | None = None
-    done = 0
+    logits, done = torch.empty(0), 0
     fed = cache.feed(chunks, recorded and recorded.buffers) if isinstance(cache, SchemeCache) else chunks
     for chunk in fed:
         if recorded and recorded.takes(cache):
             some = recorded.forward(cache, chunk)
         else:
             some = forward(model, chunk, cache).logits
-        if len(chunks) == 1:
-            logits = some
-            continue
-        if logits is None:
-            logits = some.new_empty((*suffix.shape, some.shape[2]))
-        logits[:, done : done + chunk.shape[1]] = some
+        if not done:
+            logits = some if len(chunks) == 1 else some.new_empty((*suffix.shape, some.shape[2]))
+        if len(chunks) > 1:
+            logits[:, done : done + chunk.shape[1]] = some
         done += chunk.shape[1]
-    assert logits is not None
     return logits[:, :-1]
 
 

@@ -88,5 +88,6 @@ def _kernel() -> Any:
         tl.store(out + total + row, kl)
         tl.store(out + 2 * total + row, tl.where(q_top == p_top, 1.0, 0.0))
 
+    jit: Any = triton.jit
     # not compiled again for a number of rows that happens to be a multiple of 16
-    return triton.jit(rows, do_not_specialize=["scored", "total"])
+    return jit(rows, do_not_specialize=["scored", "total"])

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, cache_folder, file_sha256, needs_space, one_at_a_time
+from harness.subject.files import Progress, cache_folder, needs_space, one_at_a_time, remembered_sha256
 from harness.subject.imports import quiet
 
 ORIGIN = "kvdelta.json"  # in a converted folder, written last: which GGUF file it was made from
@@ -24,7 +24,7 @@ def gguf_folder(gguf: Path, progress: Progress) -> tuple[Path, str]:
         raise ModelError(f'the GGUF file "{gguf.name}" cannot be read: {error.strerror}; {OTHER_MODEL}') from error
     if magic != b"GGUF":
         raise ModelError(f"\"{gguf.name}\" is not a GGUF file: it begins with {magic!r}, a GGUF file with b'GGUF'")
-    sha256 = file_sha256(gguf)
+    sha256 = remembered_sha256(gguf)
     converted = converted_folder(sha256)
     if not is_converted(converted):
         with one_at_a_time(progress) as work:

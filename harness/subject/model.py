@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, file_sha256
+from harness.subject.files import Progress, remembered_sha256
 from harness.subject.gguf import gguf_folder
 from harness.subject.imports import quiet
 from harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
@@ -163,7 +163,7 @@ def _folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     for path in [folder / "config.json", *weights]:
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+        digest.update(f"{path.name}\0{remembered_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
