@@ -173,6 +173,13 @@ class HalfQuadraticQuantizer(AffineQuantizer):
     def appends(self) -> bool | str:
         return self.solver.independent
 
+    @property
+    def kernel(self) -> tuple[str, tuple]:
+        one = self.solver
+        if isinstance(one, GroupSolver):
+            return "half-quadratic", (one.iters, one.p, one.beta, one.normalize)
+        return super().kernel
+
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         lead = groups.shape[:-1]
         inverse, zero = self.solver.solve(groups.flatten(0, -2), self.max_code)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from schemes import kernels
 from schemes.base import KV
 from schemes.drawing import check_seed, generator
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper
@@ -45,15 +46,21 @@ def random_signs(channels: int, seed: int, device: torch.device) -> Float[Tensor
     return (torch.randint(0, 2, (channels,), generator=generator(seed)) * 2 - 1).float().to(device)
 
 
-def rotate(x: Decoded, kind: Kind, seed: int, back: bool = False) -> Decoded:
-    """x R, or with `back` x Rᵀ. "hadamard": `hadamard_transform`; "signed-hadamard": the same after random signs;
+def rotate(x: KV, kind: Kind, seed: int, back: bool = False) -> Decoded:
+    """x R, or with `back` x Rᵀ, in float32. "hadamard": `hadamard_transform`; "signed-hadamard": the same after random signs;
     "orthogonal": a random rotation, multiplied in float64 so that what is rounded does not depend on the shape."""
     if kind == "orthogonal":
         matrix = orthogonal(x.shape[-1], seed, x.device)
         return (x.double() @ (matrix.T if back else matrix)).float()
-    if kind == "hadamard":
+    signs = None if kind == "hadamard" else random_signs(x.shape[-1], seed, x.device)
+    if kernels.available(x.device, x.numel()):
+        from schemes.kernels import rotation
+
+        if rotation.works(x.shape[-1]):
+            return rotation.hadamard(x, signs, back)
+    x = x.float()
+    if signs is None:
         return hadamard_transform(x)
-    signs = random_signs(x.shape[-1], seed, x.device)
     return hadamard_transform(x) * signs if back else hadamard_transform(x * signs)
 
 
@@ -82,7 +89,7 @@ class RotatedQuantizer(Wrapper):
         return "a constant vector is no constant after the rotation"
 
     def quantize(self, x: KV) -> RotatedTensor:
-        held = self.inner.quantize(rotate(x.float(), self.kind, self.seed))
+        held = self.inner.quantize(rotate(x, self.kind, self.seed))
         return RotatedTensor(
             tokens=x.shape[2],
             tokens_per_group=self.tokens_per_group,
