@@ -82,14 +82,16 @@ class HalfQuadratic:
 
         Bit-equal to the package on a CPU in float32 (on CUDA it solves in float16).
         """
-        at, column, best = zero[:, None], inverse[:, None], float("inf")
+        at, column = zero[:, None], inverse[:, None]
+        best = torch.full_like(zero[0], float("inf"))
+        falls = torch.ones_like(best, dtype=torch.bool)
         for _ in range(self.iters):
             codes, residual = self._residual(groups, column, at)
-            at = self._next_zero(groups, column, codes, residual, torch.pow)
-            error = residual.abs().mean().item()
-            if not error < best:
+            at = torch.where(falls, self._next_zero(groups, column, codes, residual, torch.pow), at)
+            error = residual.abs().mean()
+            falls, best = falls & (error < best), torch.minimum(error, best)
+            if groups.device.type == "cpu" and not falls:  # elsewhere the host would wait: all steps, the rest in vain
                 break
-            best = error
         return at[:, 0]
 
     def _residual(self, x: Rows, inverse: Column, zero: Column) -> tuple[Rows, Rows]:

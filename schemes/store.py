@@ -57,7 +57,7 @@ class TokenStore:
         self.sinks: Tensor | None = None
         self.tail: Tensor | None = None
         self.runs: list[_Run] = []
-        self.saturated = 0  # numbers beyond the largest of the format, among all that were ever packed
+        self.saturated: int | Tensor = 0  # numbers beyond the largest of the format, among all that were ever packed
 
     @property
     def packed_tokens(self) -> int:
@@ -97,7 +97,7 @@ class TokenStore:
 
     def _pack(self, x: KV) -> None:
         packed = self.scheme.quantizer.quantize_at(x, self.sink_tokens + self.packed_tokens)
-        self.saturated += packed.saturated
+        self.saturated = self.saturated + packed.saturated
         if self.runs and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:

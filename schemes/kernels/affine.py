@@ -18,6 +18,7 @@ from torch import Tensor
 from schemes.kernels import launch, power_of_two
 
 TILE = 4096  # numbers of a program
+SOLVED = 1024  # of one that solves for the zero: it needs many registers a number
 MOST = 1024  # the longest group that a program takes
 
 Choice = Literal["min-max", "symmetric", "whole-zero", "half-quadratic"]
@@ -220,14 +221,14 @@ class Layout:
     def works(self) -> bool:
         return power_of_two(self.group) and self.unit <= self.group <= MOST
 
-    def _constants(self) -> dict[str, int]:
+    def _constants(self, tile: int = TILE) -> dict[str, int]:
         return {
             "GROUP": self.group,
             "INNER": self.inner,
             "BITS": self.bits,
             "UNIT": self.unit,
             "BYTES": 3 if self.bits == 3 else 1,
-            "ROWS": max(1, TILE // self.group),
+            "ROWS": max(1, tile // self.group),
         }
 
     def encode(
@@ -254,7 +255,8 @@ class Layout:
         bounds: Tensor | None, iters: int = 1, p: float = 1.0, beta: float = 1.0, normalize: bool = False,
     ) -> Tensor:  # fmt: skip
         packed = torch.empty(x.numel() * self.bits // 8, dtype=torch.uint8, device=x.device)
-        rows, constants = x.numel() // self.group, self._constants()
+        rows = x.numel() // self.group
+        constants = self._constants(SOLVED if choice == "half-quadratic" else TILE)
         launch(
             _encode, triton.cdiv(rows, constants["ROWS"]),
             x.contiguous(), packed, _loadable(scale), _loadable(other), bounds, rows,
