@@ -38,7 +38,9 @@ class Ragged:
         ends = counts[:, 0, :, 0].T.flatten().cumsum(0)  # by token, then batch row
         number = torch.arange(len(self.value), device=x.device)
         number = torch.where(number < ends[-1], number, 0)
-        rows = torch.searchsorted(ends, number, right=True).clamp(max=len(ends) - 1)  # beyond where all were cropped away
+        rows = torch.searchsorted(ends, number, right=True).clamp(
+            max=len(ends) - 1
+        )  # beyond where all were cropped away
         place = self.index.long()[number] & (WORD - 1)
         at = (rows % batch, place // channels, rows // batch, place % channels)
         x[at] = torch.where(ends[-1] > 0, self.value[number].to(x.dtype), x[at])

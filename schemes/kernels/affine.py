@@ -221,7 +221,7 @@ class Layout:
     def works(self) -> bool:
         return power_of_two(self.group) and self.unit <= self.group <= MOST
 
-    def _constants(self, tile: int = TILE) -> dict[str, int]:
+    def _constants(self, tile: int) -> dict[str, int]:
         return {
             "GROUP": self.group,
             "INNER": self.inner,
@@ -272,7 +272,7 @@ class Layout:
     ) -> Tensor:  # fmt: skip
         """The numbers, flat, clamped to what `dtype` can hold."""
         out = torch.empty(packed.numel() * 8 // self.bits, dtype=dtype, device=packed.device)
-        rows, constants = out.numel() // self.group, self._constants()
+        rows, constants = out.numel() // self.group, self._constants(TILE)
         launch(
             _decode, triton.cdiv(rows, constants["ROWS"]),
             packed.contiguous(), out, _loadable(scale), _loadable(other), levels, rows,
