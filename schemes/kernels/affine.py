@@ -17,8 +17,8 @@ from torch import Tensor
 
 from schemes.kernels import launch, power_of_two
 
-TILE = 4096  # numbers of a program
-SOLVED = 1024  # of one that solves for the zero: it needs many registers a number
+TILE = 2048  # numbers of a program
+SOLVED = 2048  # of one that solves for the zero: it needs many registers a number
 MOST = 1024  # the longest group that a program takes
 
 Choice = Literal["min-max", "symmetric", "whole-zero", "half-quadratic"]
@@ -56,7 +56,7 @@ def _stored_scale(scale):
 @no_type_check
 def _shrunk(residual, EXPONENT: tl.constexpr, STEP: tl.constexpr):
     size = tl.abs(residual)
-    less = size - STEP if EXPONENT == 0 else size - STEP * tl.exp(tl.log(size) * EXPONENT)
+    less = size - STEP if EXPONENT == 0 else size - STEP * tl.exp2(tl.log2(size) * EXPONENT)
     less = tl.maximum(less, 0.0)
     return tl.where(residual < 0, -less, less)
 
@@ -69,12 +69,16 @@ def _best_zero(
 ):  # fmt: skip
     """`HalfQuadratic.solve`: of all iterates the zero with the least mean |x − x̂|."""
     inverses = inverse[:, None]
+    scales = tl.math.div_rn(tl.full(inverse.shape, 1.0, tl.float32), inverse)[:, None]
     kept = zero
     least = tl.full(zero.shape, float("inf"), tl.float32)
     for _ in range(ITERS):
         zeros = zero[:, None]
         codes = _rounded(_clamped(x * inverses + zeros, 0.0, MAX_CODE))
-        residual = x - tl.math.div_rn(codes - zeros, tl.broadcast_to(inverses, x.shape))
+        shifted = codes - zeros
+        quotient = shifted * scales
+        # Markstein's step: shifted / inverse as good as correctly rounded, without a division a number
+        residual = x - tl.fma(tl.fma(-quotient, inverses, shifted), scales, quotient)
         error = tl.sum(tl.abs(residual), axis=1) * (1.0 / GROUP)
         kept = tl.where(error < least, zero, kept)
         least = tl.minimum(error, least)

@@ -13,6 +13,7 @@ from torch import Tensor
 from schemes.kernels import launch, power_of_two
 
 LARGEST = 16384  # numbers of a tile
+A_WARP = 2048  # of these
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def evened(
     launch(
         _even_out, x.numel() // (block * channels),
         x.contiguous(), divided, vectors, limits,
-        warps=max(1, min(16, block * channels // 1024)),
+        warps=max(1, min(16, block * channels // A_WARP)),
         BY_TOKEN=along == "token", STEPS=steps, BLOCK=block, CHANNELS=channels,
     )  # fmt: skip
     return divided, vectors
