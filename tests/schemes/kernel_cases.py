@@ -106,7 +106,7 @@ def iterates(solver, x, max_code):
         errors.append(residual.abs().mean(-1))
         exact = x * inverse + zero
         near.append((exact - exact.floor() - 0.5).abs().amin(-1))
-        zero = steps._next_zero(x, inverse, codes, residual, _quick_power)
+        zero = steps._next_zero(x, inverse, codes, residual, residual.abs(), _quick_power)
     return torch.stack(zeros), torch.stack(errors), torch.stack(near).amin(0)
 
 
