@@ -17,8 +17,8 @@ from torch import Tensor
 
 from schemes.kernels import launch, power_of_two
 
-TILE = 2048  # numbers of a program
-SOLVED = 2048  # of one that solves for the zero: it needs many registers a number
+TILE = 4096  # numbers of a program
+SMALL = 2048  # of one that solves for the zero, or reduces along tokens: it needs many registers a number
 MOST = 1024  # the longest group that a program takes
 
 Choice = Literal["min-max", "symmetric", "whole-zero", "half-quadratic"]
@@ -260,7 +260,7 @@ class Layout:
     ) -> Tensor:  # fmt: skip
         packed = torch.empty(x.numel() * self.bits // 8, dtype=torch.uint8, device=x.device)
         rows = x.numel() // self.group
-        constants = self._constants(SOLVED if choice == "half-quadratic" else TILE)
+        constants = self._constants(SMALL if choice == "half-quadratic" or self.inner > 1 else TILE)
         launch(
             _encode, triton.cdiv(rows, constants["ROWS"]),
             x.contiguous(), packed, _loadable(scale), _loadable(other), bounds, rows,

@@ -54,7 +54,7 @@ def used(monkeypatch):
 
     launch = kernels.launch
     monkeypatch.setattr(affine, "TILE", 8192)  # few programs and large ones, which the interpreter has sooner
-    monkeypatch.setattr(affine, "SOLVED", 8192)
+    monkeypatch.setattr(affine, "SMALL", 8192)
 
     def counted(kernel, *args, **constants):
         names.append(kernel.__name__)
