@@ -1,7 +1,7 @@
 """Fused kernels for CUDA, in Triton: what the torch code does in a dozen passes over memory, in one.
 
 The torch code is the reference, and what runs wherever the kernels do not. Nothing here imports triton until a kernel
-runs; no file here imports another part of `schemes`.
+runs, and no file here imports a part of `schemes` that calls it.
 """
 
 import os
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from schemes.errors import UserError
 
 SWITCH = "KVDELTA_KERNELS"
 """The environment variable: auto (the default), off, or always (small tensors too; and on a CPU, where only Triton's
@@ -28,7 +30,7 @@ def available(device: torch.device, numbers: int) -> bool:
     """Whether a tensor of so many numbers is for the kernels."""
     asked = os.environ.get(SWITCH, "auto")
     if asked not in ("auto", "off", "always"):
-        raise ValueError(f"{SWITCH}={asked}: auto, off or always")
+        raise UserError(f"{SWITCH}={asked}: auto, off or always")
     if asked == "always":
         return True
     return asked == "auto" and device.type == "cuda" and numbers >= WORTH and _triton_is_there()
