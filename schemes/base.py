@@ -33,8 +33,9 @@ class QuantizedTensor(ABC):
         return ("codes",)
 
     @property
-    def saturated(self) -> int:
-        """Numbers that were beyond the largest that the format has."""
+    def saturated(self) -> int | Tensor:
+        """Numbers that were beyond the largest that the format has; a tensor where a device counts them, which int()
+        would wait for."""
         return 0
 
     @abstractmethod

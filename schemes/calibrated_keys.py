@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import ClassVar, Self
 
 import torch
@@ -88,6 +89,13 @@ class KeyQuantizer(CalibratedQuantizer):
         return BoundKeys(self.bits, self.outliers, self.file, place.layer, levels, lower, upper, place.rotary)
 
 
+@lru_cache(maxsize=1024)
+def _middle_and_half(lower: Tensor, upper: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of a layer's thresholds (the same tensors: they are told apart by identity), brought to the device once."""
+    lower, upper = lower.to(device)[:, None], upper.to(device)[:, None]
+    return (upper + lower) / 2, ((upper - lower) / 2).clamp(min=2.0**-24)
+
+
 @dataclass(frozen=True)
 class BoundKeys(CalibratedQuantizer):
     """Of one layer: thresholds [heads, channels], levels, and the layer's rotary embedding."""
@@ -113,8 +121,7 @@ class BoundKeys(CalibratedQuantizer):
         return "the levels come from a calibration text"
 
     def middle_and_half(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        lower, upper = self.lower.to(device)[:, None], self.upper.to(device)[:, None]
-        return (upper + lower) / 2, ((upper - lower) / 2).clamp(min=2.0**-24)
+        return _middle_and_half(self.lower, self.upper, device)
 
     def quantize(self, x: KV) -> KeyTensor:
         return self.quantize_at(x, 0)

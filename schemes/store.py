@@ -63,7 +63,7 @@ class TokenStore:
         self.sinks: Tensor | None = None
         self.waiting: Tensor | None = None
         self.runs: list[_Run] = []
-        self.saturated = 0  # numbers beyond the largest of the format, among all that were ever packed
+        self.saturated: int | Tensor = 0  # numbers beyond the largest of the format, among all that were ever packed
         self._tail = TokenBuffer()
         self._mirror: Mirror | None = None
         self._on_packed: Callable[[int, KV], None] | None = None
@@ -293,7 +293,7 @@ def _pack(stores: list[TokenStore]) -> None:
     blocks = [store.waiting for store in stores if store.waiting is not None]
     x = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     packed = first.scheme.quantizer.quantize_at(x, first.sink_tokens + first.packed_tokens)
-    first.saturated += packed.saturated  # of all these stores: it is their sum that is reported
+    first.saturated = first.saturated + packed.saturated  # of all these stores: it is their sum that is reported
     decoded = packed.dequantize() if any(store.wants_decoded for store in stores) else None
     rows = len(blocks[0])
     for i, store in enumerate(stores):

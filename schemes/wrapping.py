@@ -68,7 +68,7 @@ class WrappedTensor(QuantizedTensor):
         return own + self.inner.crop(self.groups * self.tokens_per_group).counted_bytes()
 
     @property
-    def saturated(self) -> int:
+    def saturated(self) -> int | Tensor:
         return self.inner.saturated
 
 

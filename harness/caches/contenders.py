@@ -136,7 +136,7 @@ class SchemeContender:
             quantized_layers=cache.quantized_layers,
             lossy_layers=cache.lossy_layers,
             bytes=sides,
-            note=self._note(sum(store.saturated for _, _, store in cache.stores())),
+            note=self._note(sum(int(store.saturated) for _, _, store in cache.stores())),
         )
 
     def _spec(self) -> dict[str, Any]:
