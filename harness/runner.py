@@ -26,6 +26,7 @@ from harness.scoring import NotFinite, Reference, Scores, check_finite
 from harness.subject.errors import one_line
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch, Window
+from schemes import kernels
 from schemes.errors import UserError
 
 LayersRead = dict[int, Reads]  # by layer
@@ -55,6 +56,7 @@ class Runner:
     def __post_init__(self) -> None:
         self._full_layers = list(kv_shapes(self.model))
         self._recording: tuple[int, Recorded] | None = None
+        self._told_of_kernels = False
 
     def go(self, windows: Sequence[Window]) -> Run:
         """Score every window that the record does not have yet; save after each batch. Returns the complete run.
@@ -68,6 +70,18 @@ class Runner:
             self.progress.on_note(
                 "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
             )
+        with kernels.for_windows(len(left), self._on_kernel):
+            self._batches(left)
+        self.run.status = "complete"
+        save_run(self.run, self.folder)
+        return self.run
+
+    def _on_kernel(self, name: str) -> None:
+        if not self._told_of_kernels:
+            self._told_of_kernels = True
+            self.progress.on_note("compiling kernels for this GPU, a second each; they are kept for later runs")
+
+    def _batches(self, left: Sequence[Window]) -> None:
         size = self.run.batch
         while left:
             batch, before = Batch(tuple(left[:size])), self.run.model_copy(deep=True)
@@ -89,9 +103,6 @@ class Runner:
             self._recording = None
             self.progress.on_note(f"out of memory with {len(batch)} windows at once: going on with {size}")
             torch.cuda.empty_cache()
-        self.run.status = "complete"
-        save_run(self.run, self.folder)
-        return self.run
 
     def _batch(self, batch: Batch) -> None:
         torch.manual_seed(self.run.settings.seed)

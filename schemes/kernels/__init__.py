@@ -5,7 +5,8 @@ runs, and no file here imports a part of `schemes` that calls it.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -21,8 +22,10 @@ interpreter runs them)."""
 WORTH = 2**22
 """Numbers in a tensor from which on a kernel saves more time than its first call may cost."""
 
-on_first_use: list[Callable[[str], None]] = []
-"""Told the name of a kernel before it is compiled for one more set of settings, or read from Triton's cache on disk."""
+FEW = 32
+"""Windows from which on compiling the kernels of a scheme, a second or two where Triton's cache on disk is cold, pays."""
+
+_listeners: list[Callable[[str], None]] = []
 _used: set[tuple] = set()
 
 
@@ -33,7 +36,24 @@ def available(device: torch.device, numbers: int) -> bool:
         raise UserError(f"{SWITCH}={asked}: auto, off or always")
     if asked == "always":
         return True
-    return asked == "auto" and device.type == "cuda" and numbers >= WORTH and _triton_is_there()
+    return asked == "auto" and not _resting and device.type == "cuda" and numbers >= WORTH and _triton_is_there()
+
+
+_resting = False
+
+
+@contextmanager
+def for_windows(count: int, on_first_use: Callable[[str], None]) -> Iterator[None]:
+    """While a run of so many windows goes on: of few, compiling would take longer than it saves, and the torch code runs.
+    on_first_use: told the name of a kernel before it is compiled, or read from Triton's cache on disk."""
+    global _resting
+    _resting = count < FEW
+    _listeners.append(on_first_use)
+    try:
+        yield
+    finally:
+        _resting = False
+        _listeners.remove(on_first_use)
 
 
 @cache
@@ -52,7 +72,7 @@ def launch(kernel: Any, programs: int, *tensors: Tensor | int | None, warps: int
     key = (kernel, types, *constants.items())
     if key not in _used:
         _used.add(key)
-        for listener in on_first_use:
+        for listener in _listeners:
             listener(kernel.__name__.strip("_"))
     first = tensors[0]
     assert isinstance(first, Tensor)

@@ -11,6 +11,7 @@ import torch
 from harness import scoring, scoring_kernel
 from harness.scoring import NotFinite, Reference, Scores, check_finite
 from harness.subject.windows import Batch
+from schemes import kernels
 
 
 def pair(batch=2, scored=40, vocabulary=64, noise=0.01):
@@ -119,9 +120,23 @@ assert Reference(torch.randn(1, 3, 50)).score(bad, torch.zeros(1, 3).long()).nll
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernel_in_tritons_interpreter():
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1", "KVDELTA_KERNELS": "always"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_few_windows_are_not_worth_compiling(monkeypatch):
+    monkeypatch.setattr(kernels, "_triton_is_there", lambda: True)
+    cuda = torch.device("cuda")
+    with kernels.for_windows(kernels.FEW - 1, print):
+        assert not kernels.available(cuda, 2**30)
+    with kernels.for_windows(kernels.FEW, print):
+        assert kernels.available(cuda, 2**30)
+        assert not kernels.available(torch.device("cpu"), 2**30)
+    assert kernels.available(cuda, 2**30)
 
 
 @pytest.mark.gpu

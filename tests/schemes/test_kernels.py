@@ -125,7 +125,7 @@ def test_a_first_use_is_told_once(monkeypatch):
     monkeypatch.setenv(kernels.SWITCH, "always")
     monkeypatch.setattr(kernels, "_used", set())
     told = []
-    monkeypatch.setattr(kernels, "on_first_use", [told.append])
+    monkeypatch.setattr(kernels, "_listeners", [told.append])
     for _ in range(2):
         parse_scheme("asym4").key.quantizer.quantize(torch.ones(1, 1, 2, 64)).dequantize()
     assert told == ["encode", "decode"]

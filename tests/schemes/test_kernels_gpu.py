@@ -55,7 +55,7 @@ def test_on_by_default_for_many_numbers(monkeypatch):
     monkeypatch.delenv(kernels.SWITCH, raising=False)
     told = []
     monkeypatch.setattr(kernels, "_used", set())
-    monkeypatch.setattr(kernels, "on_first_use", [told.append])
+    monkeypatch.setattr(kernels, "_listeners", [told.append])
     quantizer = parse_scheme("asym4").key.quantizer
     quantizer.quantize(torch.zeros(1, 1, 2**16, 32, device="cuda"))
     assert told == []
