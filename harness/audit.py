@@ -55,6 +55,8 @@ class Observer:
     def __post_init__(self) -> None:
         self._update = self.cache.update
         self.cache.update = self._watched
+        if self.declared:
+            self.cache.replayed = self._replayed
 
     def watch(self) -> None:
         """From here on forwards are scored; before, they only write."""
@@ -62,6 +64,8 @@ class Observer:
 
     def stop(self) -> "Observer":
         del self.cache.update  # the wrapper was an attribute of this object over the class's method
+        if self.declared:
+            del self.cache.replayed
         self._written.clear()
         return self
 
@@ -81,6 +85,12 @@ class Observer:
             lost = [lost_rows(torch.cat([pair[side] for pair in written], dim=2), returned[side]) for side in (0, 1)]
             self._count_rows(layer, past, keys.shape[2], lost)
         return returned
+
+    def _replayed(self, queries: int) -> None:
+        """A recorded forward read what each layer says it reads."""
+        for layer in self.layers if self._scoring else ():
+            held = self.cache.layers[layer]
+            self._count(layer, held.get_seq_length(), queries, held.past_read())
 
     def _rows(self, layer: int, queries: int) -> int:
         """How many of this forward's queries are scored."""

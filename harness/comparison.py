@@ -12,7 +12,7 @@ from harness.caches.contenders import Contender, contenders_of
 from harness.controls import floor_of
 from harness.leaks import check_texts
 from harness.options import Options
-from harness.processes import processes
+from harness.processes import Processes, processes
 from harness.records.provenance import host, open_folder
 from harness.records.run import RUN_FILE, Run, Settings, load_run, save_run
 from harness.records.writing import write_file
@@ -20,6 +20,8 @@ from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
 from harness.subject.probing import check_continues
+from harness.subject.windows import Window
+from schemes import kernels
 from schemes.errors import UserError
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
@@ -73,14 +75,8 @@ def compare(
     started = time.perf_counter()
     by_index = {window.index: window for window in subject.windows}
     windows = [by_index[index] for index in stopping.visits(settings)]
-    for count in stopping.looks(settings):
-        if count < len(run.windows):  # a run that was continued had looked
-            continue
-        sharding.score(runner, windows[:count], together)
-        if verdict := stopping.verdict(runner.run):
-            runner.run.ended = verdict
-            progress.on_note(verdict)
-            break
+    with kernels.for_windows(len(windows) - len(run.windows), runner.on_kernel):
+        _score(runner, windows, together)
     run = runner.run
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
         run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (settings.score_length - 1))
@@ -92,6 +88,19 @@ def compare(
         save_run(run, folder)
         write_file(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
     return run, folder
+
+
+def _score(runner: Runner, windows: Sequence[Window], together: Processes) -> None:
+    """From look to look, until one suffices."""
+    begun = len(runner.run.windows)
+    for count in stopping.looks(runner.run.settings):
+        if count < begun:  # a run that is continued had looked
+            continue
+        sharding.score(runner, windows[:count], together)
+        if verdict := stopping.verdict(runner.run):
+            runner.run.ended = verdict
+            runner.progress.on_note(verdict)
+            return
 
 
 def _opened(options: Options, settings: Settings, subject: Subject, processes: int) -> tuple[Path, Run]:

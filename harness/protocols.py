@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.caches.scheme import SchemeCache
+from harness.recorded import Recorded
 from harness.subject.forward import forward
 
 Protocol = Literal["two-pass", "stepwise", "single-pass"]
@@ -32,23 +33,30 @@ def fill_live(model: Any, prefix: Int64[Tensor, "batch prefix"], cache: Any) -> 
 
 @torch.inference_mode()
 def suffix_logits(
-    model: Any, cache: Any, suffix: Int64[Tensor, "batch suffix"], step: int | None = None
+    model: Any,
+    cache: Any,
+    suffix: Int64[Tensor, "batch suffix"],
+    step: int | None = None,
+    recorded: Recorded | None = None,
 ) -> Float[Tensor, "batch scored vocabulary"]:
     """Pass 2 over a filled cache: the logits, in the model's dtype, that predict suffix tokens 1, 2, …
 
-    step: tokens per forward; None is the whole suffix in one. A SchemeCache stores nothing in the last forward.
+    step: tokens per forward; None is the whole suffix in one. A SchemeCache stores nothing in the last forward, and is used
+    up by several. recorded: the forwards of its steps, where they are replayed.
     """
     chunks = suffix.split(step or suffix.shape[1], dim=1)
-    logits: Tensor | None = None
-    done = 0
-    for chunk in cache.feed(chunks) if isinstance(cache, SchemeCache) else chunks:
-        some = forward(model, chunk, cache).logits
-        if logits is None:
+    logits, done = torch.empty(0), 0
+    fed = cache.feed(chunks, recorded and recorded.buffers) if isinstance(cache, SchemeCache) else chunks
+    for chunk in fed:
+        if recorded and recorded.takes(cache):
+            some = recorded.forward(cache, chunk)
+        else:
+            some = forward(model, chunk, cache).logits
+        if not done:
             logits = some if len(chunks) == 1 else some.new_empty((*suffix.shape, some.shape[2]))
         if len(chunks) > 1:
             logits[:, done : done + chunk.shape[1]] = some
         done += chunk.shape[1]
-    assert logits is not None
     return logits[:, :-1]
 
 

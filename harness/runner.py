@@ -1,5 +1,6 @@
 """Batches of windows × contenders, each prefilled once; finished windows are on disk before the next begin."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from harness.caches.contenders import Contender
 from harness.caches.scheme import SchemeCache
 from harness.failures import failures
 from harness.protocols import prefill, single_pass_logits, suffix_logits
+from harness.recorded import WORTH, Recorded
 from harness.records.run import RUN_FILE, Run, WindowRecord, save_run, save_tokens
 from harness.scoring import NotFinite, Reference, Scores, check_finite
 from harness.subject.errors import one_line
@@ -59,6 +61,13 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._full_layers = list(kv_shapes(self.model))
+        self._recording: tuple[int, Recorded] | None = None
+        self._told_of_kernels = False
+
+    def on_kernel(self, name: str) -> None:
+        if not self._told_of_kernels:
+            self._told_of_kernels = True
+            self.progress.on_note("compiling kernels for this GPU, a second each; they are kept for later runs")
 
     def score(self, windows: Sequence[Window]) -> None:
         """Score windows that the record does not have yet; save after each batch.
@@ -84,6 +93,7 @@ class Runner:
             size = len(batch) // 2
             before.batch = size
             self.run = before
+            self._recording = None
             self.progress.on_note(f"out of memory with {len(batch)} windows at once: going on with {size}")
             torch.cuda.empty_cache()
 
@@ -168,7 +178,7 @@ class Runner:
         assert self._reference is not None
         reference = self._reference.of_windows(windows)
         started = time.perf_counter()
-        scores = reference.score(logits, batch.targets) if position else reference.itself(batch.targets)
+        scores = reference.score(logits, batch.targets)
         self._time("scoring", started)
         try:
             check_finite(scores, batch, settings.dtype)
@@ -230,19 +240,30 @@ class Runner:
             observer = observer or Observer(cache, scored, layers, declared=True)
             observer.watch()
             started = time.perf_counter()
-            logits = suffix_logits(self.model, cache, batch.suffix, settings.step)
+            logits = suffix_logits(self.model, cache, batch.suffix, settings.step, self._recorded(len(batch)))
         self._time(f"{contender.name} score", started)
         return logits, observer.stop().reads
+
+    def _recorded(self, windows: int) -> Recorded | None:
+        """The recorded forwards of a stepwise suffix, for batches of this size, where recording pays."""
+        if self.run.settings.step is None or self.model.device.type != "cuda" or len(self.contenders) < WORTH:
+            return None
+        if hasattr(self.model, "hf_device_map"):  # a graph is of one device
+            return None
+        if self._recording is None or self._recording[0] != windows:
+            self._recording = (windows, Recorded(self.model))  # those of other sizes are let go
+        return self._recording[1]
 
     def _first_filled(self, contender: Contender, cache: Any, batch: Batch, prefilled: DynamicCache) -> None:
         """Its record, as of one window; the destructive control on the first few."""
         if contender.foreign:
             self._record(contender, cache, prefilled)
             return
-        self._record(contender, rows_of(cache, slice(0, 1)), prefilled)
+        self._record(contender, cache if len(batch) == 1 else rows_of(cache, slice(0, 1)), prefilled)
         if self.controls and isinstance(cache, SchemeCache) and not contender.lossless:
             few = batch.first(controls.FLOOR_WINDOWS)
-            some, step = rows_of(cache, slice(0, len(few))), self.run.settings.step
+            some = copy.deepcopy(cache) if len(few) == len(batch) else rows_of(cache, slice(0, len(few)))
+            step = self.run.settings.step
             controls.check_zeroed_codes(self.run.audit, contender, self.model, few, some, step)
 
     def _record(self, contender: Contender, cache: Any, prefilled: DynamicCache | None) -> None:

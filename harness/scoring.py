@@ -82,41 +82,19 @@ class Reference:
     @torch.inference_mode()
     def __init__(self, logits: Logits):
         self.logits = logits
+        self.normalised = logits.dtype == torch.float32 and not scoring_kernel.runs_on(logits)
         self.p: Logits | None = None
-        self.top1: Int64[Tensor, "batch scored"] | None = None
-        self.log_z: Float[Tensor, "batch scored"] | None = None
-        if scoring_kernel.runs_on(logits):
-            return
-        self.log_z = torch.empty(logits.shape[:2], device=logits.device)
-        self.top1 = torch.empty(logits.shape[:2], device=logits.device, dtype=torch.long)
-        in_place = logits.dtype == torch.float32
-        if in_place and logits.device.type == "cpu":
-            self.p = torch.empty_like(logits)
-        for i, rows in _chunks(logits):
-            x = logits[i, rows].float()
-            self.top1[i, rows] = x.argmax(dim=-1)
-            self.log_z[i, rows] = x.logsumexp(dim=-1)
-            if in_place:
-                x -= self.log_z[i, rows, None]
-            if self.p is not None:
-                torch.exp(x, out=self.p[i, rows])
+        if self.normalised:
+            for i, rows in _chunks(logits):
+                logits[i, rows] = logits[i, rows].log_softmax(dim=-1)
+            self.p = logits.exp() if logits.device.type == "cpu" else None
 
     def of_windows(self, windows: slice) -> "Reference":
         """Of some windows of the batch; shares what it holds."""
         some = copy.copy(self)
-        for name in ("logits", "p", "top1", "log_z"):
-            held = getattr(self, name)
-            setattr(some, name, held if held is None else held[windows])
+        some.logits = self.logits[windows]
+        some.p = None if self.p is None else self.p[windows]
         return some
-
-    @torch.inference_mode()
-    def itself(self, targets: Int64[Tensor, "batch scored"]) -> Scores:
-        """The exact cache's own scores: KL 0."""
-        if self.log_z is None:
-            return self.score(self.logits, targets)
-        chosen = self.logits.gather(2, targets.to(self.logits.device)[..., None])[..., 0].float()
-        nll = ((self.log_z if self.logits.dtype != torch.float32 else 0) - chosen).cpu()
-        return Scores(nll, torch.zeros_like(nll), torch.ones_like(nll, dtype=torch.bool))
 
     @torch.inference_mode()
     def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
@@ -136,13 +114,14 @@ class Reference:
         return Scores(nll, kl, agrees.bool())
 
     def _rows(self, logits: Tensor, window: int, rows: slice, targets: Tensor) -> Tensor:
-        assert self.top1 is not None
-        log_q = logits.float().log_softmax(dim=-1)
-        nll = -log_q.gather(1, targets[:, None])[:, 0]
         log_p = self.logits[window, rows]
-        if log_p.dtype != torch.float32:
-            assert self.log_z is not None
-            log_p = log_p.float() - self.log_z[window, rows, None]
+        if not self.normalised:
+            log_p = log_p.float().log_softmax(dim=-1)
+        # of the exact cache itself both are the same numbers, so that its KL is 0 and equal logits have equal losses
+        log_q = (
+            log_p if logits.data_ptr() == self.logits[window, rows].data_ptr() else logits.float().log_softmax(dim=-1)
+        )
+        nll = -log_q.gather(1, targets[:, None])[:, 0]
         p = log_p.exp() if self.p is None else self.p[window, rows]
         delta = log_q - log_p
         if delta.device.type != "cpu" or delta.amax() > FAR:  # the largest is quickly found, where it may be waited for
@@ -151,7 +130,7 @@ class Reference:
             kl = torch.where(far, log_q.exp(), torch.expm1(near).sub_(near).mul_(p)).sum(dim=-1)
         else:
             kl = torch.linalg.vecdot(torch.expm1(delta).sub_(delta), p)
-        return torch.stack([nll, kl, (logits.argmax(dim=-1) == self.top1[window, rows]).float()])
+        return torch.stack([nll, kl, (log_q.argmax(dim=-1) == log_p.argmax(dim=-1)).float()])
 
 
 def _chunks(logits: Logits) -> Iterator[tuple[int, slice]]:

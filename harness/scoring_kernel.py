@@ -1,7 +1,6 @@
 """Loss, KL and top-1 agreement of rows of logits in one CUDA kernel (Triton): each row is read twice, nothing is written
 but three numbers. `harness.scoring` holds the same in torch, which is the reference."""
 
-import os
 from functools import cache
 from typing import Any
 
@@ -10,15 +9,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from harness.divergence import FAR
+from schemes import kernels
 
 BLOCK = 4096  # numbers of a row at a time
 SERIES = 0.125  # |δ| below which expm1(δ) − δ is summed as a series: exp(δ) − 1 − δ would cancel
 
 
 def runs_on(x: Tensor) -> bool:
-    """A GPU, with Triton there, and numbers that it computes with in float32."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return x.dtype != torch.float64 and (x.is_cuda or interpreted) and _kernel() is not None
+    """Where the kernels of schemes run, for numbers that are computed with in float32."""
+    return x.dtype != torch.float64 and kernels.available(x.device, x.numel())
 
 
 def score(
@@ -41,11 +40,8 @@ def score(
 
 @cache
 def _kernel() -> Any:
-    try:
-        import triton
-        import triton.language as tl
-    except ImportError:
-        return None
+    import triton
+    import triton.language as tl
 
     def rows(
         q_at, p_at, targets, out, scored, total,
@@ -86,6 +82,8 @@ def _kernel() -> Any:
         target = tl.load(q_at + tl.load(targets + row)).to(tl.float32)
         tl.store(out + row, q_log - target)
         tl.store(out + total + row, kl)
-        tl.store(out + 2 * total + row, (q_top == p_top).to(tl.float32))
+        tl.store(out + 2 * total + row, tl.where(q_top == p_top, 1.0, 0.0))
 
-    return triton.jit(rows)
+    jit: Any = triton.jit
+    # not compiled again for a number of rows that happens to be a multiple of 16
+    return jit(rows, do_not_specialize=["scored", "total"])

@@ -6,11 +6,13 @@ Parameters are rounded to their storage type first; codes are computed with what
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from schemes import kernels
 from schemes.base import KV, QuantizedTensor, Quantizer
 from schemes.grouping import Axis, Grouping, GroupSize
 from schemes.packing import check_packable, pack, unpack
@@ -34,10 +36,16 @@ def level_table(levels: tuple[float, ...], device: torch.device) -> Float[Tensor
     return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
+@cache
+def level_bounds(levels: tuple[float, ...], device: torch.device) -> Float[Tensor, "bounds"]:
+    """Half way between neighbours."""
+    table = level_table(levels, device)
+    return (table[1:] + table[:-1]) / 2
+
+
 def nearest(x: Float[Tensor, "*lead"], levels: tuple[float, ...]) -> UInt8[Tensor, "*lead"]:
     """The index of the nearest of ascending levels; of two equally near ones the lower."""
-    table = level_table(levels, x.device)
-    return torch.bucketize(x.contiguous(), (table[1:] + table[:-1]) / 2).to(torch.uint8)
+    return torch.bucketize(x.contiguous(), level_bounds(levels, x.device)).to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +62,17 @@ class QParams:
     offset: Tensor | None = None
     zero: Tensor | int | None = None
     levels: tuple[float, ...] | None = None
+
+    @property
+    def rule(self) -> str:
+        """What a fused kernel is told of them."""
+        if self.zero is None:
+            return "none" if self.offset is None else "offset"
+        return "zero" if isinstance(self.zero, Tensor) and self.zero.is_floating_point() else "whole-zero"
+
+    @property
+    def other(self) -> Tensor | int | None:
+        return self.zero if self.offset is None else self.offset
 
     def encode(self, groups: Float[Tensor, "*lead group"], max_code: int) -> UInt8[Tensor, "*lead group"]:
         scale = self.scale.float().unsqueeze(-1)
@@ -92,6 +111,14 @@ class AffineTensor(QuantizedTensor):
     grouping: Grouping
 
     def dequantize(self) -> KV:
+        layout = _kernel_layout(
+            self.codes, self.codes.numel() * 8 // self.bits, self.bits, self.channels, self.grouping
+        )
+        if layout is not None:
+            stored = self._qparams(slice(None))
+            levels = None if self.levels is None else level_table(self.levels, self.codes.device)
+            x = layout.decode(self.codes, stored.rule, stored.scale, stored.other, levels, self.dtype)
+            return x.view(*self.codes.shape[:2], -1, self.channels)[:, :, : self.tokens]
         codes = unpack(self.codes, self.bits)
         if self.grouping.axis == "channel":
             pieces = [codes.unflatten(-1, (self.channels, -1))]
@@ -111,6 +138,17 @@ class AffineTensor(QuantizedTensor):
             return x[..., part] if isinstance(x, Tensor) else x
 
         return QParams(cut(self.scale), cut(self.offset), cut(self.zero), self.levels)
+
+
+def _kernel_layout(x: Tensor, numbers: int, bits: int, channels: int, grouping: Grouping) -> Any:
+    """What encodes and decodes such groups in one pass on the device of x; None where the torch code does."""
+    if not kernels.available(x.device, numbers):
+        return None
+    from schemes.kernels.affine import Layout
+
+    lengths = grouping.group_lengths(channels)
+    layout = Layout(bits, lengths[0], channels if grouping.axis == "channel" else 1)
+    return layout if len(lengths) == 1 and layout.works else None
 
 
 @dataclass(frozen=True)
@@ -134,6 +172,12 @@ class AffineQuantizer(Quantizer):
         """Parameters, rounded as they are stored, of float32 groups on the last axis."""
 
     @property
+    def kernel(self) -> tuple[str, tuple]:
+        """How a fused kernel chooses the parameters that `choose_qparams` would, with which settings; "given": it does
+        not, and has them from there."""
+        return "given", ()
+
+    @property
     def max_code(self) -> int:
         return 2**self.bits - 1
 
@@ -155,19 +199,13 @@ class AffineQuantizer(Quantizer):
             check_packable(self.bits, length)
 
     def quantize(self, x: KV) -> AffineTensor:
-        chosen: list[QParams] = []
-        codes: list[Tensor] = []
-        for groups in self.grouping.split(x):
-            groups = groups.float()
-            qparams = self.choose_qparams(groups)
-            chosen.append(qparams)
-            codes.append(qparams.encode(groups, self.max_code).flatten(-2))
-        qparams = chosen[0] if len(chosen) == 1 else _joined(chosen)
+        layout = _kernel_layout(x, x.numel(), self.bits, x.shape[3], self.grouping)
+        codes, qparams = self._encode(x) if layout is None else self._encode_fused(x, layout)
         return AffineTensor(
             tokens=x.shape[2],
             tokens_per_group=self.tokens_per_group,
             dtype=x.dtype,
-            codes=pack(codes[0] if len(codes) == 1 else torch.cat(codes, dim=-1), self.bits),
+            codes=codes,
             scale=qparams.scale,
             offset=qparams.offset,
             zero=qparams.zero,
@@ -176,6 +214,30 @@ class AffineQuantizer(Quantizer):
             channels=x.shape[3],
             grouping=self.grouping,
         )
+
+    def _encode(self, x: KV) -> tuple[Tensor, QParams]:
+        chosen: list[QParams] = []
+        codes: list[Tensor] = []
+        for groups in self.grouping.split(x):
+            groups = groups.float()
+            qparams = self.choose_qparams(groups)
+            chosen.append(qparams)
+            codes.append(qparams.encode(groups, self.max_code).flatten(-2))
+        qparams = chosen[0] if len(chosen) == 1 else _joined(chosen)
+        return pack(codes[0] if len(codes) == 1 else torch.cat(codes, dim=-1), self.bits), qparams
+
+    def _encode_fused(self, x: KV, layout: Any) -> tuple[Tensor, QParams]:
+        groups = self.grouping.split(x)[0]
+        choice, settings = self.kernel
+        if choice == "given":
+            qparams = self.choose_qparams(groups.float())
+            bounds = None if qparams.levels is None else level_bounds(qparams.levels, x.device)
+            codes = layout.encode(x, self.max_code, qparams.rule, qparams.scale, qparams.other, bounds)
+        else:
+            codes, scale, other = layout.choose_and_encode(x, self.max_code, choice, *settings)
+            scale, other = (one.view(groups.shape[:-1]) if isinstance(one, Tensor) else one for one in (scale, other))
+            qparams = QParams(scale, offset=other) if choice == "min-max" else QParams(scale, zero=other)
+        return codes.view(*groups.shape[:3], -1), qparams
 
 
 def _joined(chosen: list[QParams]) -> QParams:
@@ -191,6 +253,10 @@ class MinMaxQuantizer(AffineQuantizer):
     """Asymmetric, float zero: scale = (max − min)/(2^b − 1), offset = min (KIVI, Liu et al. 2024, arXiv
     2402.02750; also optimum-quanto). A constant group has scale 1 and code 0: exact to its offset's rounding,
     where the published KIVI code divides 0 by 0."""
+
+    @property
+    def kernel(self) -> tuple[str, tuple]:
+        return "min-max", ()
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         low, high = torch.aminmax(groups, dim=-1)

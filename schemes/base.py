@@ -33,8 +33,9 @@ class QuantizedTensor(ABC):
         return ("codes",)
 
     @property
-    def saturated(self) -> int:
-        """Numbers that were beyond the largest that the format has."""
+    def saturated(self) -> int | Tensor:
+        """Numbers that were beyond the largest that the format has; a tensor where a device counts them, which int()
+        would wait for."""
         return 0
 
     @abstractmethod
@@ -140,9 +141,9 @@ class Quantizer(ABC):
         return True
 
     @property
-    def mixes_rows(self) -> bool:
-        """Whether what one batch row is encoded as depends on the others, so that windows cannot share a call."""
-        return False
+    def rows_independent(self) -> bool | str:
+        """Whether batch rows are, whatever is with heads: what cannot be asked of several windows in one call says why."""
+        return True
 
     @property
     def appends(self) -> bool | str:

@@ -63,12 +63,15 @@ class HalfQuadratic:
         change it; elsewhere, counting what moves would wait for the device."""
         rows = torch.arange(len(x), device=x.device)
         kept, least = zero, torch.full_like(zero, float("inf"))
-        for _ in range(self.iters):
+        for step in range(self.iters):
             codes, residual = self._residual(x, inverse, zero)
-            error = residual.abs().mean(dim=-1, keepdim=True)
+            size = residual.abs()
+            error = size.mean(dim=-1, keepdim=True)
             kept = torch.where(error < least, zero, kept)
             least = torch.minimum(error, least)
-            before, zero = zero, self._next_zero(x, inverse, codes, residual, _quick_power)
+            if step == self.iters - 1:
+                break  # a further zero would not be looked at
+            before, zero = zero, self._next_zero(x, inverse, codes, residual, size, _quick_power)
             if x.device.type != "cpu":
                 continue
             moved = (zero != before)[:, 0].nonzero()[:, 0]
@@ -82,28 +85,39 @@ class HalfQuadratic:
 
         Bit-equal to the package on a CPU in float32 (on CUDA it solves in float16).
         """
-        at, column, best = zero[:, None], inverse[:, None], float("inf")
+        at, column = zero[:, None], inverse[:, None]
+        best = torch.full_like(zero[0], float("inf"))
+        falls = torch.ones_like(best, dtype=torch.bool)
         for _ in range(self.iters):
             codes, residual = self._residual(groups, column, at)
-            at = self._next_zero(groups, column, codes, residual, torch.pow)
-            error = residual.abs().mean().item()
-            if not error < best:
+            size = residual.abs()
+            error = size.mean()
+            at = torch.where(falls, self._next_zero(groups, column, codes, residual, size, torch.pow), at)
+            falls, best = falls & (error < best), torch.minimum(error, best)
+            if groups.device.type == "cpu" and not falls:  # elsewhere the host would wait: all steps, the rest in vain
                 break
-            best = error
         return at[:, 0]
 
     def _residual(self, x: Rows, inverse: Column, zero: Column) -> tuple[Rows, Rows]:
         """Codes, as floats, and x − x̂ at the present zero."""
         codes = (x * inverse).add_(zero).round_().clamp_(0, self.max_code)
-        return codes, x - (codes - zero).div_(inverse)
+        rebuilt = (codes - zero).div_(inverse)
+        return codes, torch.sub(x, rebuilt, out=rebuilt)
 
     def _next_zero(
-        self, x: Rows, inverse: Column, codes: Rows, residual: Rows, power: Callable[[Tensor, float], Tensor]
+        self,
+        x: Rows,
+        inverse: Column,
+        codes: Rows,
+        residual: Rows,
+        size: Rows,
+        power: Callable[[Tensor, float], Tensor],
     ) -> Column:
-        """One proximal step: shrink the residual to e, then the mean of code − (x − e) · inverse."""
-        shrunk = residual.abs()
-        shrunk.sub_((1.0 / self.beta) * power(shrunk, self.p - 1)).clamp_min_(0.0).mul_(residual.sign())
-        return (codes - (x - shrunk) * inverse).mean(dim=-1, keepdim=True)
+        """One proximal step: shrink the residual, of absolute `size`, to e, then the mean of code − (x − e) · inverse. In
+        the memory of codes, residual and size, which the caller needs no longer: fresh memory would cost a CPU its cache."""
+        shrunk = size.sub_(power(size, self.p - 1).mul_(1.0 / self.beta)).clamp_min_(0.0).mul_(residual.sign_())
+        moved = torch.sub(x, shrunk, out=shrunk).mul_(inverse)
+        return codes.sub_(moved).mean(dim=-1, keepdim=True)
 
 
 class ZeroSolver(ABC):
@@ -135,7 +149,7 @@ class GroupSolver(ZeroSolver):
 
     def solve(self, groups: Rows, max_code: int) -> tuple[Each, Each]:
         # a zero beyond float16 could not be stored: nearly constant groups far from 0 get a coarser scale
-        limit = FLOAT16_MAX / groups.abs().amax(-1).clamp_(min=1e-30)
+        limit = FLOAT16_MAX / torch.linalg.vector_norm(groups, float("inf"), dim=-1).clamp_(min=1e-30)
         inverse, zero = start(groups, max_code, limit)
         steps = HalfQuadratic(max_code, self.iters, self.p, self.beta)
         if not self.normalize:
@@ -170,12 +184,19 @@ class HalfQuadraticQuantizer(AffineQuantizer):
         return self.solver.independent
 
     @property
-    def mixes_rows(self) -> bool:
-        return self.solver.independent is not True
+    def rows_independent(self) -> bool | str:
+        return self.solver.independent
 
     @property
     def appends(self) -> bool | str:
         return self.solver.independent
+
+    @property
+    def kernel(self) -> tuple[str, tuple]:
+        one = self.solver
+        if isinstance(one, GroupSolver):
+            return "half-quadratic", (one.iters, one.p, one.beta, one.normalize)
+        return super().kernel
 
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         lead = groups.shape[:-1]

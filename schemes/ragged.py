@@ -22,20 +22,28 @@ class Ragged:
     def of(
         cls, x: Float[Tensor, "batch heads tokens channels"], mask: Bool[Tensor, "batch heads tokens channels"]
     ) -> tuple["Ragged", Int[Tensor, "batch 1 tokens 1"]]:
-        """What `mask` marks, and how many that are a token."""
+        """What `mask` marks, and how many that are a token. Waits for the device once: for how many numbers there are."""
         rows = mask.permute(2, 0, 1, 3).flatten(2)  # tokens, batch, heads × channels
         counts = rows.sum(-1, dtype=torch.int32).T[:, None, :, None].contiguous()
-        index = rows.nonzero()[:, 2].to(torch.int16)
-        return cls(stored_offset(x.permute(2, 0, 1, 3).flatten(2)[rows]), index), counts
+        places = rows.flatten().nonzero()[:, 0]
+        values = x.permute(2, 0, 1, 3).flatten()[places]
+        return cls(stored_offset(values), (places % rows.shape[2]).to(torch.int16)), counts
 
     def put(self, x: Float[Tensor, "batch heads tokens channels"], counts: Int[Tensor, "batch 1 tokens 1"]) -> None:
-        """Into x, in place."""
+        """Into x, in place. There may be more numbers than `counts` says, of tokens that were cropped away: how many
+        belong here is known to the device alone, and in the place of each of the others the first is put once more."""
+        if not len(self.value):
+            return
         batch, _, _, channels = x.shape
-        per_row = counts[:, 0, :, 0].T.flatten().long()  # by token, then batch row
-        rows = torch.repeat_interleave(torch.arange(len(per_row), device=x.device), per_row)
-        place = self.index.long() & (WORD - 1)
-        kept = slice(0, len(rows))
-        x[rows % batch, place[kept] // channels, rows // batch, place[kept] % channels] = self.value[kept].to(x.dtype)
+        ends = counts[:, 0, :, 0].T.flatten().cumsum(0)  # by token, then batch row
+        number = torch.arange(len(self.value), device=x.device)
+        number = torch.where(number < ends[-1], number, 0)
+        rows = torch.searchsorted(ends, number, right=True).clamp(
+            max=len(ends) - 1
+        )  # beyond where all were cropped away
+        place = self.index.long()[number] & (WORD - 1)
+        at = (rows % batch, place // channels, rows // batch, place % channels)
+        x[at] = torch.where(ends[-1] > 0, self.value[number].to(x.dtype), x[at])
 
     def first(self, count: int) -> "Ragged":
         return Ragged(self.value[:count], self.index[:count])

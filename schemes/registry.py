@@ -1,8 +1,10 @@
 """SCHEMES: name → family; specs such as "kivi:bits=2,group_size=32" or "hadamard(asym2:group_size=32)"."""
 
+import functools
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +38,13 @@ SHORT_NAMES: dict[str, tuple[Family, dict[str, object]]] = {
 
 def own_fields(family: Family) -> dict[str, Field]:
     """The fields that a family alone has, in their canonical order."""
-    parameters = inspect.signature(family.build).parameters.values()
+    return dict(_keywords(family.build))
+
+
+@functools.cache
+def _keywords(build: Callable[..., object]) -> dict[str, Field]:
+    """Of a factory; read once, since every parsing of a spec asks several times."""
+    parameters = inspect.signature(build).parameters.values()
     return {p.name: Field(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from schemes import kernels
 from schemes.base import KV
 from schemes.drawing import check_seed, generator
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper
+from schemes.wrapping import Decoded, WrappedTensor, Wrapper, in_range
 
 Matrix = Float[Tensor, "channels channels"]
 Kind = Literal["hadamard", "signed-hadamard", "orthogonal"]
@@ -45,16 +46,26 @@ def random_signs(channels: int, seed: int, device: torch.device) -> Float[Tensor
     return (torch.randint(0, 2, (channels,), generator=generator(seed)) * 2 - 1).float().to(device)
 
 
-def rotate(x: Decoded, kind: Kind, seed: int, back: bool = False) -> Decoded:
-    """x R, or with `back` x Rᵀ. "hadamard": `hadamard_transform`; "signed-hadamard": the same after random signs;
-    "orthogonal": a random rotation, multiplied in float64 so that what is rounded does not depend on the shape."""
+def rotate(x: KV, kind: Kind, seed: int, back: bool = False, dtype: torch.dtype | None = None) -> KV:
+    """x R, or with `back` x Rᵀ, in float32; with `dtype` clamped to what that can hold, and of that type.
+
+    "hadamard": `hadamard_transform`; "signed-hadamard": the same after random signs; "orthogonal": a random rotation,
+    multiplied in float64 so that what is rounded does not depend on the shape."""
+    channels = x.shape[-1]
+    signs = random_signs(channels, seed, x.device) if kind == "signed-hadamard" else None
+    if kind != "orthogonal" and kernels.available(x.device, x.numel()):
+        from schemes.kernels import rotation
+
+        if rotation.works(channels):
+            return rotation.hadamard(x, signs, back, dtype)
     if kind == "orthogonal":
-        matrix = orthogonal(x.shape[-1], seed, x.device)
-        return (x.double() @ (matrix.T if back else matrix)).float()
-    if kind == "hadamard":
-        return hadamard_transform(x)
-    signs = random_signs(x.shape[-1], seed, x.device)
-    return hadamard_transform(x) * signs if back else hadamard_transform(x * signs)
+        matrix = orthogonal(channels, seed, x.device)
+        rotated = (x.double() @ (matrix.T if back else matrix)).float()
+    elif signs is None:
+        rotated = hadamard_transform(x.float())
+    else:
+        rotated = hadamard_transform(x.float()) * signs if back else hadamard_transform(x.float() * signs)
+    return rotated if dtype is None else in_range(rotated, dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +75,11 @@ class RotatedTensor(WrappedTensor):
 
     def restore(self, x: Decoded) -> Decoded:
         return rotate(x, self.kind, self.seed, back=True)
+
+    def dequantize(self) -> KV:
+        """As every wrapper; clamped in the pass that rotates."""
+        x = self.inner.dequantize()[:, :, : self.tokens]
+        return rotate(x, self.kind, self.seed, back=True, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class RotatedQuantizer(Wrapper):
         return "a constant vector is no constant after the rotation"
 
     def quantize(self, x: KV) -> RotatedTensor:
-        held = self.inner.quantize(rotate(x.float(), self.kind, self.seed))
+        held = self.inner.quantize(rotate(x, self.kind, self.seed))
         return RotatedTensor(
             tokens=x.shape[2],
             tokens_per_group=self.tokens_per_group,

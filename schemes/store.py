@@ -3,7 +3,7 @@
 Nothing is quantized twice. A run grows like a vector, in place, with spare capacity that is reported apart.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -51,22 +51,22 @@ class TokenStore:
     """Keys or values [batch, heads, tokens, channels] of one layer, stored as `scheme` says.
 
     After any sequence of appends the state depends on the number of tokens alone. mirrored: what is packed is decoded
-    once and kept beside it (`Mirror`). deferred: what must be packed waits for `pack_together`.
+    once and kept beside it (`Mirror`).
     """
 
     def __init__(self, scheme: TensorScheme, mirrored: bool = False):
         self.scheme = scheme
         self.mirrored = mirrored
-        self.deferred = False
         self.reset()
 
     def reset(self) -> None:
         self.sinks: Tensor | None = None
         self.waiting: Tensor | None = None
         self.runs: list[_Run] = []
-        self.saturated = 0  # numbers beyond the largest of the format, among all that were ever packed
+        self.saturated: int | Tensor = 0  # numbers beyond the largest of the format, among all that were ever packed
         self._tail = TokenBuffer()
         self._mirror: Mirror | None = None
+        self._on_packed: Callable[[int, KV], None] | None = None
 
     @property
     def tail(self) -> Tensor | None:
@@ -101,6 +101,11 @@ class TokenStore:
         self._mirror = None
         self._append(x)
 
+    def admit(self, x: KV) -> None:
+        """Store the newest tokens; what must be quantized waits for `pack_together`."""
+        self._mirror = None
+        self._admit(x)
+
     def read_with(self, new: KV, keep: bool = True) -> PastAndNew:
         """All tokens, decoded, and `new` behind them as they are: what attention reads. keep: `new` is stored then."""
         if not self.mirrored:
@@ -121,8 +126,7 @@ class TokenStore:
 
     def _append(self, x: KV) -> None:
         self._admit(x)
-        if not self.deferred:
-            pack_together([self])
+        pack_together([self])
 
     def _admit(self, x: KV) -> None:
         """Keep the newest tokens exactly; those that no longer may be so wait."""
@@ -143,13 +147,17 @@ class TokenStore:
         self._tail.append(x)
 
     @property
-    def is_mirrored_now(self) -> bool:
-        return self._mirror is not None
+    def wants_decoded(self) -> bool:
+        return self._mirror is not None or self._on_packed is not None
 
     def keep_packed(self, packed: QuantizedTensor, decoded: KV | None) -> None:
         """What waited is stored as `packed`, which stands for `decoded`, wanted where there is a mirror."""
-        if self._mirror is not None and decoded is not None:
-            self._mirror.decode(self.sink_tokens + self.packed_tokens, decoded)
+        if decoded is not None:
+            start = self.sink_tokens + self.packed_tokens
+            if self._mirror is not None:
+                self._mirror.decode(start, decoded)
+            if self._on_packed is not None:
+                self._on_packed(start, decoded)
         if self.runs and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:
@@ -190,7 +198,9 @@ class TokenStore:
 
     def zero_codes(self) -> None:
         """The destructive control: keep the scales, set every stored code to 0."""
-        self._change(lambda x: x, lambda q: q.with_zeroed_codes())
+        pack_together([self])
+        self._mirror = None
+        self.runs = [_Run(run.held.with_zeroed_codes()) for run in self.runs]
 
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
         pack_together([self])
@@ -200,14 +210,6 @@ class TokenStore:
         if tail.length:
             self._tail.append(exact(tail.view()))
         self.runs = [_Run(packed(run.held)) for run in self.runs]  # with its spare capacity, which would stay unseen
-
-    def of_rows(self, rows: Int[Tensor, "rows"]) -> "TokenStore":
-        """Another store with these batch rows of this one."""
-        other = TokenStore(self.scheme, self.mirrored)
-        other.sinks, other.waiting, other.runs, other.saturated = self.sinks, self.waiting, self.runs, self.saturated
-        other._tail = self._tail
-        other.index_select(rows)
-        return other
 
     def nbytes(self) -> dict[str, int]:
         """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", "spare" capacity, "mirror"."""
@@ -243,12 +245,47 @@ def pack_together(stores: Iterable[TokenStore]) -> None:
             _pack(group[i : i + few])
 
 
-def _kind(store: TokenStore, waiting: Tensor) -> Hashable:
+def alike(stores: Sequence[tuple[TokenStore, Tensor]]) -> list[list[int]]:
+    """Which may be joined, as positions: stored by equal rules, in equal shapes; beside each a tensor like its tokens."""
+    kinds: dict[Hashable, list[int]] = {}
+    for i, (store, like) in enumerate(stores):
+        kinds.setdefault(_kind(store, like), []).append(i)
+    return list(kinds.values())
+
+
+def joined(stores: Sequence[TokenStore], on_packed: Callable[[int, KV], None]) -> TokenStore:
+    """One store with the batch rows of all, which hold equally many tokens by equal rules. on_packed: is told
+    where what is packed from now on begins, and what it decodes to."""
+    first = stores[0]
+    whole = TokenStore(first.scheme)
+    whole.sinks = (
+        None if first.sinks is None else torch.cat([store.sinks for store in stores if store.sinks is not None])
+    )
+    if first.tail_tokens:
+        whole._tail.append(torch.cat([store.tail for store in stores if store.tail is not None]))
+    whole.runs = (
+        first.runs
+        if len(stores) == 1
+        else [
+            _Run(_joined_parts([run.view() for run in runs]))
+            for runs in zip(*(store.runs for store in stores), strict=True)
+        ]
+    )
+    whole._on_packed = on_packed
+    return whole
+
+
+def _joined_parts(held: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    parts = [one.parts() for one in held]
+    return held[0].with_parts({name: torch.cat([one[name] for one in parts]) for name in parts[0]}, held[0].tokens)
+
+
+def _kind(store: TokenStore, like: Tensor) -> Hashable:
     """Equal of stores that may be packed in one call."""
     quantizer = store.scheme.quantizer
-    alone = id(store) if quantizer.mixes_rows or quantizer.needs_place else 0
+    alone = id(store) if quantizer.rows_independent is not True or quantizer.needs_place else 0
     start = store.sink_tokens + store.packed_tokens
-    return alone, quantizer, waiting.shape, waiting.dtype, waiting.device, start
+    return alone, store.scheme, like.shape, like.dtype, like.device, start
 
 
 def _pack(stores: list[TokenStore]) -> None:
@@ -256,8 +293,8 @@ def _pack(stores: list[TokenStore]) -> None:
     blocks = [store.waiting for store in stores if store.waiting is not None]
     x = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     packed = first.scheme.quantizer.quantize_at(x, first.sink_tokens + first.packed_tokens)
-    first.saturated += packed.saturated  # of all these stores: it is their sum that is reported
-    decoded = packed.dequantize() if any(store.is_mirrored_now for store in stores) else None
+    first.saturated = first.saturated + packed.saturated  # of all these stores: it is their sum that is reported
+    decoded = packed.dequantize() if any(store.wants_decoded for store in stores) else None
     rows = len(blocks[0])
     for i, store in enumerate(stores):
         own = slice(i * rows, (i + 1) * rows)

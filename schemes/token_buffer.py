@@ -33,9 +33,7 @@ class TokenBuffer:
             self.held = x.new_empty((*x.shape[:2], count, x.shape[3]))  # without spare: it may be all that ever comes
             self.first = 0
         elif self.held.shape[2] < self.first + self.length + count or not writable(self.held):
-            grown = x.new_empty((*x.shape[:2], room(self.length + count), x.shape[3]))
-            grown[:, :, : self.length] = self.view()
-            self.held, self.first = grown, 0
+            self._move(room(self.length + count))
         end = self.first + self.length
         self.held[:, :, end : end + count] = x
         self.length += count
@@ -45,6 +43,15 @@ class TokenBuffer:
         self.length -= count
         if not self.length:
             self.held = None
+        elif self.first > (GROWTH - 1) * self.length:  # what is left at the front is not more spare than growing leaves
+            self._move(room(self.length))
+
+    def _move(self, size: int) -> None:
+        """To a new buffer of `size` tokens."""
+        old = self.view()
+        self.held = old.new_empty((*old.shape[:2], size, old.shape[3]))
+        self.held[:, :, : self.length] = old
+        self.first = 0
 
     def keep_first(self, count: int) -> None:
         self.length = min(self.length, count)

@@ -68,7 +68,7 @@ class WrappedTensor(QuantizedTensor):
         return own + self.inner.crop(self.groups * self.tokens_per_group).counted_bytes()
 
     @property
-    def saturated(self) -> int:
+    def saturated(self) -> int | Tensor:
         return self.inner.saturated
 
 
@@ -103,8 +103,8 @@ class Wrapper(Quantizer):
         return self.inner.independent
 
     @property
-    def mixes_rows(self) -> bool:
-        return self.inner.mixes_rows
+    def rows_independent(self) -> bool | str:
+        return self.inner.rows_independent
 
     @property
     def appends(self) -> bool | str:

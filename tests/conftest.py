@@ -25,16 +25,22 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(autouse=True)
-def threads(request):
-    """One, where tensors are small: a second would mostly wait, and very long where another process has its core."""
-    if request.node.get_closest_marker("real_model"):
-        yield
-        return
+@contextmanager
+def one_thread():
+    """Where tensors are small: a second would mostly wait, and very long where another process has its core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def threads(request):
+    if request.node.get_closest_marker("real_model"):
+        yield
+        return
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +84,11 @@ def model():
     return LlamaForCausalLM(tiny_config()).eval().requires_grad_(False)
 
 
-@pytest.fixture
-def tokens():
+def tiny_tokens():
     return torch.randint(1, VOCABULARY, (900,), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def subject(model, tokens):
+def tiny_subject(model, tokens):
     """What `prepare` would load, around the tiny model: windows of 96 + 32 tokens."""
     from harness.subject.model import LoadedModel
     from harness.subject.prepared import Subject
@@ -97,11 +101,25 @@ def subject(model, tokens):
     return Subject(loaded, Text("random", "", {"kind": "test"}), tokens, windows, None)
 
 
-@pytest.fixture
-def options(tmp_path):
+def tiny_options(out):
     from harness.options import Options
 
-    return Options(window_length=128, score_length=32, windows=3, device="cpu", out=str(tmp_path / "run"))
+    return Options(window_length=128, score_length=32, windows=3, device="cpu", out=str(out))
+
+
+@pytest.fixture
+def tokens():
+    return tiny_tokens()
+
+
+@pytest.fixture
+def subject(model, tokens):
+    return tiny_subject(model, tokens)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return tiny_options(tmp_path / "run")
 
 
 @pytest.fixture

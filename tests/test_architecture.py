@@ -75,6 +75,21 @@ def test_arrows(name):
         assert "hqq" not in tops
 
 
+def test_no_model_brings_code_that_is_run():
+    """Each from_pretrained is called where it is named, and the call itself says that the model's own code is not run."""
+    named, safe = [], []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "from_pretrained":
+                named.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if said.get("trust_remote_code") == "False":
+                    safe.append(f"{path.relative_to(ROOT)}:{node.func.lineno}")
+    assert named
+    assert named == safe
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if within(name, "schemes.families")])
 def test_a_family_imports_no_other_family(name):
     assert not {other for other in imports(MODULES[name]) if within(other, "schemes.families")}

@@ -9,7 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError as error:  # a checkout on the path, in an environment that it was not installed in
+    said = f"kvdelta: {error.name} is not installed in {sys.prefix}; in the checkout of kvdelta give"
+    print(said, Path(sys.executable).name, "-m pip install -e .", file=sys.stderr)
+    sys.exit(2)
 
 from analysis.cli.analyzer import analyzer
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code

@@ -90,7 +90,8 @@ class SchemeContender:
 
     @property
     def mixes_rows(self) -> bool:
-        return any(rule.quantizer.mixes_rows for one in self.scheme.variants for rule in one.sides.values())
+        rules = [rule for one in self.scheme.variants for rule in one.sides.values()]
+        return any(rule.quantizer.rows_independent is not True for rule in rules)
 
     @property
     def calibrated_on(self) -> list[Mapping[str, Any]]:
@@ -135,7 +136,7 @@ class SchemeContender:
             quantized_layers=cache.quantized_layers,
             lossy_layers=cache.lossy_layers,
             bytes=sides,
-            note=self._note(sum(store.saturated for _, _, store in cache.stores())),
+            note=self._note(sum(int(store.saturated) for _, _, store in cache.stores())),
         )
 
     def _spec(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from harness.caches.rotary import rotary_of
+from harness.caches.stepping import Buffers, Steps
 from schemes import Rotary, Scheme, TokenStore
 from schemes.errors import UserError
 from schemes.store import pack_together
@@ -18,7 +19,7 @@ Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; valu
 New = Float[Tensor, "batch heads tokens _"]
 
 
-TokensT = TypeVar("TokensT")
+TokensT = TypeVar("TokensT", bound=Tensor)
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -89,14 +90,27 @@ class SchemeLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         for store in self.stores.values():
             store.index_select(indices)
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[indices], self.values[indices]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         for store in self.stores.values():
             store.repeat(repeats)
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = (x.repeat_interleave(repeats, dim=0) for x in (self.keys, self.values))
+
+    def emptied(self) -> dict[str, Tensor]:
+        """By side, a tensor like those of its tokens, with none."""
+        assert self.keys is not None
+        assert self.values is not None
+        return {"key": self.keys, "value": self.values}
 
     def of_rows(self, rows: Int64[Tensor, "rows"]) -> "SchemeLayer":
         other = copy.copy(self)
-        other.stores = {side: store.of_rows(rows) for side, store in self.stores.items()}
+        other.stores = {
+            side: copy.copy(store) for side, store in self.stores.items()
+        }  # whose parts are replaced, not changed
+        other.batch_select_indices(rows)
         return other
 
     def offload(self) -> None:
@@ -167,6 +181,7 @@ class SchemeCache(DynamicCache):
 
     def fill(self, prefilled: DynamicCache) -> "SchemeCache":
         """Store what an exact prefill captured, as a live prefill would, many layers in one call. Returns itself."""
+        stores: list[TokenStore] = []
         for index, layer in enumerate(prefilled.layers):
             mine = self.layers[index]
             if not isinstance(mine, SchemeLayer):
@@ -177,42 +192,45 @@ class SchemeCache(DynamicCache):
             assert layer.values is not None
             if self.scheme.lossless:  # nothing to pack: as it comes
                 self.update(layer.keys, layer.values, index)
-            elif not mine.is_initialized:
+                continue
+            if not mine.is_initialized:
                 mine.lazy_initialization(layer.keys, layer.values)
-        if self.scheme.lossless:
-            return self
-        self._defer(True)
-        for index, side, store in self.stores():
-            store.append(getattr(prefilled.layers[index], f"{side}s"))
-        self._defer(False)
+            for store, x in zip(mine.stores.values(), (layer.keys, layer.values), strict=True):
+                store.admit(x)
+                stores.append(store)
+        pack_together(stores)
         return self
 
-    def feed(self, chunks: Sequence[TokensT]) -> Iterator[TokensT]:
-        """The chunks, one after another, for a caller that makes a forward over this cache with each: what is packed in
-        it is packed for all layers in one call, and the last forward, after which nobody reads, stores nothing."""
-        self._defer(True)
-        if len(chunks) > 1:
-            for _, _, store in self.stores():
-                store.mirrored = True
-        try:
-            for i, chunk in enumerate(chunks):
-                for layer in self._scheme_layers():
-                    layer.keeps = i < len(chunks) - 1
-                yield chunk
-                self.pack()
-        finally:
+    def feed(self, chunks: Sequence[TokensT], buffers: Buffers | None = None) -> Iterator[TokensT]:
+        """The chunks of a suffix [batch, tokens], one after another, for a caller that makes a forward over this cache with
+        each. The last forward, after which nobody reads, stores nothing. With several chunks the cache is used up: its
+        layers become those of `Steps`."""
+        if len(chunks) == 1:
             for layer in self._scheme_layers():
-                layer.keeps = True
-            self._defer(False)
+                layer.keeps = False
+            try:
+                yield chunks[0]
+            finally:
+                for layer in self._scheme_layers():
+                    layer.keeps = True
+            return
+        stored = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SchemeLayer)}
+        room = self.get_seq_length() + sum(chunk.shape[1] for chunk in chunks)
+        steps = Steps(
+            {index: layer.stores for index, layer in stored.items()},
+            {index: layer.emptied() for index, layer in stored.items()},
+            room,
+            buffers or Buffers(),
+        )
+        for index, layer in steps.layers.items():
+            self.layers[index] = layer
+        for i, chunk in enumerate(chunks):
+            yield chunk
+            steps.advance(chunk.shape[1], keep=i < len(chunks) - 1)
 
-    def _defer(self, deferred: bool) -> None:
-        for _, _, store in self.stores():
-            store.deferred = deferred
-        if not deferred:
-            self.pack()
-
-    def pack(self) -> None:
-        pack_together(store for _, _, store in self.stores())
+    def replayed(self, queries: int) -> None:
+        """Called where a recorded forward (`harness.recorded`) of so many tokens took the place of `update` in every layer:
+        for whoever watches."""
 
     def _scheme_layers(self) -> Iterator[SchemeLayer]:
         return (layer for layer in self.layers if isinstance(layer, SchemeLayer))

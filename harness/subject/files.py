@@ -2,10 +2,11 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -13,6 +14,8 @@ import platformdirs
 from harness.subject.errors import ModelError
 
 Progress = Callable[[str], None]
+
+LARGE = 10_000_000  # bytes of a file whose hash is worth remembering
 
 
 def cache_folder() -> Path:
@@ -23,6 +26,30 @@ def cache_folder() -> Path:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """The SHA-256 of a file; of one that is large, as it was when a file of this path, size and time of change was last
+    read: hashing weights at every start takes longer than loading them."""
+    path = path.resolve()
+    facts = path.stat()
+    if facts.st_size < LARGE:
+        return file_sha256(path)
+    seen = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    note = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.json"
+    try:
+        known = json.loads(note.read_text())
+        if known["seen"] == seen:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not whole: it is made again
+    sha256 = file_sha256(path)
+    with suppress(OSError):  # a cache folder that cannot be written costs only time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_name(f"{note.name}.{os.getpid()}")
+        part.write_text(json.dumps({"seen": seen, "sha256": sha256}))
+        os.replace(part, note)
+    return sha256
 
 
 def _full(folder: Path, needed: int, what: str) -> ModelError:

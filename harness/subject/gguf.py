@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, cache_folder, file_sha256, needs_space, one_at_a_time
+from harness.subject.files import Progress, cache_folder, needs_space, one_at_a_time, remembered_sha256
 from harness.subject.imports import quiet
 
 ORIGIN = "kvdelta.json"  # in a converted folder, written last: which GGUF file it was made from
@@ -24,7 +24,7 @@ def gguf_folder(gguf: Path, progress: Progress) -> tuple[Path, str]:
         raise ModelError(f'the GGUF file "{gguf.name}" cannot be read: {error.strerror}; {OTHER_MODEL}') from error
     if magic != b"GGUF":
         raise ModelError(f"\"{gguf.name}\" is not a GGUF file: it begins with {magic!r}, a GGUF file with b'GGUF'")
-    sha256 = file_sha256(gguf)
+    sha256 = remembered_sha256(gguf)
     converted = converted_folder(sha256)
     if not is_converted(converted):
         with one_at_a_time(progress) as work:
@@ -50,10 +50,11 @@ def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
     try:
         # transformers draws a bar while it dequantizes that has no switch; what goes wrong is raised, not printed
         with quiet(progress_bars=False), redirect_stderr(io.StringIO()):
-            # a config.json with code of its own may lie beside the file
-            options = {"gguf_file": gguf.name, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+            # trust_remote_code: a config.json with code of its own may lie beside the file
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # transformers and gguf raise what they like on files they do not understand
         raise ModelError(
             f'transformers cannot read "{gguf.name}" ({one_line(error)}); use a GGUF file of an architecture and '

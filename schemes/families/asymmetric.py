@@ -28,6 +28,10 @@ class IntegerZeroQuantizer(AffineQuantizer):
     it rebuilds the group to about the precision of float16 (ours).
     """
 
+    @property
+    def kernel(self) -> tuple[str, tuple]:
+        return "whole-zero", ()
+
     def choose_qparams(self, groups: Float[Tensor, "*lead group"]) -> QParams:
         low, high = torch.aminmax(groups, dim=-1)
         largest = torch.maximum(low.abs(), high.abs())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from schemes.affine import stored_scale
@@ -21,6 +21,13 @@ DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 HALF_STEP = {"e4m3": 16.0, "e5m2": 4096.0}  # of the largest numbers, 448 and 57344
 
 
+class Count:
+    """How many numbers saturated, where they were counted: of the encoding, not a part of what is stored."""
+
+    def __init__(self, numbers: Int[Tensor, ""]):
+        self.numbers = numbers
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fp8Tensor(QuantizedTensor):
     """codes: the bits of the floats; top: the absmax that became the largest float, float16
@@ -30,7 +37,7 @@ class Fp8Tensor(QuantizedTensor):
     top: Float[Tensor, "batch heads_or_1 token_groups 1"] | None
     channels: int
     format: Format
-    beyond: int
+    beyond: Count
 
     def dequantize(self) -> KV:
         x = self.codes.view(DTYPES[self.format]).float()
@@ -38,8 +45,8 @@ class Fp8Tensor(QuantizedTensor):
         return in_range(x.unflatten(-1, (-1, self.channels)).flatten(2, 3)[:, :, : self.tokens], self.dtype)
 
     @property
-    def saturated(self) -> int:
-        return self.beyond
+    def saturated(self) -> Tensor:
+        return self.beyond.numbers
 
 
 def _scale(top: Tensor, format: Format) -> Tensor:
@@ -78,7 +85,7 @@ class Fp8Quantizer(Quantizer):
             top = flat.abs().amax(dims, keepdim=True)
             top = stored_scale(torch.where(top == 0, 1.0, top))
             flat = flat / _scale(top, self.format)
-        beyond = int((flat.abs() >= largest + HALF_STEP[self.format]).sum())
+        beyond = Count((flat.abs() >= largest + HALF_STEP[self.format]).sum())
         codes = flat.clamp(-largest, largest).to(DTYPES[self.format]).view(torch.uint8)
         return Fp8Tensor(
             tokens=x.shape[2],

@@ -1,6 +1,7 @@
 """GEAR: what the inner scheme gets wrong, as a low-rank matrix; the largest numbers exact."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -41,6 +42,12 @@ def orthonormal(x: Float[Tensor, "*lead rows rank"]) -> Float[Tensor, "*lead row
     return torch.stack(columns, dim=-1)
 
 
+@cache
+def random_start(channels: int, rank: int, seed: int, device: torch.device) -> Float[Tensor, "channels rank"]:
+    """Of the power iteration, float64."""
+    return torch.randn(channels, rank, generator=generator(seed), dtype=torch.float64).to(device)
+
+
 @dataclass(frozen=True)
 class LowRankQuantizer(Wrapper):
     """The inner quantizer, and beside it the best-effort rank-`rank` part of x − x̂ of each head and block, by two
@@ -65,8 +72,7 @@ class LowRankQuantizer(Wrapper):
         held = self.inner.quantize(full)
         # in float64: the last bits of a product depend on its shape, and parts must not depend on how many tokens came
         rest = self.blocks(full - held.dequantize()).mT.double()  # [..., block, channels]
-        drawn = torch.randn(x.shape[3], self.rank, generator=generator(self.seed), dtype=torch.float64)
-        right = drawn.to(x.device).expand(*rest.shape[:3], -1, -1)
+        right = random_start(x.shape[3], self.rank, self.seed, x.device).expand(*rest.shape[:3], -1, -1)
         left = rest @ right
         for _ in range(POWER_STEPS):
             right = rest.mT @ orthonormal(left)

@@ -1,16 +1,19 @@
 """KVarN: rotate, even out the variances of tokens and channels of a tile, then asymmetric codes."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from schemes import kernels
 from schemes.affine import MinMaxQuantizer, stored_scale
 from schemes.base import KV, TensorScheme
 from schemes.errors import UserError
 from schemes.family import Family
+from schemes.grouping import require_whole_groups
 from schemes.rotation import RotatedQuantizer
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
 
@@ -66,7 +69,8 @@ class EvenedTensor(WrappedTensor):
     def restore(self, x: Decoded) -> Decoded:
         if self.along == "token":
             return x * self.vector.float().flatten(2)[..., None]
-        return x * self.vector.float().repeat_interleave(self.tokens_per_group, dim=2)
+        blocks = x.unflatten(2, (-1, self.tokens_per_group))
+        return (blocks * self.vector.float()[..., None, :]).flatten(2, 3)
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,35 @@ class EvenedQuantizer(Wrapper):
         return "tile and vector are rounded apart"
 
     def quantize(self, x: KV) -> EvenedTensor:
-        tiles = self.blocks(x)
-        # in float64: the last bits of a sum depend on its shape, and parts must not depend on how many tokens came
-        channel, token = even_out(tiles.double())
-        vector = stored_scale((token if self.along == "token" else channel).float())
+        divided, vector = self._divided(x)
         return EvenedTensor(
             tokens=x.shape[2],
             tokens_per_group=self.tokens_per_group,
             dtype=x.dtype,
-            inner=self.inner.quantize(unblocked(tiles / vector.float())),
-            vector=vector.flatten(3),
+            inner=self.inner.quantize(divided),
+            vector=vector,
             along=self.along,
         )
+
+    def _divided(self, x: KV) -> tuple[Decoded, Tensor]:
+        """x in float32 without the stored scales, and these."""
+        require_whole_groups(x.shape[2], self.block)
+        if kernels.available(x.device, x.numel()):
+            from schemes.kernels import evening
+
+            if evening.works(self.block, x.shape[3]):
+                limits = _limits(x.device)
+                return evening.evened(x.float(), self.block, self.along, STEPS, limits)
+        tiles = self.blocks(x)
+        # in float64: the last bits of a sum depend on its shape, and parts must not depend on how many tokens came
+        channel, token = even_out(tiles.double())
+        vector = stored_scale((token if self.along == "token" else channel).float())
+        return unblocked(tiles / vector.float()), vector.flatten(3)
+
+
+@cache
+def _limits(device: torch.device) -> Tensor:
+    return torch.tensor((*STD_RANGE, *LOG_RANGE), dtype=torch.float64, device=device)
 
 
 def kvarn(*, key_bits: Bits = 4, value_bits: Bits = 2, tile: int = 128) -> tuple[TensorScheme, TensorScheme]:

@@ -33,6 +33,10 @@ class SymmetricQuantizer(AffineQuantizer):
         return 2 * self._largest
 
     @property
+    def kernel(self) -> tuple[str, tuple]:
+        return "symmetric", ()
+
+    @property
     def _largest(self) -> int:
         return 2 ** (self.bits - 1) - 1
 

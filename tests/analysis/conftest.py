@@ -2,7 +2,10 @@
 
 import pytest
 
+from analysis import plots
+from analysis.plots import points
 from harness.records.run import Audit, Bytes, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
+from harness.records.writing import write_file
 
 TOKENS = 10  # scored in a window
 
@@ -78,3 +81,18 @@ def run():
         windows=windows,
         audit=Audit(identity_is_exact=True),
     )
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made as ever, but they are not laid out and their files hold nothing: that is most of a command's
+    time, and other tests render each of them."""
+
+    def save(figure, folder, name):
+        paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+        for path in paths:
+            write_file(path, b"")
+        return paths
+
+    monkeypatch.setattr(points, "settle", lambda figure: None)
+    monkeypatch.setattr(plots, "save", save)

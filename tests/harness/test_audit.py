@@ -104,6 +104,11 @@ def test_single_pass_fails_and_two_pass_does_not(subject, options, tmp_path):
 class WritesOnly(SchemeCache):
     """Stores packed codes, and attends to an exact copy: says that it read what it did not read."""
 
+    def fill(self, prefilled):
+        copies = {index: [layer.keys, layer.values] for index, layer in enumerate(prefilled.layers)}
+        self.__dict__["copies"] = copies
+        return super().fill(prefilled)
+
     def update(self, keys, values, layer, *args, **kwargs):
         super().update(keys, values, layer, *args, **kwargs)
         copies = self.__dict__.setdefault("copies", {})

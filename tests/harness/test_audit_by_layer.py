@@ -50,6 +50,11 @@ class HalfRead(SchemeCache):
         super().__init__(scheme, config)
         self.copy = DynamicCache(config=config)
 
+    def fill(self, prefilled):
+        for index, layer in enumerate(prefilled.layers):
+            self.copy.update(layer.keys, layer.values, index)
+        return super().fill(prefilled)
+
     def update(self, keys, values, layer, *args, **kwargs):
         exact, _ = self.copy.update(keys, values, layer)
         read, read_values = super().update(keys, values, layer, *args, **kwargs)

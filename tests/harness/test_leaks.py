@@ -29,7 +29,7 @@ def a_text(ids, name="text.txt", sha256="1" * 64, chosen=None):
 
 class Calibrated(Contender):
     label = name = "kvquant"
-    lossless = foreign = False
+    lossless = foreign = mixes_rows = False
     calibrated_on = ()
 
 

@@ -11,6 +11,8 @@ from harness.records.run import load_run
 
 pytestmark = pytest.mark.real_model
 
+# half of the default: nothing below depends on the length of the prefix, and the time does
+SIZES = ["--windows", "1", "--window-length", "1024", "--score-length", "256", "--device", "cpu"]
 QUANTIZED = ["transformers-hqq8", "transformers-hqq4", "transformers-hqq2", "int8", "int4"]
 
 
@@ -18,7 +20,7 @@ QUANTIZED = ["transformers-hqq8", "transformers-hqq4", "transformers-hqq2", "int
 def trap(tmp_path_factory):
     """Exit code and both records of `kvdelta reproduce trap` with 1 window."""
     out = tmp_path_factory.mktemp("trap") / "run"
-    argv, sys.argv = sys.argv, ["kvdelta", "reproduce", "trap", "--windows", "1", "--device", "cpu", "--out", str(out)]
+    argv, sys.argv = sys.argv, ["kvdelta", "reproduce", "trap", *SIZES, "--out", str(out)]
     try:
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -60,7 +62,7 @@ def test_exact_in_two_passes_is_one_ordinary_forward(trap):
 
 
 def test_coverage_is_that_of_the_sizes(trap):
-    """1536 packed tokens; 511 queries see 256 of their own on average."""
+    """768 packed tokens; 255 queries see 128 of their own on average."""
     window, at = trap[2].windows[0], list(losses(trap[2])).index("int4")
     assert window.key_pairs[at] / window.pairs[at] == pytest.approx(6 / 7, abs=1e-12)
     assert trap[2].contenders[at].quantized_layers == list(range(30))
@@ -69,9 +71,7 @@ def test_coverage_is_that_of_the_sizes(trap):
 def test_keys_are_the_outlier_side(tmp_path, monkeypatch, capsys):
     """In every layer a channel of K is over 5 times the median; V stands out less in most."""
     folder = str(tmp_path / "outliers")
-    monkeypatch.setattr(
-        sys, "argv", ["kvdelta", "outliers", "--windows", "1", "--device", "cpu", "--format", "csv", "--out", folder]
-    )
+    monkeypatch.setattr(sys, "argv", ["kvdelta", "outliers", *SIZES, "--format", "csv", "--out", folder])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0

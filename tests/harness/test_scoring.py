@@ -11,6 +11,7 @@ import torch
 from harness import scoring, scoring_kernel
 from harness.scoring import NotFinite, Reference, Scores, check_finite
 from harness.subject.windows import Batch
+from schemes import kernels
 
 
 def pair(batch=2, scored=40, vocabulary=64, noise=0.01):
@@ -59,7 +60,8 @@ def test_the_first_tokens_of_some_windows():
 def test_exact_against_itself(dtype):
     p, _, targets = pair()
     p = p.to(dtype)
-    found = Reference(p.clone()).itself(targets)
+    logits = p.clone()
+    found = Reference(logits).score(logits, targets)
     assert (found.kl == 0).all()
     assert found.top1.all()
     expected = -p.double().log_softmax(-1).gather(2, targets[..., None])[..., 0]
@@ -83,11 +85,8 @@ def test_one_bad_logit_is_found(bad, exact):
     p, q, targets = pair(batch=3)
     (p if exact else q)[1, 5, 9] = bad
     targets[1, 5] = 0
-    scores = Reference(p).itself(targets) if exact else Reference(p).score(q, targets)
-    if exact and bad == -float("inf"):  # the exact model rules a token out: p = 0 there is no error
-        assert scores.finite().all()
-    else:
-        assert scores.finite().tolist() == [True, False, True]
+    scores = Reference(p).score(p if exact else q, targets)
+    assert scores.finite().tolist() == [True, False, True]
 
 
 def test_the_first_window_that_is_not_finite_is_named(subject):
@@ -109,7 +108,7 @@ for vocabulary in (64, 50):
         assert scoring_kernel.runs_on(q)
         found = Reference(p[:, :-1]).score(q[:, :-1], targets[:, :-1])
         check(found, p[:, :-1], q[:, :-1], targets[:, :-1])
-        assert (Reference(p).itself(targets).kl == 0).all()
+        assert (Reference(p).score(p, targets).kl == 0).all()
 far = Reference(torch.tensor([[[100.0, 0, 0]]])).score(torch.tensor([[[0, 100.0, 0]]]), torch.zeros(1, 1).long())
 assert abs(far.kl.item() - 100) < 1e-4, far.kl
 bad = torch.zeros(1, 3, 50)
@@ -121,9 +120,23 @@ assert Reference(torch.randn(1, 3, 50)).score(bad, torch.zeros(1, 3).long()).nll
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernel_in_tritons_interpreter():
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1", "KVDELTA_KERNELS": "always"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_few_windows_are_not_worth_compiling(monkeypatch):
+    monkeypatch.setattr(kernels, "_triton_is_there", lambda: True)
+    cuda = torch.device("cuda")
+    with kernels.for_windows(kernels.FEW - 1, print):
+        assert not kernels.available(cuda, 2**30)
+    with kernels.for_windows(kernels.FEW, print):
+        assert kernels.available(cuda, 2**30)
+        assert not kernels.available(torch.device("cpu"), 2**30)
+    assert kernels.available(cuda, 2**30)
 
 
 @pytest.mark.gpu

@@ -89,6 +89,13 @@ def check_rows_and_heads_independent(scheme, dtype):
             assert torch.equal(alone, whole[row : row + 1, head : head + 1])
 
 
+def check_rows_independent(scheme, dtype):
+    x = sample(scheme, dtype)
+    whole = rebuild(scheme.quantizer, x)
+    for row in range(2):
+        assert torch.equal(rebuild(scheme.quantizer, x[row : row + 1]), whole[row : row + 1])
+
+
 def check_blocks_independent(scheme, dtype):
     """k token groups at once equal k times one, and so do whole blocks in a store."""
     step = scheme.quantizer.tokens_per_group
@@ -208,6 +215,7 @@ def check_zeroed_codes(scheme, dtype):
 CLAIMS = {
     check_constants: "constants",
     check_rows_and_heads_independent: "independent",
+    check_rows_independent: "rows_independent",
     check_blocks_independent: "appends",
     check_bound: "bounded",
 }

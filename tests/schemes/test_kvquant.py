@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from schemes import Place, TokenStore, parse_scheme
+from schemes.calibrated_values import without_outliers
 from schemes.calibration_file import Calibration, CalibrationFile, as_bytes, facts_path
 from schemes.errors import UserError
-from schemes.families.kvquant import calibrate, without_outliers
+from schemes.families.kvquant import calibrate
 from schemes.levels import weighted_levels
 
 from .cases import DTYPES, rebuild, sample

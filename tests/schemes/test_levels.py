@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from schemes.families.kvquant import calibrate, without_outliers
+from schemes.calibrated_values import without_outliers
+from schemes.families.kvquant import calibrate
 from schemes.levels import quantile, weighted_levels
 from schemes.ragged import Ragged
 

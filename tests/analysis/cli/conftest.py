@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from analysis.cli import catalogue
 from harness.records.measurement import Measurement, save_measurement, window_file
 from harness.records.run import save_run
 from harness.records.writing import save_arrays
@@ -45,3 +46,21 @@ def record_folder(run, tmp_path):
         arrays = {name: rng.uniform(1, 2, (6, 2, 1)) for name in SUMS}
         save_arrays(window_file(tmp_path, "errors", window), arrays)
     return tmp_path
+
+
+BITS = {}
+"""What `catalogue` has measured, by family, fields and channels."""
+
+
+@pytest.fixture
+def measured_once(monkeypatch):
+    """The bits of a scheme, which many tests list, are measured when the first of them asks."""
+    measure = catalogue._bits
+
+    def bits(family, items="", channels=catalogue.LISTED_CHANNELS):
+        at = family.name, items, channels
+        if at not in BITS:
+            BITS[at] = measure(family, items, channels)
+        return BITS[at]
+
+    monkeypatch.setattr(catalogue, "_bits", bits)

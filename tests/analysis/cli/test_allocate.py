@@ -47,7 +47,7 @@ def said_of(run, labels):
     return {label: f"{abs(x):.4f} nats a token {'more' if x >= 0 else 'less'}" for label, x in rows.items()}
 
 
-def test_candidates_that_are_calibrated_or_have_rules_for_layers(kvdelta, files):
+def test_candidates_that_are_calibrated_or_have_rules_for_layers(kvdelta, unrendered, files):
     """Layer 0 stays exact where the candidate says so, at 16 bits in the budget; kvquant is bound to the model."""
     text = [
         "--model",

@@ -33,7 +33,11 @@ def test_outliers(kvdelta, tmp_path):
     assert "pre-RoPE" in out
     assert {"ratio-by-layer", "token-norms", "persistence", "heat-map-layer-0-head-0"} <= figures(tmp_path / "run")
     assert "record: run, with" in err
+
+
+def test_outliers_of_a_head_in_one_window(kvdelta, unrendered):
     code, out, _ = kvdelta("outliers", "--layers", "1", "--heads", "0", "--format", "csv", "--windows", "1")
+    assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [(row["side"], row["layer"], row["head"]) for row in rows] == [("key", "1", "0"), ("value", "1", "0")]
     assert rows[0]["persistence"] == ""  # one window has none
@@ -45,6 +49,9 @@ def test_errors(kvdelta, tmp_path):
     rows = [line.split() for line in out.splitlines() if line.strip().startswith(("int8", "asym2"))]
     assert float(rows[0][1]) < float(rows[1][1])
     assert figures(tmp_path / "run") == {"errors-by-layer"}
+
+
+def test_errors_by_head_and_by_layer(kvdelta, unrendered):
     _, out, _ = kvdelta("errors", *TWO, "--out", "run", "--by", "head", "--format", "json")
     found = json.loads(out)
     assert len(found) == 2 * 2 * 2
@@ -60,6 +67,9 @@ def test_sensitivity(kvdelta, tmp_path):
     assert "Do the layers add up?" in out
     assert figures(tmp_path / "run") == {"sensitivity-by-layer"}
     assert "asymmetric:bits=2,group_size=16, key: 2 layers in" in err
+
+
+def test_sensitivity_in_one_window(kvdelta, unrendered):
     _, out, err = kvdelta("sensitivity", *TWO[2:], "--windows", "1", "--format", "json")
     assert "1 window gives no interval; give --windows 2 or more" in err
     rows = json.loads(out)
@@ -67,7 +77,7 @@ def test_sensitivity(kvdelta, tmp_path):
     assert {row["delta_nll_low"] for row in rows} == {None}
 
 
-def test_relate_and_plot(kvdelta, tmp_path):
+def test_relate(kvdelta, unrendered, monkeypatch):
     kvdelta("errors", *GRID, "--out", "errors")
     kvdelta("compare", *GRID, "--windows", "2", "--out", "run")
     code, out, err = kvdelta("relate", "errors", "run")
@@ -77,9 +87,15 @@ def test_relate_and_plot(kvdelta, tmp_path):
     assert "12" in out.split("equal bits")[1].splitlines()[2]
     assert "KL agrees with itself between even and odd windows at ρ =" in out
     assert "figure: errors/figures/relate-1-kl.svg" in err
+    monkeypatch.setattr(record_figures, "draw_relations", lambda *args: [])  # made above
     _, out, _ = kvdelta("relate", "errors", "run", "--format", "json")
     best = json.loads(out)[0]
     assert (best["question"], best["pairs"]) == ("all layers at once, 8 schemes", 12)
+
+
+def test_plot(kvdelta, tmp_path):
+    kvdelta("errors", *TWO, "--out", "errors")
+    kvdelta("compare", *TWO, "--windows", "2", "--out", "run")
     drawn = (tmp_path / "errors" / "figures" / "errors-by-layer.svg").read_bytes()
     code, _, err = kvdelta("plot", "errors", "run")
     assert code == 0
@@ -100,7 +116,7 @@ def test_relate_says_what_it_leaves_out(kvdelta, record_folder, monkeypatch):
     assert "5 schemes: left out (cache not read): kivi:bits=2\n" in err
 
 
-def test_figures_need_no_model(kvdelta, tmp_path, monkeypatch):
+def test_figures_need_no_model(kvdelta, unrendered, monkeypatch):
     from harness.subject import prepared
 
     kvdelta("sensitivity", *TWO[2:], "--side", "value", "--out", "run")
@@ -133,7 +149,7 @@ def test_bad_input_is_one_clear_line(kvdelta, case):
     assert re.search(message, err.strip().splitlines()[-1]), err
 
 
-def test_records_that_do_not_join(kvdelta):
+def test_records_that_do_not_join(kvdelta, unrendered):
     kvdelta("errors", *TWO, "--windows", "2", "--out", "errors")
     kvdelta("compare", *TWO, "--windows", "3", "--out", "run")
     code, _, err = kvdelta("relate", "errors", "run")

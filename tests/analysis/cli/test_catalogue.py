@@ -7,6 +7,7 @@ from schemes import SCHEMES
 from schemes.registry import fields_of
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_every_family_has_a_row():
     header, body = catalogue()
     assert [row[0].removesuffix("(…)") for row in body] == list(SCHEMES)
@@ -22,6 +23,7 @@ def test_measured_bits():
     assert bits["kivi"] == f"5.00 / {(16 * 128 + 5 * 3968) / 4096:.2f}"
 
 
+@pytest.mark.usefixtures("measured_once")
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_detail_explains_a_scheme(name):
     """Formula, source, every field, effective bits, when it is good, when it fails; lines that fit a terminal."""
@@ -34,6 +36,7 @@ def test_detail_explains_a_scheme(name):
     assert max(map(len, text.splitlines())) <= 150
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_detail_of_a_short_name_and_of_none():
     assert detail("kivi2") == detail("kivi")
     assert "64 channels 2.50 / 2.62" in detail("kvarn")

@@ -110,6 +110,21 @@ def test_a_checkout_that_is_not_installed(kvdelta, monkeypatch, missing):
         assert "pip install -e ." in err
 
 
+def test_a_checkout_without_what_it_is_typed_with(tmp_path):
+    """On the path of an environment that has no typer, which the command line itself is made of."""
+    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('analysis.cli.main', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "show", "."],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("kvdelta: typer is not installed")
+    assert done.stderr.endswith(" -m pip install -e .\n")
+
+
 def test_a_reader_that_has_enough(tmp_path):
     """As head has: no traceback, also where the output is only written at the end."""
     reader, writer = os.pipe()

@@ -36,3 +36,7 @@ def test_a_record_is_read_without_model_code(name, record_folder, monkeypatch):
     _, *loaded = done.stderr.splitlines()[-1].split()
     assert "analysis.reading.summary" in loaded
     assert not HEAVY.intersection(loaded)
+    if COMMANDS[name][0] != "show":
+        pictures = list((record_folder / "figures").glob("*.png"))
+        assert any(path.name.startswith("relate") for path in pictures) == (name == "relate")
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

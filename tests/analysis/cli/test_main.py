@@ -149,7 +149,7 @@ def test_audit_of_any_cache(kvdelta, tmp_path):
     assert "mine:broken: failed: RuntimeError: no such thing" in out
 
 
-def test_kivi_against_int4_in_miniature(kvdelta, tmp_path, files):
+def test_kivi_against_int4_in_miniature(kvdelta, unrendered, tmp_path, files):
     """Heads of 64 channels, as the published settings group them, and a prefix longer than KIVI's residual."""
     torch.manual_seed(0)
     wide = LlamaForCausalLM(tiny_config(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1))
@@ -171,7 +171,7 @@ def test_kivi_against_int4_in_miniature(kvdelta, tmp_path, files):
         assert (tmp_path / "run" / picture).is_file()
 
 
-def test_schemes_lists_every_family(kvdelta):
+def test_schemes_lists_every_family(kvdelta, measured_once):
     from schemes import SCHEMES
 
     for format in ("table", "md", "csv", "json"):
@@ -280,7 +280,7 @@ def test_functions_of_hqq_are_compiled_when_called(monkeypatch):
     assert seen == [("plain", {}), ("with_options", {"fullgraph": True})]
 
 
-def test_schemes_in_detail(kvdelta):
+def test_schemes_in_detail(kvdelta, measured_once):
     code, out, _ = kvdelta("schemes", "--detail", "kvarn")
     assert code == 0
     assert all(part in out for part in ("formula", "fails at", "arXiv 2606.03458"))

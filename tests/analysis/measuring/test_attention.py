@@ -9,6 +9,8 @@ from analysis.measuring.reconstruction import reconstruction_sums
 from analysis.reading.error_measures import relative_error
 from schemes import TokenStore, parse_scheme
 
+from ...schemes.test_constants import planted
+
 
 def ratio(sums, error, norm):
     return (sums[error] / sums[norm]) ** 0.5
@@ -98,20 +100,14 @@ PLANTED = {
     "gauss": (0.501, 0.393, 0.393, 0.501),
     "ch": (1.284, 0.637, 0.155, 0.198),
     "tok": (0.501, 0.393, 0.522, 0.827),
-    "ch + tok": (1.301, 0.645, 0.313, 0.469),
+    "ch+tok": (1.301, 0.645, 0.313, 0.469),
 }
-TILES = 512  # with 64 tiles the heavy tail of the token scales moves a figure by 4 %
 LAYOUTS = [("token", 128), ("token", 32), ("channel", 32), ("channel", 128)]
 
 
 @pytest.mark.parametrize("data", PLANTED)
 def test_planted_structure(data):
-    x = torch.randn(TILES, 1, 128, 128)
-    if "ch" in data:
-        x[..., :4] *= 3
-        x[..., :4] += torch.tensor([20.0, -15.0, 12.0, -10.0])
-    if "tok" in data:
-        x *= torch.exp(0.7 * torch.randn(TILES, 1, 128, 1))
+    x = planted(data)
     for (axis, group), expected in zip(LAYOUTS, PLANTED[data], strict=True):
         back = stored(f"asym2:axis={axis},group_size={group}", "key", x)
         sums = reconstruction_sums(x[:, 0], back[:, 0])

@@ -1,6 +1,7 @@
 """Files that are whole or not there, the cache's lock, and room on the disk."""
 
 import errno
+import hashlib
 import os
 import stat
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.writing import UNFINISHED, write_atomically
+from harness.subject import files
 from harness.subject.errors import ModelError
 from harness.subject.files import cache_folder, needs_space, one_at_a_time
 
@@ -139,3 +141,30 @@ class TestOneAtATime:
         cache.write_text("not a folder")
         with refused(r"cannot be made \(.*\); set KVDELTA_CACHE"), one_at_a_time(silent):
             pytest.fail("went on")
+
+
+def test_a_hash_is_remembered_while_the_file_is_as_it_was(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 1)
+    read = []
+    digest = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: read.append(path) or digest(path))
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    one = hashlib.sha256(b"one").hexdigest()
+    assert [files.remembered_sha256(path) for _ in range(3)] == [one] * 3
+    assert len(read) == 1
+    times = path.stat()
+    path.write_bytes(b"two")  # as long, and made to look as old: the time of its inode tells
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert files.remembered_sha256(path) == hashlib.sha256(b"two").hexdigest()
+    for note in (cache / "hashes").iterdir():
+        note.write_text("{")
+    assert files.remembered_sha256(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_hash_that_cannot_be_remembered_is_made_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 1)
+    cache.write_text("a file where the folder would be")
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    assert files.remembered_sha256(path) == hashlib.sha256(b"one").hexdigest()

@@ -1,0 +1,145 @@
+"""A filled cache as an evaluation steps over it: one side of all layers that are stored alike is one store and one buffer.
+
+A step then costs its own tokens: they are written behind the decoded ones, and what must be packed is encoded and decoded
+for all layers in one call, once the forward is over.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from schemes import KV, TokenStore
+from schemes.store import alike, joined
+
+Buffer = Float[Tensor, "layers batch heads room channels"]
+
+
+class Buffers:
+    """The decoded tokens of every layer, at addresses that stay the same from scheme to scheme: a recorded forward
+    (`harness.graphs`) goes on reading and writing there."""
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, Tensor] = {}
+
+    def of(self, side: str, layers: int, like: Tensor, room: int) -> Buffer:
+        """For `layers` layers of tokens like `like`, with room for so many."""
+        batch, heads, _, channels = like.shape
+        key = (side, layers, batch, heads, room, channels, like.dtype, like.device)
+        if key not in self._held:
+            self._held[key] = like.new_empty(layers, batch, heads, room, channels)
+        return self._held[key]
+
+
+class StepLayer(CacheLayerMixin):
+    """One layer's keys and values [batch, heads, room, channels], decoded; the first `length` tokens are there."""
+
+    is_compileable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, keys: KV, values: KV, length: int, packed: Mapping[str, TokenStore]):
+        super().__init__()
+        self.keys, self.values, self.length, self.packed = keys, values, length, packed
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: it is made of a filled layer."""
+
+    def update(self, key_states: KV, value_states: KV, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The new tokens behind those that are there; all, as views. `Steps.advance` stores the new ones."""
+        end = self.length + key_states.shape[2]
+        assert self.keys is not None
+        assert self.values is not None
+        for held, new in ((self.keys, key_states), (self.values, value_states)):
+            held[:, :, self.length : end] = new
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def past_read(self) -> dict[str, int]:
+        """By side, how many of the past tokens the next forward reads from packed storage."""
+        return {side: store.packed_tokens for side, store in self.packed.items()}
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _Decoded:
+    """The part of a buffer that some layers have, which their common store fills."""
+
+    def __init__(self, buffer: Buffer, places: Sequence[int]):
+        self.buffer, self.places = buffer, list(places)
+        # all layers, as nearly always, are a slice, which costs no copy
+        self.whole = self.places == list(range(len(buffer)))
+
+    def decode(self, start: int, decoded: KV) -> None:
+        by_layer = decoded.unflatten(0, (len(self.places), -1))
+        part = (slice(None), slice(None), slice(start, start + decoded.shape[2]))
+        if self.whole:
+            self.buffer[:, *part] = by_layer
+            return
+        for place, one in zip(self.places, by_layer, strict=True):
+            self.buffer[place, *part] = one
+
+    def tokens(self, start: int, stop: int) -> KV:
+        new = self.buffer[:, :, :, start:stop]
+        return (new if self.whole else new[self.places]).flatten(0, 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer[0].numel() * self.buffer.element_size() * len(self.places)
+
+
+class Steps:
+    """Takes over the stores of layers, by index those of each side, and the shape of their tokens; room: tokens of the
+    whole window."""
+
+    def __init__(
+        self,
+        stores: Mapping[int, Mapping[str, TokenStore]],
+        like: Mapping[int, Mapping[str, Tensor]],
+        room: int,
+        buffers: Buffers,
+    ):
+        self._stacks: list[tuple[TokenStore, _Decoded]] = []
+        views: dict[int, dict[str, Tensor]] = {index: {} for index in stores}
+        packed: dict[int, dict[str, TokenStore]] = {index: {} for index in stores}
+        self.length = next(store.length for sides in stores.values() for store in sides.values())
+        for side in ("key", "value"):
+            by_shape: dict[Hashable, list[int]] = {}
+            for index in stores:
+                by_shape.setdefault(like[index][side].shape, []).append(index)
+            for indices in by_shape.values():
+                buffer = buffers.of(side, len(indices), like[indices[0]][side], room)
+                for place, index in enumerate(indices):
+                    past = stores[index][side].read()
+                    assert past is not None
+                    buffer[place, :, :, : self.length] = past
+                    views[index][side] = buffer[place]
+                for places in alike([(stores[index][side], like[index][side]) for index in indices]):
+                    mirror = _Decoded(buffer, places)
+                    store = joined([stores[indices[place]][side] for place in places], mirror.decode)
+                    self._stacks.append((store, mirror))
+                    for place in places:
+                        packed[indices[place]][side] = store
+        self.layers = {
+            index: StepLayer(sides["key"], sides["value"], self.length, packed[index]) for index, sides in views.items()
+        }
+
+    def advance(self, count: int, keep: bool) -> None:
+        """A forward of `count` tokens is over. keep: they are stored, for the next to read."""
+        if not keep:
+            return
+        for store, mirror in self._stacks:
+            store.append(mirror.tokens(self.length, self.length + count))
+        self.length += count
+        for layer in self.layers.values():
+            layer.length = self.length

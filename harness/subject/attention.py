@@ -1,0 +1,71 @@
+"""Attention of few queries over many keys with the kernel of a prefill.
+
+transformers gives a suffix over a filled cache a mask, and torch's fast kernel (FlashAttention, Dao 2023, arXiv 2307.08691)
+takes none: it falls to a slower one, for which each KV head is also copied once for every query head that shares it. Where
+the mask says no more than that a token does not see later ones, the fast kernel needs only to know that the queries are the
+last tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+NAME = "sdpa-lower-right"
+HALF = (torch.float16, torch.bfloat16)  # what the fast kernel computes with
+WIDEST = 256  # channels of a head that it takes
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' function of an attention implementation; [batch, heads, tokens, channels] to [batch, tokens, heads,
+    channels]."""
+    queries, keys = query.shape[2], key.shape[2]
+    if attention_mask is not None or not 1 < queries < keys:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    bias: Any = causal_lower_right(queries, keys)
+    shared = query.shape[1] != key.shape[1]
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shared
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def mask(**words: Any) -> Tensor | None:
+    """None where `attend` knows what the mask would say: causal, the queries last, nothing padded. words: as transformers
+    calls the mask function of an attention implementation."""
+    causal = words.get("mask_function") is causal_mask_function and words.get("allow_is_causal_skip", True)
+    first = words.get("q_offset")
+    last = isinstance(first, int) and first + words["q_length"] == words["kv_offset"] + words["kv_length"]
+    if causal and last and words.get("attention_mask") is None:
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](**words)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, mask)
+
+
+def use_where_it_pays(model: Any) -> None:
+    """On a GPU, in half precision, of a model that asks for torch's attention."""
+    config = model.config.get_text_config(decoder=True)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if (
+        model.device.type == "cuda"
+        and model.dtype in HALF
+        and width <= WIDEST
+        and config._attn_implementation == "sdpa"
+    ):
+        model.set_attn_implementation(NAME)

@@ -1,0 +1,276 @@
+"""Windows as batch rows: what a window gets does not depend on those beside it, and no window is lost for want of memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaForCausalLM
+
+from harness import controls, runner
+from harness.batching import batch_size, rows_of, window_bytes
+from harness.caches.contenders import SchemeContender, contender_of
+from harness.caches.foreign import ForeignContender
+from harness.comparison import compare
+from harness.protocols import prefill
+from harness.records.run import load_run
+from harness.runner import Progress
+from harness.subject.windows import Batch
+from schemes import SCHEMES, parse_scheme
+from schemes import store as stores
+from schemes.errors import UserError
+
+from ..conftest import tiny_config, tiny_subject
+
+NARROW = {  # blocks that a prefix of 96 tokens fills
+    "centred": "centred(asym4):block=32",
+    "fp8": "fp8:block=32",
+    "gear": "gear(asym4):block=32",
+    "kitty": "kitty:group_size=32,residual_length=32",
+    "kivi": "kivi:bits=2,group_size=8,residual_length=16",
+    "kivi-hqq": "kivi-hqq:bits=2,group_size=8,residual_length=16",
+    "kvarn": "kvarn:tile=32",
+    "oscar": "oscar:group_size=16,block=32",
+}
+FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A tiny model with heads of 64 channels, which every family takes."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config(head_dim=64)).eval().requires_grad_(False)
+
+
+def test_every_family_gives_a_window_what_it_gives_it_alone(wide, tokens, options):
+    """Batches of two and a ragged one of one; on a CPU in float32 rows of a matrix product differ in the last bits."""
+    subject = tiny_subject(wide, tokens)
+    specs = [NARROW.get(family.name, family.example) for family in FAMILIES]
+    specs += ["hqq4:solver=library", "sink-window:bits=4"]
+    together, _ = compare(specs, replace(options, batch="2"), subject=subject)
+    alone, _ = compare(specs, replace(options, batch="1", out=options.out + "-1"), subject=subject)
+    assert together.batches == [2, 1]
+    assert alone.batches == [1, 1, 1]
+    assert together.audit.failures == alone.audit.failures == {}
+    for one, other in zip(together.windows, alone.windows, strict=True):
+        assert torch.allclose(torch.tensor(one.nll), torch.tensor(other.nll), atol=2e-3)
+        assert (one.index, one.pairs, one.key_pairs, one.value_pairs) == (
+            other.index, other.pairs, other.key_pairs, other.value_pairs,
+        )  # fmt: skip
+    for one, other in zip(together.contenders, alone.contenders, strict=True):
+        assert one.bytes == other.bytes, one.label  # of one window
+        assert one.window_by_window == ("library" in one.label)
+    # the tolerance is that of a code that moved; most windows move by round-off alone
+    moved = [
+        abs(a - b)
+        for x, y in zip(together.windows, alone.windows, strict=True)
+        for a, b in zip(x.nll, y.nll, strict=True)
+    ]
+    assert sorted(moved)[len(moved) // 2] < 1e-4
+
+
+def test_what_cannot_be_stored_together_goes_window_by_window(subject, options):
+    made = []
+
+    class Counted(DynamicCache):
+        def update(self, keys, values, layer, *args, **kwargs):
+            made.append(keys.shape[0])
+            return super().update(keys, values, layer, *args, **kwargs)
+
+    foreign = ForeignContender("mine", lambda config: Counted(config=config))
+    run, _ = compare([foreign], replace(options, batch="3"), subject=subject)
+    assert set(made) == {1}
+    assert run.contenders[1].window_by_window
+    assert run.windows[0].nll[1] == pytest.approx(run.windows[0].nll[0], abs=1e-4)
+
+
+def test_a_continued_run_has_the_batches_of_an_unbroken_one(subject, options):
+    specs = ["int4:group_size=16"]
+
+    def stop(windows, contender, label, nll):
+        if windows.start == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(specs, replace(options, batch="2"), subject=subject, progress=Progress(stop))
+    assert load_run(options.out).batches == [2]
+    run, _ = compare(specs, replace(options, batch="2"), subject=subject)
+    whole, _ = compare(specs, replace(options, batch="2", out=options.out + "-whole"), subject=subject)
+    assert run.windows == whole.windows
+    assert run.batches == whole.batches == [2, 1]
+
+
+class Hungry(SchemeContender):
+    """Takes so many windows at a time and no more."""
+
+    most = 1
+
+    def fill(self, cache, model, batch, prefilled):
+        if len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        super().fill(cache, model, batch, prefilled)
+
+
+@pytest.mark.parametrize("from_window", [0, 2])
+def test_out_of_memory_halves_the_batch_and_loses_no_window(subject, options, monkeypatch, from_window):
+    """At the start, or in the middle of a run: each window is scored once, and the controls are those of one run."""
+    spec, notes = "int4:group_size=16", []
+    hungry = Hungry("hungry", parse_scheme(spec))
+    fill = Hungry.fill
+
+    def later(self, cache, model, batch, prefilled):
+        if batch.windows[0].index >= subject.windows[from_window].index:
+            fill(self, cache, model, batch, prefilled)
+        else:
+            SchemeContender.fill(self, cache, model, batch, prefilled)
+
+    monkeypatch.setattr(Hungry, "fill", later)
+    six = replace(subject, windows=[*subject.windows, *(replace(w, index=w.index + 100) for w in subject.windows)])
+    run, folder = compare(
+        [hungry],
+        replace(options, batch="2" if from_window else "4"),
+        subject=six,
+        progress=Progress(on_note=notes.append),
+    )
+    assert run.batches == ([2, 1, 1, 1, 1] if from_window else [1] * 6)
+    assert run.batch == 1
+    assert any("out of memory with 2 windows at once: going on with 1" in note for note in notes)
+    assert [window.index for window in run.windows] == [window.index for window in six.windows]
+    assert load_run(folder) == run
+    alone, _ = compare([hungry], replace(options, batch="1", out=options.out + "-1"), subject=six)
+    assert len(run.contenders) == 2
+    assert {name: route["tokens"] for name, route in run.noise_floor.routes.items() if name != "window by window"} == {
+        name: route["tokens"] for name, route in alone.noise_floor.routes.items()
+    }
+    for one, other in zip(run.windows, alone.windows, strict=True):
+        assert one.nll == pytest.approx(other.nll, abs=2e-3)
+
+
+def test_one_window_that_is_too_much_says_what_was_needed(subject, options, monkeypatch):
+    monkeypatch.setattr(Hungry, "most", 0)
+    with pytest.raises(UserError, match=r"one window at a time is too much .* 9\.00 GiB.*use shorter windows"):
+        compare([Hungry("hungry", parse_scheme("int4:group_size=16"))], replace(options, batch="2"), subject=subject)
+
+
+def test_a_foreign_cache_that_is_too_much_alone_fails_its_row(subject, options):
+    def factory(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    run, _ = compare([ForeignContender("mine", factory)], replace(options, batch="2"), subject=subject)
+    assert run.batches == [1, 1, 1]
+    assert "9.00 GiB" in run.contenders[1].error
+
+
+def test_a_row_that_is_not_finite_keeps_the_windows_before(subject, options):
+    class Poisoned(SchemeContender):
+        def fill(self, cache, model, batch, prefilled):
+            super().fill(cache, model, batch, prefilled)
+            for _, side, store in cache.stores():
+                if side == "value":
+                    store.runs[0].held.scale[1] = float("inf")
+
+    bad = Poisoned("bad", parse_scheme("int8:group_size=16"))
+    run, _ = compare([bad, "int4:group_size=16"], replace(options, batch="3"), subject=subject)
+    second = subject.windows[1]
+    assert run.contenders[1].error == f"NaN or infinite logits in window {second.index} (tokens from {second.start})"
+    assert [w.nll[1] == w.nll[1] for w in run.windows] == [True, False, False]
+    assert [w.key_pairs[1] > 0 for w in run.windows] == [True, False, False]
+    assert all(w.nll[2] == w.nll[2] for w in run.windows)
+
+
+def test_the_noise_floor_is_that_of_the_runs_own_batches(subject, options):
+    run, _ = compare(["exact"], replace(options, batch="3"), subject=subject)
+    assert set(run.noise_floor.routes) == {"single pass", "token by token, 31 tokens a window", "window by window"}
+    assert {route["tokens"] for route in run.noise_floor.routes.values()} == {3 * 31}
+
+
+def test_codes_that_are_not_read_in_one_window_of_a_batch_are_found_out(subject, options):
+    """Of the second window the zeroed twin gives what the intact cache gives."""
+
+    class Cheat(SchemeContender):
+        def zero_codes(self, cache):
+            for _, _, store in cache.stores():
+                for run in store.runs:
+                    kept = {name: part.clone() for name, part in run.held.parts().items()}
+                    run.held = run.held.with_zeroed_codes()
+                    for name, part in run.held.parts().items():
+                        part[1] = kept[name][1]
+            return True
+
+    run, _ = compare([Cheat("cheat", parse_scheme("int4:group_size=16"))], replace(options, batch="3"), subject=subject)
+    assert run.audit.zeroed_codes_move_logits == {"cheat": False}
+    assert "zeroing its stored codes does not move the logits" in run.audit.failures["cheat"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2**20])
+def test_layers_are_packed_together_as_they_are_alone(model, subject, options, monkeypatch, at_once):
+    monkeypatch.setitem(stores.AT_ONCE, "cpu", at_once)
+    calls = []
+    pack = stores._pack
+    monkeypatch.setattr(stores, "_pack", lambda some: (calls.append(len(some)), pack(some)))
+    prefilled = prefill(model, Batch(tuple(subject.windows)).prefix)
+    for spec in (
+        "asym2:group_size=16",
+        NARROW["kivi"],
+        "hqq4:group_size=16",
+        "oscar:group_size=8,block=16",
+        "fp8:scale=none",
+    ):
+        contender = contender_of(spec)
+        filled = contender.empty(model)
+        filled.fill(prefilled)
+        live = contender.empty(model)
+        for index, layer in enumerate(prefilled.layers):
+            live.update(layer.keys, layer.values, index)
+        for (_, _, one), (_, _, other) in zip(filled.stores(), live.stores(), strict=True):
+            assert torch.equal(one.read(), other.read())
+            assert one.nbytes() == other.nbytes()
+    assert max(calls) == (1 if at_once == 1 else 4)  # two layers, and keys beside values where both are stored alike
+
+
+def test_rows_of_a_batch_are_those_of_its_windows(model, subject):
+    batch = Batch(tuple(subject.windows))
+    for spec in ("asym2:group_size=16", NARROW["kivi"], "sink-window:bits=4"):
+        contender = contender_of(spec)
+        whole, alone = contender.empty(model), contender.empty(model)
+        prefilled = prefill(model, batch.prefix)
+        whole.fill(prefilled)
+        alone.fill(rows_of(prefilled, slice(1, 2)))
+        new = torch.randn(3, 2, 4, 16)
+        for index in range(len(whole.layers)):
+            got = rows_of(whole, slice(1, 2)).update(new[1:2], new[1:2], index)
+            expected = alone.update(new[1:2], new[1:2], index)
+            assert all(map(torch.equal, got, expected))
+
+
+def test_the_batch_that_fits(model, monkeypatch):
+    assert batch_size("7", model, 128, 32) == 7
+    assert batch_size("auto", model, 128, 32) == 1  # on a CPU
+
+    class OnAGpu:
+        device = torch.device("cuda")
+        dtype, config = model.dtype, model.config
+
+    needed = window_bytes(model, 128, 32)
+    monkeypatch.setattr("harness.batching.kv_shapes", lambda one: runner.kv_shapes(model))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    for windows, size in ((0.5, 1), (1, 1), (3.9, 2), (20, 16), (1e6, 64)):
+        free = int(windows * needed / 0.7) + 1
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert batch_size("auto", OnAGpu(), 128, 32) == size
+    # the exact cache, a scheme's and the logits of both are in it
+    assert needed > 3 * 2 * 2 * 2 * 16 * 128 * 4 + 2 * 32 * 128 * 4
+
+
+def test_controls_take_few_windows_of_a_large_batch(subject, options, monkeypatch):
+    seen = []
+    check = controls.check_zeroed_codes
+
+    def spy(audit, contender, model, batch, intact, step):
+        seen.append((len(batch), [store.read().shape[0] for _, _, store in intact.stores()]))
+        check(audit, contender, model, batch, intact, step)
+
+    monkeypatch.setattr(controls, "check_zeroed_codes", spy)
+    monkeypatch.setattr(controls, "FLOOR_WINDOWS", 2)
+    compare(["int4:group_size=16"], replace(options, batch="3"), subject=subject)
+    assert seen == [(2, [2] * 4)]
