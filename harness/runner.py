@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Runner:
         self._full_layers = list(kv_shapes(self.model))
         self._recording: tuple[int, Recorded] | None = None
         self._told_of_kernels = False
+        self._writing: Future[None] | None = None
 
     def go(self, windows: Sequence[Window]) -> Run:
         """Score every window that the record does not have yet; save after each batch. Returns the complete run.
@@ -70,8 +71,9 @@ class Runner:
             self.progress.on_note(
                 "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
             )
-        with kernels.for_windows(len(left), self._on_kernel):
+        with ThreadPoolExecutor(1) as self._writer, kernels.for_windows(len(left), self._on_kernel):
             self._batches(left)
+            self._written()
         self.run.status = "complete"
         save_run(self.run, self.folder)
         return self.run
@@ -285,8 +287,6 @@ class Runner:
             {name: np.stack([getattr(one, name)[i].numpy() for one in scored]) for name in ("nll", "kl", "top1")}
             for i in range(len(batch))
         ]
-        with ThreadPoolExecutor() as pool:  # compressing takes longer than scoring a window on a GPU
-            list(pool.map(lambda w, arrays: save_tokens(self.folder, w.index, arrays), batch.windows, arrays_of))
         for i, (window, arrays) in enumerate(zip(batch.windows, arrays_of, strict=True)):
             sums = [total(by_window[i].values()) for by_window in reads]
             self.run.windows.append(window_sums(arrays, window.index, window.start, sums))
@@ -294,7 +294,25 @@ class Runner:
                 controls.add_reads(self.run.audit, contender.label, by_window[i])
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
-        save_run(self.run, self.folder)
+        self._written()
+        self._writing = self._writer.submit(self._write, batch, arrays_of, self.run.model_copy(deep=True))
+
+    def _write(self, batch: Batch, arrays_of: list[dict[str, np.ndarray]], run: Run) -> None:
+        """While the next batch is scored: compressing takes longer than scoring a window on a GPU. The record last, which
+        says that the windows are there."""
+        with ThreadPoolExecutor() as pool:
+            list(
+                pool.map(
+                    lambda window, arrays: save_tokens(self.folder, window.index, arrays), batch.windows, arrays_of
+                )
+            )
+        save_run(run, self.folder)
+
+    def _written(self) -> None:
+        """Wait for the batch before, and raise what went wrong with it."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
 
 class NotFiniteFrom(NotFinite):
