@@ -19,7 +19,7 @@ from harness.subject.probing import continues
 from harness.subject.windows import Batch
 
 CONTROL_TOKENS = 8  # suffix tokens over zeroed codes
-FLOOR_TOKENS = 32  # suffix tokens of the token-by-token route
+FLOOR_TOKENS = 16  # suffix tokens of the token-by-token route
 FLOOR_WINDOWS = 3  # windows that the noise floor is measured on: each costs about two exact passes
 
 

@@ -1,9 +1,10 @@
-"""Batches of windows × contenders, each prefilled once; finished windows are on disk before the next begin."""
+"""Batches of windows × contenders, each prefilled once; a batch is on disk before the one after the next begins."""
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ class Runner:
         self._full_layers = list(kv_shapes(self.model))
         self._recording: tuple[int, Recorded] | None = None
         self._told_of_kernels = False
+        self._writing: Future[None] | None = None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While this lasts a batch is written while the next is scored; at its end all are."""
+        with ThreadPoolExecutor(1) as self._writer:
+            yield
+            self._written()
 
     def on_kernel(self, name: str) -> None:
         if not self._told_of_kernels:
@@ -70,7 +79,7 @@ class Runner:
             self.progress.on_note("compiling kernels for this GPU, a second each; they are kept for later runs")
 
     def score(self, windows: Sequence[Window]) -> None:
-        """Score windows that the record does not have yet; save after each batch.
+        """Score windows that the record does not have yet, while `writing`; save after each batch.
 
         Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
         batch is begun again in halves, and the record says so.
@@ -281,8 +290,6 @@ class Runner:
             {name: np.stack([getattr(one, name)[i].numpy() for one in scored]) for name in ("nll", "kl", "top1")}
             for i in range(len(batch))
         ]
-        with ThreadPoolExecutor() as pool:  # compressing takes longer than scoring a window on a GPU
-            list(pool.map(lambda w, arrays: save_tokens(self.folder, w.index, arrays), batch.windows, arrays_of))
         for i, (window, arrays) in enumerate(zip(batch.windows, arrays_of, strict=True)):
             sums = [total(by_window[i].values()) for by_window in reads]
             self.run.windows.append(window_sums(arrays, window.index, window.start, sums))
@@ -290,7 +297,25 @@ class Runner:
                 controls.add_reads(self.run.audit, contender.label, by_window[i])
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
-        save_run(self.run, self.folder, self.file)
+        self._written()
+        self._writing = self._writer.submit(self._write, batch, arrays_of, self.run.model_copy(deep=True))
+
+    def _write(self, batch: Batch, arrays_of: list[dict[str, np.ndarray]], run: Run) -> None:
+        """While the next batch is scored: compressing takes longer than scoring a window on a GPU. The record last, which
+        says that the windows are there."""
+        with ThreadPoolExecutor() as pool:
+            list(
+                pool.map(
+                    lambda window, arrays: save_tokens(self.folder, window.index, arrays), batch.windows, arrays_of
+                )
+            )
+        save_run(run, self.folder, self.file)
+
+    def _written(self) -> None:
+        """Wait for the batch before, and raise what went wrong with it."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
 
 class NotFiniteFrom(NotFinite):

@@ -41,17 +41,19 @@ class Picky(DynamicCache):
 def picky(config):
     return Picky(config=config)
 
-def begun():
-    return json.loads(Path("out/run.json").read_text())["windows"]
+calls = []
+
+def there():
+    return Path("out/processes/1.json").exists() and json.loads(Path("out/run.json").read_text())["windows"]
 
 def deadly(config):
-    if Path("armed").exists():
-        if os.environ["RANK"] == "0" and begun():
+    calls.append(config)
+    if Path("armed").exists() and len(calls) > 3:  # in its second batch
+        if os.environ["RANK"] == "0":
             time.sleep(3600)
-        if os.environ["RANK"] == "1" and Path("out/processes/1.json").exists():
-            while not begun():
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
+        while not there():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
     return DynamicCache(config=config)
 """
 

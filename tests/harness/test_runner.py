@@ -58,7 +58,7 @@ def test_the_noise_floor_is_pooled_over_windows_and_scaled_to_the_mean_that_is_j
     run, _ = compare(["exact"], options, subject=subject)
     assert {name: route["tokens"] for name, route in run.noise_floor.routes.items()} == {
         "single pass": 3 * 31,
-        "token by token, 31 tokens a window": 3 * 31,
+        "token by token, 16 tokens a window": 3 * 16,
     }
     largest = max(route["rms"] for route in run.noise_floor.routes.values())
     assert run.noise_floor.delta_nll == pytest.approx(largest / (3 * 31) ** 0.5)
