@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import DynamicCache
 
 from analysis.reading import run_tables, summary
 from harness import stopping
@@ -99,6 +100,11 @@ def test_an_error_that_is_not_reached_takes_all_windows_and_says_so(subject, opt
     assert run.ended.startswith("all 24 windows are scored, and not all standard errors of ΔNLL are under 1e-09")
 
 
+class Rounding(DynamicCache):
+    def update(self, keys, values, layer, *args, **kwargs):
+        return super().update(keys.half().float(), values, layer, *args, **kwargs)
+
+
 def raising(config):
     raise RuntimeError("never")
 
@@ -132,8 +138,14 @@ def test_a_continued_run_goes_on_under_the_same_rule(subject, options):
 
 
 def test_a_look_that_a_run_is_past_is_not_repeated(subject, options):
-    """Else a row that failed since would let it stop where it had gone on."""
-    seen = []
+    """Else the only row, which failed since, would let it stop where it had gone on."""
+    seen, made = [], []
+
+    def tiring(config):
+        made.append(config)
+        if len(made) > 18:
+            raise RuntimeError("enough")
+        return Rounding(config=config)
 
     class Stop(Exception):
         pass
@@ -142,12 +154,13 @@ def test_a_look_that_a_run_is_past_is_not_repeated(subject, options):
         if windows.start == 21:
             raise Stop
 
-    strict = replace(options, until_se=1e-9)
+    strict, row = replace(options, until_se=1e-9), ForeignContender("tiring", tiring)
     with pytest.raises(Stop):
-        compare(SPECS, strict, subject=subject, progress=Progress(stop))
-    assert len(load_run(options.out).windows) == 21
-    compare(SPECS, strict, subject=subject, progress=Progress(lambda windows, *_: seen.append(windows.start)))
-    assert set(seen) == {21}
+        compare([row], strict, subject=subject, progress=Progress(stop))
+    left = load_run(options.out)
+    assert (len(left.windows), left.contenders[1].error) == (21, "RuntimeError: enough")
+    run, _ = compare([row], strict, subject=subject, progress=Progress(lambda windows, *_: seen.append(windows.start)))
+    assert (set(seen), len(run.windows)) == ({21}, 24)
 
 
 @pytest.mark.parametrize("until_se", [0.0, -1.0, float("inf"), float("nan")])
