@@ -3,7 +3,7 @@
 Nothing is quantized twice. A run grows like a vector, in place, with spare capacity that is reported apart.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -13,16 +13,20 @@ from schemes.base import KV, QuantizedTensor, TensorScheme
 from schemes.mirror import Mirror, PastAndNew
 from schemes.token_buffer import TokenBuffer, room, writable
 
-AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
-"""Numbers that are encoded in one call, by device, where there are more layers: few launches on a GPU, temporaries that
-stay in the caches of a CPU."""
-
 
 class _Run:
     """Quantized tokens in buffers that have room for more groups along dim 2."""
 
     def __init__(self, first: QuantizedTensor):
         self.held = first  # its parts may be longer than its tokens need
+
+    @classmethod
+    def joined(cls, runs: "Sequence[_Run]") -> "_Run":
+        if len(runs) == 1:
+            return runs[0]
+        parts = [run.view().parts() for run in runs]
+        whole = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
+        return cls(runs[0].held.with_parts(whole, runs[0].tokens))
 
     @property
     def tokens(self) -> int:
@@ -58,6 +62,19 @@ class TokenStore:
         self.scheme = scheme
         self.mirrored = mirrored
         self.reset()
+
+    @classmethod
+    def joined(cls, stores: "Sequence[TokenStore]", on_packed: Callable[[int, KV], None]) -> "TokenStore":
+        """One store with the batch rows of all, which are alike and hold equally many tokens. on_packed: is told where what is
+        packed from now on begins, and what it decodes to."""
+        whole, first = cls(stores[0].scheme), stores[0]
+        if first.sinks is not None:
+            whole.sinks = torch.cat([store.sinks for store in stores if store.sinks is not None])
+        if first.tail is not None:
+            whole._tail.append(torch.cat([store.tail for store in stores if store.tail is not None]))
+        whole.runs = [_Run.joined(runs) for runs in zip(*(store.runs for store in stores), strict=True)]
+        whole._on_packed = on_packed
+        return whole
 
     def reset(self) -> None:
         self.sinks: Tensor | None = None
@@ -102,7 +119,7 @@ class TokenStore:
         self._append(x)
 
     def admit(self, x: KV) -> None:
-        """Store the newest tokens; what must be quantized waits for `pack_together`."""
+        """Store the newest tokens; what must be quantized waits for `pack`, or `schemes.together`."""
         self._mirror = None
         self._admit(x)
 
@@ -126,7 +143,7 @@ class TokenStore:
 
     def _append(self, x: KV) -> None:
         self._admit(x)
-        pack_together([self])
+        self.pack()
 
     def _admit(self, x: KV) -> None:
         """Keep the newest tokens exactly; those that no longer may be so wait."""
@@ -145,6 +162,19 @@ class TokenStore:
             self.waiting = block if self.waiting is None else torch.cat([self.waiting, block], dim=2)
             x = x[:, :, ready - old :]
         self._tail.append(x)
+
+    def pack(self) -> None:
+        """Quantize what waits."""
+        if self.waiting is not None:
+            packed = self.quantized(self.waiting)
+            self.keep_packed(packed, packed.dequantize() if self.wants_decoded else None)
+
+    def quantized(self, waiting: KV) -> QuantizedTensor:
+        """What waits, as it is to be stored; of several stores in one call the numbers beyond the largest are counted here: it
+        is their sum that is reported."""
+        packed = self.scheme.quantizer.quantize_at(waiting, self.sink_tokens + self.packed_tokens)
+        self.saturated = self.saturated + packed.saturated
+        return packed
 
     @property
     def wants_decoded(self) -> bool:
@@ -173,7 +203,7 @@ class TokenStore:
 
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens` tokens; the last block may be left with fewer valid tokens."""
-        pack_together([self])
+        self.pack()
         self._mirror = None
         keep = tokens
         if self.sinks is not None:
@@ -198,12 +228,12 @@ class TokenStore:
 
     def zero_codes(self) -> None:
         """The destructive control: keep the scales, set every stored code to 0."""
-        pack_together([self])
+        self.pack()
         self._mirror = None
         self.runs = [_Run(run.held.with_zeroed_codes()) for run in self.runs]
 
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
-        pack_together([self])
+        self.pack()
         self._mirror = None
         self.sinks = None if self.sinks is None else exact(self.sinks)
         tail, self._tail = self._tail, TokenBuffer()
@@ -228,78 +258,6 @@ class TokenStore:
         """Bytes as they are reported: codes and metadata as held, exact tokens at 16 bits, spare capacity not."""
         exact = sum(2 * x.numel() for x in (self.tail, self.sinks) if x is not None)
         return exact + sum(run.view().counted_bytes() for run in self.runs)
-
-
-def pack_together(stores: Iterable[TokenStore]) -> None:
-    """Quantize what waits in the stores: those of many layers in one call, where their quantizers are equal and encode
-    batch rows independently."""
-    alike: dict[Hashable, list[TokenStore]] = {}
-    for store in stores:
-        if store.waiting is not None:
-            alike.setdefault(_kind(store, store.waiting), []).append(store)
-    for group in alike.values():
-        first = group[0].waiting
-        assert first is not None
-        few = max(1, AT_ONCE.get(first.device.type, AT_ONCE["cpu"]) // first.numel())
-        for i in range(0, len(group), few):
-            _pack(group[i : i + few])
-
-
-def alike(stores: Sequence[tuple[TokenStore, Tensor]]) -> list[list[int]]:
-    """Which may be joined, as positions: stored by equal rules, in equal shapes; beside each a tensor like its tokens."""
-    kinds: dict[Hashable, list[int]] = {}
-    for i, (store, like) in enumerate(stores):
-        kinds.setdefault(_kind(store, like), []).append(i)
-    return list(kinds.values())
-
-
-def joined(stores: Sequence[TokenStore], on_packed: Callable[[int, KV], None]) -> TokenStore:
-    """One store with the batch rows of all, which hold equally many tokens by equal rules. on_packed: is told
-    where what is packed from now on begins, and what it decodes to."""
-    first = stores[0]
-    whole = TokenStore(first.scheme)
-    whole.sinks = (
-        None if first.sinks is None else torch.cat([store.sinks for store in stores if store.sinks is not None])
-    )
-    if first.tail_tokens:
-        whole._tail.append(torch.cat([store.tail for store in stores if store.tail is not None]))
-    whole.runs = (
-        first.runs
-        if len(stores) == 1
-        else [
-            _Run(_joined_parts([run.view() for run in runs]))
-            for runs in zip(*(store.runs for store in stores), strict=True)
-        ]
-    )
-    whole._on_packed = on_packed
-    return whole
-
-
-def _joined_parts(held: Sequence[QuantizedTensor]) -> QuantizedTensor:
-    parts = [one.parts() for one in held]
-    return held[0].with_parts({name: torch.cat([one[name] for one in parts]) for name in parts[0]}, held[0].tokens)
-
-
-def _kind(store: TokenStore, like: Tensor) -> Hashable:
-    """Equal of stores that may be packed in one call."""
-    quantizer = store.scheme.quantizer
-    alone = id(store) if quantizer.rows_independent is not True or quantizer.needs_place else 0
-    start = store.sink_tokens + store.packed_tokens
-    return alone, store.scheme, like.shape, like.dtype, like.device, start
-
-
-def _pack(stores: list[TokenStore]) -> None:
-    first = stores[0]
-    blocks = [store.waiting for store in stores if store.waiting is not None]
-    x = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-    packed = first.scheme.quantizer.quantize_at(x, first.sink_tokens + first.packed_tokens)
-    first.saturated = first.saturated + packed.saturated  # of all these stores: it is their sum that is reported
-    decoded = packed.dequantize() if any(store.wants_decoded for store in stores) else None
-    rows = len(blocks[0])
-    for i, store in enumerate(stores):
-        own = slice(i * rows, (i + 1) * rows)
-        mine = packed if len(stores) == 1 else packed.map_parts(lambda part, own=own: part[own])
-        store.keep_packed(mine, None if decoded is None else decoded[own])
 
 
 def _joined(first: Tensor | None, second: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from harness.caches.rotary import rotary_of
 from harness.caches.stepping import Buffers, Steps
 from schemes import Rotary, Scheme, TokenStore
 from schemes.errors import UserError
-from schemes.store import pack_together
+from schemes.together import pack_together
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]

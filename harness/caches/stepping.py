@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from schemes import KV, TokenStore
-from schemes.store import alike, joined
+from schemes.together import alike
 
 Buffer = Float[Tensor, "layers batch heads room channels"]
 
@@ -126,7 +126,7 @@ class Steps:
                     views[index][side] = buffer[place]
                 for places in alike([(stores[index][side], like[index][side]) for index in indices]):
                     mirror = _Decoded(buffer, places)
-                    store = joined([stores[indices[place]][side] for place in places], mirror.decode)
+                    store = TokenStore.joined([stores[indices[place]][side] for place in places], mirror.decode)
                     self._stacks.append((store, mirror))
                     for place in places:
                         packed[indices[place]][side] = store

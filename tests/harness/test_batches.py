@@ -15,8 +15,7 @@ from harness.protocols import prefill
 from harness.records.run import load_run
 from harness.runner import Progress
 from harness.subject.windows import Batch
-from schemes import SCHEMES, parse_scheme
-from schemes import store as stores
+from schemes import SCHEMES, parse_scheme, together
 from schemes.errors import UserError
 
 from ..conftest import tiny_config, tiny_subject
@@ -206,10 +205,10 @@ def test_codes_that_are_not_read_in_one_window_of_a_batch_are_found_out(subject,
 
 @pytest.mark.parametrize("at_once", [1, 2**20])
 def test_layers_are_packed_together_as_they_are_alone(model, subject, options, monkeypatch, at_once):
-    monkeypatch.setitem(stores.AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(together.AT_ONCE, "cpu", at_once)
     calls = []
-    pack = stores._pack
-    monkeypatch.setattr(stores, "_pack", lambda some: (calls.append(len(some)), pack(some)))
+    pack = together._pack
+    monkeypatch.setattr(together, "_pack", lambda some: (calls.append(len(some)), pack(some)))
     prefilled = prefill(model, Batch(tuple(subject.windows)).prefix)
     for spec in (
         "asym2:group_size=16",

@@ -1,13 +1,19 @@
 """What only a CUDA device can show; skipped, with the reason, where there is none."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
 
 from analysis.reading import summary
+from harness.audit import Observer
+from harness.caches.scheme import SchemeCache
 from harness.comparison import compare
+from harness.protocols import prefill, suffix_logits
+from harness.recorded import Recorded
+from harness.subject.windows import Batch
 from schemes import parse_scheme
 
 pytestmark = [
@@ -84,3 +90,51 @@ def test_a_run_in_float16(subject, options):
     kl = [{row.scheme: row.kl for row in one} for one in rows]
     assert sorted(kl[0], key=kl[0].get) == sorted(kl[1], key=kl[1].get) == specs
     assert kl[1]["int8:group_size=16"] > run.noise_floor.kl
+
+
+@pytest.fixture
+def on_gpu(subject):
+    model = copy.deepcopy(subject.loaded.model).to("cuda", torch.float16)
+    return replace(subject, loaded=replace(subject.loaded, model=model))
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_recorded_forwards_give_what_forwards_give(on_gpu, step):
+    """Bit for bit, for every scheme that replays them, and whoever watches the cache is told."""
+    model, batch = on_gpu.loaded.model, Batch(tuple(on_gpu.windows))
+    prefilled, recorded = prefill(model, batch.prefix), Recorded(model)
+    for spec in ("exact", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16", "exact"):
+        logits, reads = [], []
+        for replayed in (None, recorded):
+            cache = SchemeCache.for_model(parse_scheme(spec), model).fill(prefilled)
+            observer = Observer(cache, 31, [0, 1], declared=True)
+            observer.watch()
+            logits.append(suffix_logits(model, cache, batch.suffix, step, replayed))
+            reads.append(observer.stop().reads)
+        assert recorded.works
+        assert torch.equal(*logits), spec
+        assert reads[0] == reads[1]
+
+
+def test_a_model_whose_forward_cannot_be_recorded_runs_as_it_is(on_gpu, monkeypatch):
+    model, batch = on_gpu.loaded.model, Batch(tuple(on_gpu.windows))
+    prefilled, recorded = prefill(model, batch.prefix), Recorded(model)
+    forward = model.forward
+
+    def waits(*args, **kwargs):
+        float(torch.ones(1, device="cuda"))  # a synchronization, which a recording does not take
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", functools.wraps(forward)(waits))
+    caches = [SchemeCache.for_model(parse_scheme("exact"), model).fill(prefilled) for _ in range(2)]
+    one, other = (suffix_logits(model, c, batch.suffix, 8, r) for c, r in zip(caches, (recorded, None), strict=True))
+    assert not recorded.works
+    assert torch.equal(one, other)
+
+
+def test_a_stepwise_run_with_recorded_forwards(on_gpu, options):
+    specs = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
+    run, _ = compare(specs, replace(options, device="cuda", protocol="stepwise", step=4, batch="3"), subject=on_gpu)
+    assert run.audit.identity_is_exact
+    assert run.audit.failures == {}
+    assert run.batches == [3]
