@@ -59,5 +59,7 @@ def _rows_of(layer: Any, rows: slice) -> Any:
     if isinstance(layer, SchemeLayer):
         return layer.of_rows(indices)
     some = copy.deepcopy(layer)
-    some.batch_select_indices(indices)
+    # recurrent states have no method of that name, and reorder_cache takes fewer rows too
+    select = getattr(some, "batch_select_indices", None) or some.reorder_cache
+    select(indices)
     return some
