@@ -36,7 +36,7 @@ def relate(
     for question in questions:
         if question.left_out:
             note(f"{question.title}: {question.left_out}")
-    note(f"ranking the measures for {len(questions)} questions; then the figures, some seconds each")
+    note(f"ranking the measures for {len(questions)} questions; then the figures, about a second each")
     rankings = {question.title: agreement.ranking(question) for question in questions}
     record = joined.headers[0][1]
     rows = [row for ranking in rankings.values() for row in ranking]

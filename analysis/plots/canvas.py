@@ -13,6 +13,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -48,7 +49,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         buffer = io.BytesIO()
         with matplotlib.rc_context({"svg.hashsalt": "kvdelta"}):
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        figure.set_layout_engine("none")  # the second file keeps the layout of the first
+        _keep_layout(figure)  # the second file has the layout of the first
         paths.append(folder / f"{name}.{kind}")
         write_file(paths[-1], buffer.getvalue())
     return paths
@@ -62,6 +63,7 @@ def record_figure(record: Measurement, what: str, height: float, of: str = "") -
 
 def blank(title: str, height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)  # else every text that is measured makes a canvas of its own
     figure.suptitle("\n".join(fill(line, 105) for line in title.splitlines()), x=0.01, ha="left")
     return figure
 
@@ -91,6 +93,7 @@ def tidy_log(axis: Axis) -> None:
     they overlap."""
     low, high = axis.get_view_interval()
     axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", label1On=False)  # empty ones are measured too
     if high / low < 100:
         axis.set_major_locator(MaxNLocator(4) if high / low < 4 else LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(plain_number))
@@ -145,7 +148,12 @@ def settle(figure: Figure) -> None:
     """Lay the figure out, for good: labels are placed in what room there is."""
     if layout := figure.get_layout_engine():
         layout.execute(figure)  # alone: drawing all of it, which lays it out too, takes three times as long
-    figure.set_layout_engine("none")
+    _keep_layout(figure)
+
+
+def _keep_layout(figure: Figure) -> None:
+    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # not "none": with any engine, that one too, a figure is drawn twice to be saved
 
 
 def label_points(

@@ -1,6 +1,7 @@
 """Which figures belong to which record; every one is drawn from what is saved."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from analysis import plots
 from analysis.plots.style import scheme_label
+from analysis.plots.together import draw_together
 from analysis.reading import summary
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joined import gather
@@ -60,22 +62,37 @@ def draw_relations(
 ) -> Iterator[Path]:
     """Every measure against KL and against ΔNLL, one figure a question and target, each as it is drawn: they take
     seconds. where: model, text and windows."""
-    with plots.styled(style):
-        for i, question in enumerate(questions):
-            x, kl, delta = question.draw(np.arange(question.windows))
-            labels = question.points if question.bits is None else [scheme_label(name) for name in question.names]
-            ranked = {row.measure: row for row in rankings[question.title]}
-            for target, y, name, correlation in (
-                ("KL (nats a token)", kl, "kl", _with_kl),
-                ("ΔNLL (nats a token)", delta, "delta", _with_delta),
-            ):
-                series = [
-                    plots.Series(MEASURES[measure].label, x[m], y, labels, question.names, correlation(ranked[measure]))
-                    for m, measure in enumerate(question.measures)
-                ]
-                title = "\n".join(filter(None, [question.title, where, question.left_out]))
-                figure = plots.measure_scatter(series, target, title)
-                yield from plots.save(figure, folder, f"relate-{i + 1}-{name}")
+    relations = []
+    for i, question in enumerate(questions):
+        x, kl, delta = question.draw(np.arange(question.windows))
+        labels = question.points if question.bits is None else [scheme_label(name) for name in question.names]
+        ranked = {row.measure: row for row in rankings[question.title]}
+        for target, y, name, correlation in (
+            ("KL (nats a token)", kl, "kl", _with_kl),
+            ("ΔNLL (nats a token)", delta, "delta", _with_delta),
+        ):
+            series = [
+                plots.Series(MEASURES[measure].label, x[m], y, labels, question.names, correlation(ranked[measure]))
+                for m, measure in enumerate(question.measures)
+            ]
+            title = "\n".join(filter(None, [question.title, where, question.left_out]))
+            relations.append(_Relation(series, target, title, folder, f"relate-{i + 1}-{name}", style))
+    return draw_together(_draw_relation, relations)
+
+
+@dataclass(frozen=True, eq=False)
+class _Relation:
+    series: list[plots.Series]
+    target: str
+    title: str
+    folder: Path
+    name: str
+    style: str | None
+
+
+def _draw_relation(one: _Relation) -> list[Path]:
+    with plots.styled(one.style):
+        return plots.save(plots.measure_scatter(one.series, one.target, one.title), one.folder, one.name)
 
 
 def draw_allocation(

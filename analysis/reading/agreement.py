@@ -10,6 +10,7 @@ from analysis.reading.questions import EQUAL_BITS, Question
 from analysis.reading.rows import Row
 
 RESAMPLES = 1000
+AT_ONCE = 50  # resamples: ranks compare every two points of each
 
 Vector = Float64[np.ndarray, "points"]
 
@@ -56,8 +57,10 @@ def ranking(question: Question, seed: int = 0) -> list[AgreementRow]:
     for _ in range(RESAMPLES):
         x_w, kl_w, delta_w = question.draw(rng.integers(question.windows, size=question.windows))
         at = rng.integers(points, size=points)
-        drawn.append(_agreement(x_w[:, at], kl_w[at], delta_w[at]))
-    sample = np.array(drawn)  # [resamples, 3, measures]
+        drawn.append((x_w[:, at], kl_w[None, at], delta_w[None, at]))
+    some = (drawn[i : i + AT_ONCE] for i in range(0, RESAMPLES, AT_ONCE))
+    sample = np.concatenate([_agreement(*map(np.stack, zip(*few, strict=True))) for few in some], axis=1)
+    sample = sample.swapaxes(0, 1)  # [resamples, 3, measures]
     low, high = np.nanpercentile(sample, [2.5, 97.5], axis=0)
     best = int(np.nanargmax(measured[0]))
     behind = np.nanpercentile(sample[:, 0] - sample[:, 0, best : best + 1], 97.5, axis=0)
@@ -80,8 +83,8 @@ def ranking(question: Question, seed: int = 0) -> list[AgreementRow]:
     return sorted(rows, key=lambda row: -row.spearman_kl)
 
 
-def _agreement(x: np.ndarray, kl: Vector, delta: Vector) -> np.ndarray:
-    """[3, measures]: Spearman with KL, log–log Pearson with KL, Spearman with ΔNLL; nan where nothing varies."""
+def _agreement(x: np.ndarray, kl: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """[3, …, measures] of x [… measures, points], kl and delta that go with it: Spearman with KL, log–log Pearson with KL, Spearman with ΔNLL; nan where nothing varies."""
     return np.stack([_correlation(_ranks(x), _ranks(kl)), _correlation(_log(x), _log(kl)), _correlation(_ranks(x), _ranks(delta))])  # fmt: skip
 
 

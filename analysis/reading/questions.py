@@ -85,7 +85,7 @@ def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, array
             layers = [layer for layer in shared if read[i, j, ablation.measured_layers.index(layer)]]
             at = [ablation.measured_layers.index(layer) for layer in layers]
             at_errors = [errors.measured_layers.index(layer) for layer in layers]
-            here = {key: array[:, at_errors] for key, array in of_scheme.items()}
+            here = measures.pooled({key: array[:, at_errors] for key, array in of_scheme.items()}, (2,))
 
             def draw(
                 windows: np.ndarray,
@@ -95,7 +95,7 @@ def _over_layers(errors: Measurement, sums: Arrays, ablation: Measurement, array
                 at: list[int] = at,
                 chosen: list[str] = chosen,
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-                values = measures.values_of(measures.pooled({k: a[windows] for k, a in here.items()}, (0, 2)))
+                values = measures.values_of(measures.pooled({k: a[windows] for k, a in here.items()}, (0,)))
                 count = arrays["count"][windows].sum()
                 kl = arrays["kl"][windows, i, j][:, at].sum(axis=0) / count
                 delta = (arrays["nll"][windows, i, j][:, at] - arrays["exact_nll"][windows, None]).sum(axis=0)
@@ -123,14 +123,14 @@ def _over_schemes(errors: Measurement, sums: Arrays, run: Run) -> list[Question]
     names = [name for name in errors.settings.contenders if name in rows and name != "exact" and not rows[name].refused]
     at_errors = [errors.settings.contenders.index(name) for name in names]
     at_run = [run.settings.contenders.index(name) for name in names]
-    here = {key: array[:, at_errors] for key, array in sums.items()}
+    here = measures.pooled({key: array[:, at_errors] for key, array in sums.items()}, (2, 3))
     windows = sorted(run.windows, key=lambda window: window.index)  # as the errors have them
     nll, kl = (np.array([getattr(window, what) for window in windows]) for what in ("nll", "kl"))
     counts = np.array([window.count for window in windows], dtype=float)
     chosen = [m.name for m in MEASURES.values() if _has(m, sums)]
 
     def draw(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        values = measures.by_scheme({k: a[windows] for k, a in here.items()})
+        values = measures.values_of(measures.pooled({k: a[windows] for k, a in here.items()}, (0,)))
         count = counts[windows].sum()
         delta = (nll[windows][:, at_run] - nll[windows][:, :1]).sum(axis=0) / count
         return np.stack([values[name] for name in chosen]), kl[windows][:, at_run].sum(axis=0) / count, delta

@@ -3,7 +3,7 @@
 import pytest
 
 from analysis import plots
-from analysis.plots import points
+from analysis.plots import points, together
 from harness.records.run import Audit, Bytes, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
 from harness.records.writing import write_file
 
@@ -94,5 +94,6 @@ def unrendered(monkeypatch):
             write_file(path, b"")
         return paths
 
+    monkeypatch.setattr(together, "cores", lambda: 1)  # other processes would draw as ever
     monkeypatch.setattr(points, "settle", lambda figure: None)
     monkeypatch.setattr(plots, "save", save)
