@@ -12,6 +12,7 @@ from harness.caches.contenders import Contender, contenders_of
 from harness.controls import floor_of
 from harness.leaks import check_texts
 from harness.options import Options
+from harness.passes import Passes
 from harness.processes import Processes, processes
 from harness.records.provenance import host, open_folder
 from harness.records.run import RUN_FILE, Run, Settings, load_run, save_run
@@ -71,7 +72,7 @@ def compare(
         progress.on_note(
             "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
         )
-    runner = Runner(model, subject.loaded.name, contenders, run, folder, progress)
+    runner = Runner(Passes(model, contenders), subject.loaded.name, run, folder, progress)
     started = time.perf_counter()
     by_index = {window.index: window for window in subject.windows}
     windows = [by_index[index] for index in stopping.visits(settings)]
@@ -81,7 +82,7 @@ def compare(
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
         run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (settings.score_length - 1))
     run.status = "complete"
-    seconds = _joined(together.gather(runner.timings))
+    seconds = _joined(together.gather(runner.passes.timings))
     wall = round(time.perf_counter() - started, 3)
     timings = {"host": host(), "processes": together.size, "wall": wall, "seconds": seconds}
     if together.rank == 0:

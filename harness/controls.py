@@ -14,7 +14,7 @@ from harness.batching import rows_of
 from harness.caches.contenders import Contender
 from harness.protocols import prefill, single_pass_logits, suffix_logits
 from harness.records.run import Audit, LayerReads, NoiseFloor, Settings
-from harness.scoring import Reference, Scores, check_finite
+from harness.scoring import Reference, Scores, not_finite
 from harness.subject.probing import continues
 from harness.subject.windows import Batch
 
@@ -109,7 +109,8 @@ def noise_floor(
     for name, logits in logits_by_route.items():
         n = logits.shape[1]
         other = reference.of_windows(slice(0, count)).score(logits, few.targets)
-        check_finite(other, few, settings.dtype, f"by another route ({name}): ")
+        if error := not_finite(other, few, settings.dtype, f"exact cache by another route ({name}): "):
+            raise error
         moved = other.nll.double() - exact.nll[:count, :n].double()
         mine = {
             "tokens": float(count * n),

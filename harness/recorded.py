@@ -28,7 +28,7 @@ class Recorded:
         self.works = True
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(model.device)
         self._outputs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def takes(self, cache: Any) -> bool:
@@ -37,6 +37,10 @@ class Recorded:
 
     def forward(self, cache: SchemeCache, tokens: Int64[Tensor, "batch new"]) -> Float[Tensor, "batch new vocabulary"]:
         """The logits of the next tokens, valid until the next call."""
+        with torch.cuda.device(self.model.device):
+            return self._forward(cache, tokens)
+
+    def _forward(self, cache: SchemeCache, tokens: Tensor) -> Tensor:
         key = (cache.get_seq_length(), tokens.shape[1])
         if key not in self._graphs:
             try:

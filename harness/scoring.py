@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from harness import scoring_kernel
-from harness.divergence import FAR
+from harness.divergence import kl_terms
 from harness.subject.windows import Batch
+from schemes import kernels
 from schemes.errors import UserError
 
 Logits = Float[Tensor, "batch scored vocabulary"]
@@ -38,8 +38,8 @@ class Scores:
     def joined(cls, windows: "list[Scores]") -> "Scores":
         return cls(*(torch.cat([getattr(one, name) for one in windows]) for name in ("nll", "kl", "top1")))
 
-    def from_window(self, first: int) -> "Scores":
-        """With NaN from a window on."""
+    def until(self, first: int) -> "Scores":
+        """With NaN from window `first` of the batch on."""
         rest = Scores.none(self.nll.shape[0] - first, self.nll.shape[1])
         return Scores.joined([Scores(self.nll[:first], self.kl[:first], self.top1[:first]), rest])
 
@@ -59,30 +59,30 @@ class NotFinite(UserError):
 WIDER = {"float16": "try --dtype bfloat16 or float32", "bfloat16": "try --dtype float32"}
 
 
-def check_finite(scores: Scores, batch: Batch, dtype: str, route: str = "") -> None:
-    """Raise NotFinite where a loss or KL is NaN or infinite, as they are where a logit is. dtype: of the run, which decides
-    what to try."""
+def not_finite(scores: Scores, batch: Batch, dtype: str, route: str = "") -> NotFinite | None:
+    """Where a loss or KL is NaN or infinite, as they are where a logit is. dtype: of the run, which decides what to try."""
     finite = scores.finite()
-    if not finite.all():
-        first = int(finite.int().argmin())
-        window = batch.windows[first]
-        way_out = f"; {WIDER[dtype]}" if dtype in WIDER else ""
-        raise NotFinite(
-            f"{route}NaN or infinite logits in window {window.index} (tokens from {window.start}){way_out}", first
-        )
+    if finite.all():
+        return None
+    first = int(finite.int().argmin())
+    window = batch.windows[first]
+    way_out = f"; {WIDER[dtype]}" if dtype in WIDER else ""
+    return NotFinite(
+        f"{route}NaN or infinite logits in window {window.index} (tokens from {window.start}){way_out}", first
+    )
 
 
 class Reference:
     """What the exact cache predicts. logits: in the model's dtype; float32 ones are normalised in place.
 
-    On a CPU, in float32, its probabilities are kept; on a GPU, where a batch of them is gigabytes, they are computed where they are
-    needed from the logits in the model's dtype.
+    On a CPU, in float32, its probabilities are kept; on a GPU, where a batch of them is gigabytes, they are computed where they
+    are needed from the logits in the model's dtype.
     """
 
     @torch.inference_mode()
     def __init__(self, logits: Logits):
         self.logits = logits
-        self.normalised = logits.dtype == torch.float32 and not scoring_kernel.runs_on(logits)
+        self.normalised = logits.dtype == torch.float32 and not _for_the_kernel(logits)
         self.p: Logits | None = None
         if self.normalised:
             for i, rows in _chunks(logits):
@@ -96,41 +96,48 @@ class Reference:
         some.p = None if self.p is None else self.p[windows]
         return some
 
-    @torch.inference_mode()
-    def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
-        """Of the first tokens of each window, as many as there are `logits`, which are left as they are.
+    def itself(self, targets: Int64[Tensor, "batch scored"]) -> Scores:
+        """The exact cache's own scores: KL 0, and the losses that equal logits have."""
+        return self._score(None, targets)
 
-        KL is Σ p·(expm1(δ) − δ) with δ = log q − log p: no term is negative, nothing cancels in float32, and beyond FAR,
-        where expm1 would overflow, the term is q.
-        """
-        targets = targets[:, : logits.shape[1]].to(logits.device)
-        if scoring_kernel.runs_on(logits):
-            packed = scoring_kernel.score(logits, self.logits[:, : logits.shape[1]], targets)
+    def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
+        """Of the first tokens of each window, as many as there are `logits`, which are left as they are. KL as `kl_terms`
+        has it."""
+        return self._score(logits, targets[:, : logits.shape[1]])
+
+    @torch.inference_mode()
+    def _score(self, logits: Logits | None, targets: Tensor) -> Scores:
+        reference, targets = self.logits[:, : targets.shape[1]], targets.to(self.logits.device)
+        given = reference if logits is None else logits
+        if _for_the_kernel(given):
+            from harness import scoring_kernel
+
+            packed = scoring_kernel.score(given, reference, targets)
         else:
-            packed = torch.empty(3, *logits.shape[:2], device=logits.device)
-            for i, rows in _chunks(logits):
-                packed[:, i, rows] = self._rows(logits[i, rows], i, rows, targets[i, rows])
+            packed = torch.empty(3, *given.shape[:2], device=given.device)
+            for i, rows in _chunks(given):
+                log_p = reference[i, rows] if self.normalised else reference[i, rows].float().log_softmax(dim=-1)
+                log_q = log_p if logits is None else logits[i, rows].float().log_softmax(dim=-1)
+                p = log_p.exp() if self.p is None else self.p[i, rows]
+                packed[:, i, rows] = _rows(log_q, log_p, p, targets[i, rows])
         nll, kl, agrees = packed.cpu()
         return Scores(nll, kl, agrees.bool())
 
-    def _rows(self, logits: Tensor, window: int, rows: slice, targets: Tensor) -> Tensor:
-        log_p = self.logits[window, rows]
-        if not self.normalised:
-            log_p = log_p.float().log_softmax(dim=-1)
-        # of the exact cache itself both are the same numbers, so that its KL is 0 and equal logits have equal losses
-        log_q = (
-            log_p if logits.data_ptr() == self.logits[window, rows].data_ptr() else logits.float().log_softmax(dim=-1)
-        )
-        nll = -log_q.gather(1, targets[:, None])[:, 0]
-        p = log_p.exp() if self.p is None else self.p[window, rows]
-        delta = log_q - log_p
-        if delta.device.type != "cpu" or delta.amax() > FAR:  # the largest is quickly found, where it may be waited for
-            far = delta > FAR
-            near = delta.clamp(max=FAR)
-            kl = torch.where(far, log_q.exp(), torch.expm1(near).sub_(near).mul_(p)).sum(dim=-1)
-        else:
-            kl = torch.linalg.vecdot(torch.expm1(delta).sub_(delta), p)
-        return torch.stack([nll, kl, (log_q.argmax(dim=-1) == log_p.argmax(dim=-1)).float()])
+
+def _rows(
+    log_q: Float[Tensor, "rows vocabulary"],
+    log_p: Float[Tensor, "rows vocabulary"],
+    p: Float[Tensor, "rows vocabulary"],
+    targets: Int64[Tensor, "rows"],
+) -> Float[Tensor, "3 rows"]:
+    nll = -log_q.gather(1, targets[:, None])[:, 0]
+    kl = kl_terms(log_q - log_p, p, log_q.exp).sum(dim=-1)
+    return torch.stack([nll, kl, (log_q.argmax(dim=-1) == log_p.argmax(dim=-1)).float()])
+
+
+def _for_the_kernel(x: Tensor) -> bool:
+    """Where the kernels of schemes run too, for numbers that are computed with in float32."""
+    return x.dtype != torch.float64 and kernels.available(x.device, x.numel())
 
 
 def _chunks(logits: Logits) -> Iterator[tuple[int, slice]]:

@@ -34,7 +34,7 @@ def score(runner: Runner, windows: Sequence[Window], processes: Processes) -> No
     batches = [left[i : i + size] for i in range(0, len(left), size)]
     if processes.rank:
         runner.run = runner.run.model_copy(deep=True, update={"windows": [], "batches": [], "audit": Audit()})
-        runner.file, runner.controls = f"{PARTS}/{processes.rank}.json", False
+        runner.file, runner.passes.with_controls = f"{PARTS}/{processes.rank}.json", False
     controlled = -(-max(0, FLOOR_WINDOWS - len(done)) // size)
     with runner.writing():
         for at, batch in processes.deal(batches, first=controlled):

@@ -77,7 +77,7 @@ class HeadAttention:
         return logits.sub_(mean).masked_fill_(self.forbidden, 0)
 
     def _kl(self, difference: Tensor, shift: Tensor, scores: Tensor) -> float:
-        terms = kl_terms(difference - shift, self.scores, lambda far: scores[far])
+        terms = kl_terms(difference - shift, self.scores, lambda: scores)
         return float(terms.sum(dtype=torch.float64))
 
 

@@ -80,7 +80,7 @@ class _Ablation:
             if not self.share:
                 self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
         reference, targets = Reference(shared.exact), window.targets[None]
-        exact = reference.score(shared.exact, targets)
+        exact = reference.itself(targets)
         grid = (len(self.schemes), len(self.sides))
         arrays: Arrays = {name: np.zeros((*grid, len(self.layers))) for name in ("nll", "kl", "square", "absolute")}
         arrays |= {name: np.zeros(grid) for name in ("all_nll", "all_kl")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from harness import controls, runner
+from harness import controls
 from harness.batching import batch_size, rows_of, window_bytes
 from harness.caches.contenders import SchemeContender, contender_of
 from harness.caches.foreign import ForeignContender
@@ -14,6 +14,7 @@ from harness.comparison import compare
 from harness.protocols import prefill
 from harness.records.run import load_run
 from harness.runner import Progress
+from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch
 from schemes import SCHEMES, parse_scheme, together
 from schemes.errors import UserError
@@ -253,7 +254,7 @@ def test_the_batch_that_fits(model, monkeypatch):
         dtype, config = model.dtype, model.config
 
     needed = window_bytes(model, 128, 32)
-    monkeypatch.setattr("harness.batching.kv_shapes", lambda one: runner.kv_shapes(model))
+    monkeypatch.setattr("harness.batching.kv_shapes", lambda one: kv_shapes(model))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     for windows, size in ((0.5, 1), (1, 1), (3.9, 2), (20, 16), (1e6, 64)):

@@ -15,6 +15,7 @@ from analysis.cli.ending import AUDIT_FAILED
 from harness import sharding
 from harness.caches.contenders import contenders_of
 from harness.comparison import _check_alike, compare
+from harness.passes import Passes
 from harness.processes import Processes
 from harness.records.run import LayerReads, Run, load_run, load_tokens, read_record, save_run
 from harness.runner import Progress, Runner
@@ -224,7 +225,9 @@ def test_each_process_keeps_its_part_and_says_where_in_the_run_it_is(subject, op
     begun = Run(**header_of(options, subject, settings), contenders=[], batch=3)
     seen = []
     runners = [
-        Runner(subject.loaded.model, "tiny", contenders, begun.model_copy(deep=True), tmp_path, Progress(on_pass))
+        Runner(
+            Passes(subject.loaded.model, contenders), "tiny", begun.model_copy(deep=True), tmp_path, Progress(on_pass)
+        )
         for on_pass in (lambda windows, *_: seen.append(windows), lambda *_: None)
     ]
     sharding.score(runners[1], subject.windows, second := Hand(1))

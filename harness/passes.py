@@ -1,0 +1,176 @@
+"""One contender over a batch of windows: its cache filled, with its record and controls the first time, then scored."""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness import controls
+from harness.audit import Observer, Reads
+from harness.batching import rows_of
+from harness.caches.contenders import Contender
+from harness.protocols import single_pass_logits, suffix_logits
+from harness.recorded import WORTH, Recorded
+from harness.records.run import Run
+from harness.scoring import NotFinite, Reference, Scores, not_finite
+from harness.subject.probing import kv_shapes
+from harness.subject.windows import Batch
+
+LayersRead = dict[int, Reads]  # by layer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a contender over a batch. reads: by window, what each layer read. error: of numbers that are not finite; from that
+    window on the scores are NaN and nothing is read."""
+
+    scores: Scores
+    reads: list[LayersRead]
+    error: NotFinite | None = None
+
+    @classmethod
+    def none(cls, batch: Batch) -> "Outcome":
+        return cls(Scores.none(*batch.targets.shape), [{} for _ in batch.windows])
+
+    @classmethod
+    def joined(cls, outcomes: "Sequence[Outcome]") -> "Outcome":
+        return cls(
+            Scores.joined([one.scores for one in outcomes]),
+            [reads for one in outcomes for reads in one.reads],
+            next((one.error for one in outcomes if one.error), None),
+        )
+
+
+@dataclass
+class Passes:
+    """The passes of one run. `contenders[0]` is the exact baseline. with_controls: of several processes only the first runs
+    them. timings: seconds by what they were spent on."""
+
+    model: Any
+    contenders: Sequence[Contender]
+    with_controls: bool = True
+    timings: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._full_layers = list(kv_shapes(self.model))
+        self._recording: tuple[int, Recorded] | None = None
+        self._reference: Reference | None = None
+
+    def over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache) -> Outcome:
+        """A contender over all windows of the batch: together, or one after another where it must have them so. The exact
+        baseline goes first."""
+        contender = self.contenders[position]
+        if len(batch) == 1 or not self._alone(contender):
+            return self._over(position, run, batch, prefilled, slice(0, len(batch)))
+        outcomes: list[Outcome] = []
+        for i, window in enumerate(batch.windows):
+            one, here = Batch((window,)), slice(i, i + 1)
+            if outcomes and outcomes[-1].error:
+                outcomes.append(Outcome.none(Batch(batch.windows[i:])))
+                break
+            outcomes.append(self._over(position, run, one, rows_of(prefilled, here), here))
+        return Outcome.joined(outcomes)
+
+    def forget(self) -> None:
+        """What memory is held beside the model between batches."""
+        self._recording = self._reference = None
+
+    def _alone(self, contender: Contender) -> bool:
+        """Foreign caches may not take windows together, some encoders mix them, and rows are compared one by one."""
+        return contender.foreign or contender.mixes_rows or self._by_value(contender)
+
+    def _by_value(self, contender: Contender) -> bool:
+        """What says that it changes nothing is tested row by row; the exact baseline has a control of its own."""
+        return contender.foreign or (contender.lossless and contender is not self.contenders[0])
+
+    def _over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache, windows: slice) -> Outcome:
+        """windows: which of the reference's these are."""
+        settings = run.settings
+        logits, reads = self._logits(position, run, batch, prefilled)
+        if position == 0:
+            if self.with_controls and not run.windows:
+                started = time.perf_counter()
+                controls.check_identity(run.audit, self.model, batch, prefilled, logits, settings)
+                self.time("control: identity", started)
+            self._reference = Reference(logits)
+        assert self._reference is not None
+        reference = self._reference.of_windows(windows)
+        started = time.perf_counter()
+        scores = reference.score(logits, batch.targets) if position else reference.itself(batch.targets)
+        self.time("scoring", started)
+        if error := not_finite(scores, batch, settings.dtype):
+            return Outcome(
+                scores.until(error.first), [reads if i < error.first else {} for i in range(len(batch))], error
+            )
+        left = controls.FLOOR_WINDOWS - len(run.windows)
+        if self.with_controls and position == 0 and left > 0:
+            started = time.perf_counter()
+            run.noise_floor = controls.noise_floor(
+                run.noise_floor, self.model, batch, prefilled, reference, scores, settings, left
+            )
+            self.time("control: noise floor", started)
+        return Outcome(scores, [reads for _ in batch.windows])
+
+    def _logits(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache) -> tuple[Tensor, LayersRead]:
+        """And what each layer read for a window. The first time the contender leaves its record, and its filled cache goes
+        through the destructive control."""
+        settings, contender = run.settings, self.contenders[position]
+        cache, first = contender.empty(self.model), position == len(run.contenders)
+        scored, declared = settings.score_length - 1, not self._by_value(contender)
+        # by value it must see what is written; where it is declared, only what is scored
+        observer = None if declared else Observer(cache, scored, self._full_layers, declared)
+        if settings.protocol == "single-pass":
+            observer = observer or Observer(cache, scored, self._full_layers, declared)
+            observer.watch()
+            started = time.perf_counter()
+            logits = single_pass_logits(self.model, cache, batch.tokens, settings.score_length)
+            if first:
+                self._record(contender, run, cache, None)
+        else:
+            started = time.perf_counter()
+            contender.fill(cache, self.model, batch, prefilled)
+            self.time(f"{contender.name} fill", started)
+            if first:
+                self._first_filled(contender, run, cache, batch, prefilled)
+            observer = observer or Observer(cache, scored, self._full_layers, declared)
+            observer.watch()
+            started = time.perf_counter()
+            logits = suffix_logits(self.model, cache, batch.suffix, settings.step, self._recorded(run, len(batch)))
+        self.time(f"{contender.name} score", started)
+        return logits, observer.stop().reads
+
+    def _first_filled(self, contender: Contender, run: Run, cache: Any, batch: Batch, prefilled: DynamicCache) -> None:
+        """Its record, as of one window; the destructive control on the first few."""
+        started = time.perf_counter()
+        one = cache if len(batch) == 1 else rows_of(cache, slice(0, 1))
+        self._record(contender, run, one, prefilled)
+        if self.with_controls and not (contender.lossless or contender.foreign):
+            few = batch.first(controls.FLOOR_WINDOWS)
+            some = copy.deepcopy(cache) if len(few) == len(batch) else rows_of(cache, slice(0, len(few)))
+            controls.check_zeroed_codes(run.audit, contender, self.model, few, some, run.settings.step)
+        self.time("control: zeroed codes", started)
+
+    def _record(self, contender: Contender, run: Run, cache: Any, prefilled: DynamicCache | None) -> None:
+        record = contender.record(self.model, cache, prefilled)
+        record.window_by_window = run.batch > 1 and self._alone(contender)
+        run.contenders.append(record)
+
+    def _recorded(self, run: Run, windows: int) -> Recorded | None:
+        """The recorded forwards of a stepwise suffix, for batches of this size, where recording pays."""
+        if run.settings.step is None or self.model.device.type != "cuda" or len(self.contenders) < WORTH:
+            return None
+        if hasattr(self.model, "hf_device_map"):  # a graph is of one device
+            return None
+        if self._recording is None or self._recording[0] != windows:
+            self._recording = (windows, Recorded(self.model))  # those of other sizes are let go
+        return self._recording[1]
+
+    def time(self, what: str, started: float) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.timings.setdefault(what, []).append(round(time.perf_counter() - started, 4))
