@@ -1,6 +1,7 @@
 """Every command on every architecture: it works, or it says in one line why not, before any window is computed."""
 
 import functools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -34,8 +35,19 @@ def kvquant(options, subject):
     )
 
 
+def together(options, subject):
+    """Both windows as batch rows: the exact losses are those of each alone, to what float32 sums in another order give."""
+    done = compare(SCHEMES, replace(options, batch="2"), subject=subject)
+    alone, _ = compare(["exact"], replace(options, batch="1", out=options.out + "-1"), subject=subject)
+    assert done[0].batches == [2]
+    for one, other in zip(done[0].windows, alone.windows, strict=True):
+        assert abs(one.nll[0] - other.nll[0]) < one.count * 5e-5
+    return done
+
+
 COMMANDS = {
     "compare": lambda options, subject: compare(SCHEMES, options, subject=subject),
+    "compare, two windows at once": together,
     "compare, evicting": lambda options, subject: compare(["sink-window:tokens=8,sinks=2"], options, subject=subject),
     "kvquant": kvquant,
     "outliers": lambda options, subject: measure_outliers(options, subject),
@@ -58,6 +70,7 @@ NO_FULL_LAYER = dict.fromkeys(("FalconH1", "RecurrentGemma"), "no full-attention
 ONE_TOKEN = {"Jamba": "does not go on from its recurrent state"}
 REFUSED = {
     "compare": ONE_TOKEN,
+    "compare, two windows at once": ONE_TOKEN,
     "compare, evicting": ONE_TOKEN | dict.fromkeys(BIASED, "biases attention by the distance"),
     "kvquant": NO_ROTATION | UNKNOWN_ROTATION | ONE_TOKEN,
     "outliers": {},
