@@ -1,9 +1,7 @@
-"""Batches of windows × contenders, each prefilled once; a batch is on disk before the one after the next begins."""
+"""Batches of windows × contenders, each prefilled once; a batch is on disk before the next begins."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,22 +46,16 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._told_of_kernels = False
-        self._writing: Future[None] | None = None
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """While this lasts a batch is written while the next is scored; at its end all are."""
-        with ThreadPoolExecutor(1) as self._writer:
-            yield
-            self._written()
 
     def on_kernel(self, name: str) -> None:
         if not self._told_of_kernels:
             self._told_of_kernels = True
-            self.progress.on_note("compiling kernels for this GPU, a second each; they are kept for later runs")
+            self.progress.on_note(
+                "loading kernels for this GPU; what is not in Triton's cache is compiled, a second each, and kept"
+            )
 
     def score(self, windows: Sequence[Window]) -> None:
-        """Score windows that the record does not have yet, while `writing`; save after each batch.
+        """Score windows that the record does not have yet; save after each batch.
 
         Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
         batch is begun again in halves, and the record says so.
@@ -133,36 +125,19 @@ class Runner:
         self.progress.on_note(f"{contender.label} failed, the others go on: {reason}")
 
     def _keep(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        arrays_of = [
-            {
+        for i, window in enumerate(batch.windows):
+            arrays = {
                 name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes])
                 for name in ("nll", "kl", "top1")
             }
-            for i in range(len(batch))
-        ]
-        for i, (window, arrays) in enumerate(zip(batch.windows, arrays_of, strict=True)):
+            save_tokens(self.folder, window.index, arrays)
             sums = [total(outcome.reads[i].values()) for outcome in outcomes]
             self.run.windows.append(window_sums(arrays, window.index, window.start, sums))
             for contender, outcome in zip(self.passes.contenders, outcomes, strict=True):
                 controls.add_reads(self.run.audit, contender.label, outcome.reads[i])
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
-        self._written()
-        self._writing = self._writer.submit(self._write, batch, arrays_of, self.run.model_copy(deep=True))
-
-    def _write(self, batch: Batch, arrays_of: list[dict[str, np.ndarray]], run: Run) -> None:
-        """While the next batch is scored: compressing takes longer than scoring a window on a GPU. The record last, which
-        says that the windows are there."""
-        with ThreadPoolExecutor() as pool:
-            written = pool.map(lambda w, arrays: save_tokens(self.folder, w.index, arrays), batch.windows, arrays_of)
-            list(written)  # raises what went wrong
-        save_run(run, self.folder, self.file)
-
-    def _written(self) -> None:
-        """Wait for the batch before, and raise what went wrong with it."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        save_run(self.run, self.folder, self.file)
 
 
 def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Sequence[Reads]) -> WindowRecord:

@@ -27,8 +27,7 @@ def score(runner: Runner, windows: Sequence[Window], processes: Processes) -> No
     done = {window.index for window in runner.run.windows}
     left = [window for window in windows if window.index not in done]
     if processes.size == 1:
-        with runner.writing():
-            runner.score(left)
+        runner.score(left)
         return
     size = runner.run.batch
     batches = [left[i : i + size] for i in range(0, len(left), size)]
@@ -36,10 +35,9 @@ def score(runner: Runner, windows: Sequence[Window], processes: Processes) -> No
         runner.run = runner.run.model_copy(deep=True, update={"windows": [], "batches": [], "audit": Audit()})
         runner.file, runner.passes.with_controls = f"{PARTS}/{processes.rank}.json", False
     controlled = -(-max(0, FLOOR_WINDOWS - len(done)) // size)
-    with runner.writing():
-        for at, batch in processes.deal(batches, first=controlled):
-            runner.elsewhere = len(done) + at * size - len(runner.run.windows)
-            runner.score(batch)
+    for at, batch in processes.deal(batches, first=controlled):
+        runner.elsewhere = len(done) + at * size - len(runner.run.windows)
+        runner.score(batch)
     first, *parts = processes.gather(runner.run)
 
     def join() -> Run:

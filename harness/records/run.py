@@ -187,7 +187,8 @@ def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
     """nll, kl float32 and top1 bool, [contenders, scored]."""
-    save_arrays(folder / "tokens" / f"{window:06d}.npz", arrays)
+    # losses hardly compress, by a fifth, and trying takes longer than scoring a window on a GPU
+    save_arrays(folder / "tokens" / f"{window:06d}.npz", arrays, compressed=False)
 
 
 def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
