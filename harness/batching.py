@@ -3,6 +3,7 @@
 import copy
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -11,21 +12,25 @@ from harness.caches.scheme import SchemeLayer
 from harness.subject.probing import kv_shapes
 
 LARGEST = 64  # more windows at once are hardly faster, and lose more when a run is stopped
+TOKENS = 64  # of a forward on a CPU: fewer read the weights more often than they compute with them
 SHARE = 0.7  # of the free memory: what is reckoned below is not all that a forward allocates
 FLOAT32_COPIES = 4  # of one layer's keys or values while they are encoded or decoded
 
 
-def batch_size(asked: str, model: Any, window_length: int, score_length: int) -> int:
-    """The number asked for; of "auto" on a GPU as many as its free memory holds, on a CPU, where more at once are not
-    faster, one."""
+def batch_size(asked: str, model: Any, window_length: int, score_length: int, step: int | None = None) -> int:
+    """The number asked for; of "auto" on a GPU as many as its free memory holds; on a CPU, where more at once are faster in
+    short steps alone, as many as fill them, and one else."""
     if asked != "auto":
         return int(asked)
-    if model.device.type != "cuda":
-        return 1
-    free, _ = torch.cuda.mem_get_info(model.device)
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    if model.device.type == "cuda":
+        most = LARGEST
+        free, _ = torch.cuda.mem_get_info(model.device)
+        free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    else:
+        most = 1 if step is None else max(1, TOKENS // step)
+        free = psutil.virtual_memory().available // 2  # the rest is for what else runs
     fits = int(SHARE * free / window_bytes(model, window_length, score_length))
-    return max(1, min(LARGEST, 2 ** (fits.bit_length() - 1) if fits else 1))
+    return max(1, min(most, 2 ** (fits.bit_length() - 1) if fits else 1))
 
 
 def window_bytes(model: Any, window_length: int, score_length: int) -> int:

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.caches.rotary import rotary_of
 from harness.protocols import suffix_logits
-from harness.subject.attention import NAME
+from harness.subject.attention import NAME, SHARED
 from harness.subject.forward import forward
 from harness.subject.imports import quiet
 from harness.subject.windows import Window
@@ -71,7 +71,7 @@ def suffix_attention(
 @contextmanager
 def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]:
     original = model.config.get_text_config(decoder=True)._attn_implementation
-    if original not in (*CAPTURABLE, NAME):
+    if original not in (*CAPTURABLE, NAME, SHARED):
         raise UserError(
             f"the attention implementation {original!r} cannot be captured; load the model with one of "
             f"{', '.join(CAPTURABLE)}"

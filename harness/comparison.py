@@ -108,7 +108,9 @@ def _opened(options: Options, settings: Settings, subject: Subject, processes: i
     """The run folder and the record in it, continued or begun."""
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
     if run is None:
-        size = batch_size(options.batch, subject.loaded.model, options.window_length, options.score_length)
+        size = batch_size(
+            options.batch, subject.loaded.model, options.window_length, options.score_length, options.step
+        )
         run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
         if processes > 1:  # no part may lie in a folder without a record
             save_run(run, folder)

@@ -33,7 +33,10 @@ class Options:
     stride: int | None = _flag(None, "tokens from one window to the next; default: the score length")
     protocol: str = _flag("two-pass", "two-pass, stepwise or single-pass")
     step: int | None = _flag(None, "tokens per forward in stepwise")
-    batch: str = _flag("auto", "windows that go through the model together; auto: what fits a GPU, 1 on a CPU")
+    batch: str = _flag(
+        "auto",
+        "windows that go through the model together; auto: what fits a GPU; on a CPU 1, and in short steps what fills them",
+    )
     bos: str = _flag("auto", "begin a window with BOS: auto, always or never")
     device: str | None = _flag(None, "cpu, cuda, cuda:1, …; default: cuda where there is one")
     device_map: str | None = _flag(

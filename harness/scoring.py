@@ -75,8 +75,8 @@ def not_finite(scores: Scores, batch: Batch, dtype: str, route: str = "") -> Not
 class Reference:
     """What the exact cache predicts. logits: in the model's dtype; float32 ones are normalised in place.
 
-    On a CPU, in float32, its probabilities are kept; on a GPU, where a batch of them is gigabytes, they are computed where they
-    are needed from the logits in the model's dtype.
+    On a CPU, in float32, its probabilities and its first choices are kept; on a GPU, where a batch of them is gigabytes, they
+    are computed where they are needed from the logits in the model's dtype.
     """
 
     @torch.inference_mode()
@@ -84,16 +84,19 @@ class Reference:
         self.logits = logits
         self.normalised = logits.dtype == torch.float32 and not _for_the_kernel(logits)
         self.p: Logits | None = None
+        self.top: Int64[Tensor, "batch scored"] | None = None
         if self.normalised:
             for i, rows in _chunks(logits):
                 logits[i, rows] = logits[i, rows].log_softmax(dim=-1)
-            self.p = logits.exp() if logits.device.type == "cpu" else None
+            if logits.device.type == "cpu":
+                self.p, self.top = logits.exp(), _first_choices(logits)
 
     def of_windows(self, windows: slice) -> "Reference":
         """Of some windows of the batch; shares what it holds."""
         some = copy.copy(self)
         some.logits = self.logits[windows]
         some.p = None if self.p is None else self.p[windows]
+        some.top = None if self.top is None else self.top[windows]
         return some
 
     def itself(self, targets: Int64[Tensor, "batch scored"]) -> Scores:
@@ -119,7 +122,8 @@ class Reference:
                 log_p = reference[i, rows] if self.normalised else reference[i, rows].float().log_softmax(dim=-1)
                 log_q = log_p if logits is None else logits[i, rows].float().log_softmax(dim=-1)
                 p = log_p.exp() if self.p is None else self.p[i, rows]
-                packed[:, i, rows] = _rows(log_q, log_p, p, targets[i, rows])
+                top = _first_choices(log_p) if self.top is None else self.top[i, rows]
+                packed[:, i, rows] = _rows(log_q, log_p, p, top, targets[i, rows])
         nll, kl, agrees = packed.cpu()
         return Scores(nll, kl, agrees.bool())
 
@@ -128,11 +132,16 @@ def _rows(
     log_q: Float[Tensor, "rows vocabulary"],
     log_p: Float[Tensor, "rows vocabulary"],
     p: Float[Tensor, "rows vocabulary"],
+    top: Int64[Tensor, "rows"],
     targets: Int64[Tensor, "rows"],
 ) -> Float[Tensor, "3 rows"]:
     nll = -log_q.gather(1, targets[:, None])[:, 0]
     kl = kl_terms(log_q - log_p, p, log_q.exp).sum(dim=-1)
-    return torch.stack([nll, kl, (log_q.argmax(dim=-1) == log_p.argmax(dim=-1)).float()])
+    return torch.stack([nll, kl, (_first_choices(log_q) == top).float()])
+
+
+def _first_choices(log_p: Float[Tensor, "*rows vocabulary"]) -> Int64[Tensor, "*rows"]:
+    return log_p.max(dim=-1).indices  # argmax takes twice as long on a CPU, and would be most of a score
 
 
 def _for_the_kernel(x: Tensor) -> bool:

@@ -3,7 +3,7 @@
 transformers gives a suffix over a filled cache a mask, and torch's fast kernel (FlashAttention, Dao 2023, arXiv 2307.08691)
 takes none: it falls to a slower one, for which each KV head is also copied once for every query head that shares it. Where
 the mask says no more than that a token does not see later ones, the fast kernel needs only to know that the queries are the
-last tokens.
+last tokens. On a CPU torch's kernel takes a mask, and query heads that share a KV head: the copies alone are left out.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 NAME = "sdpa-lower-right"
+SHARED = "sdpa-shared-heads"
 HALF = (torch.float16, torch.bfloat16)  # what the fast kernel computes with
 WIDEST = 256  # channels of a head that it takes
 
@@ -43,6 +44,26 @@ def attend(
     return output.transpose(1, 2).contiguous(), None
 
 
+def attend_shared(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `attend`; bit for bit what transformers' function gives."""
+    alike = query.shape[1] == key.shape[1] or query.shape[2] == 1
+    if attention_mask is None or alike or any(kwargs.get(name) is not None for name in ("softcap", "position_bias")):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
 def mask(**words: Any) -> Tensor | None:
     """None where `attend` knows what the mask would say: causal, the queries last, nothing padded. words: as transformers
     calls the mask function of an attention implementation."""
@@ -56,16 +77,18 @@ def mask(**words: Any) -> Tensor | None:
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, mask)
+AttentionInterface.register(SHARED, attend_shared)
+AttentionMaskInterface.register(SHARED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def use_where_it_pays(model: Any) -> None:
-    """On a GPU, in half precision, of a model that asks for torch's attention."""
+    """Of a model that asks for torch's attention: on a GPU in half precision, on a CPU where query heads share KV heads."""
     config = model.config.get_text_config(decoder=True)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if (
-        model.device.type == "cuda"
-        and model.dtype in HALF
-        and width <= WIDEST
-        and config._attn_implementation == "sdpa"
-    ):
+    if config._attn_implementation != "sdpa":
+        return
+    heads = config.num_attention_heads
+    if model.device.type == "cpu" and getattr(config, "num_key_value_heads", None) not in (None, heads):
+        model.set_attn_implementation(SHARED)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if model.device.type == "cuda" and model.dtype in HALF and width <= WIDEST:
         model.set_attn_implementation(NAME)

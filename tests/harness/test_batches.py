@@ -248,6 +248,11 @@ def test_rows_of_a_batch_are_those_of_its_windows(model, subject):
 def test_the_batch_that_fits(model, monkeypatch):
     assert batch_size("7", model, 128, 32) == 7
     assert batch_size("auto", model, 128, 32) == 1  # on a CPU
+    assert [batch_size("auto", model, 128, 32, step) for step in (1, 16, 20, 100)] == [64, 4, 3, 1]
+    needed = window_bytes(model, 128, 32)
+    little = type("Memory", (), {"available": int(2 * 5 * needed / 0.7) + 1})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: little)
+    assert batch_size("auto", model, 128, 32, 1) == 4
 
     class OnAGpu:
         device = torch.device("cuda")

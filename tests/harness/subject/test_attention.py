@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import LlamaForCausalLM
+from transformers.integrations import sdpa_attention
 
 from harness.caches.contenders import contender_of
 from harness.protocols import prefill, suffix_logits
@@ -58,9 +59,35 @@ def test_no_mask_is_made_for_a_suffix_and_one_for_padding(models, subject, monke
     assert torch.allclose(got[:, 7:], expected[:, 7:], atol=1e-5)
 
 
-def test_it_is_for_half_precision_on_a_gpu(models):
-    attention.use_where_it_pays(models[0])
-    assert models[0].config._attn_implementation == "sdpa"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("step", [None, 5])
+def test_shared_heads_are_not_copied_on_a_cpu_and_change_no_bit(subject, monkeypatch, dtype, step):
+    torch.manual_seed(0)
+    copied, shared = (LlamaForCausalLM(tiny_config()).eval().requires_grad_(False).to(dtype) for _ in range(2))
+    shared.load_state_dict(copied.state_dict())
+    attention.use_where_it_pays(shared)
+    assert shared.config._attn_implementation == attention.SHARED
+    batch = Batch(tuple(subject.windows))
+    prefilled = [prefill(model, batch.prefix) for model in (copied, shared)]
+    copies = []
+    repeat = sdpa_attention.repeat_kv
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda x, n: copies.append(n) or repeat(x, n))
+    with_copies = suffix_logits(copied, prefilled[0], batch.suffix, step)
+    assert copies
+    copies.clear()
+    assert torch.equal(suffix_logits(shared, prefilled[1], batch.suffix, step), with_copies)
+    assert not copies
+
+
+def test_which_models_take_it_on_a_cpu():
+    """Half precision on a GPU takes the other; heads of their own need neither."""
+    model = LlamaForCausalLM(tiny_config(num_key_value_heads=4))
+    assert model.config.num_attention_heads == 4
+    attention.use_where_it_pays(model)
+    assert model.config._attn_implementation == "sdpa"
+    eager = LlamaForCausalLM(tiny_config(attn_implementation="eager"))
+    attention.use_where_it_pays(eager)
+    assert eager.config._attn_implementation == "eager"
 
 
 @pytest.mark.gpu
