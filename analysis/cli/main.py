@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
     sys.exit(2)
 
 from analysis.cli.analyzer import analyzer
+from analysis.cli.bench import bench
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Style, check_style, takes_options
 from analysis.cli.from_records import from_records
@@ -35,6 +36,7 @@ FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a published comparison.")
 app.add_typer(reproduce, name="reproduce")
+app.add_typer(bench, name="bench")
 
 Baseline = Annotated[
     str | None, typer.Option("--baseline", metavar="SCHEME", help="give the deltas against this scheme, not exact")

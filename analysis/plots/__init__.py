@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots.canvas import save, styled
 from analysis.plots.channels import channel_profile, persistence_by_layer, ratio_by_layer, token_norms
+from analysis.plots.costs import cost_by_context, cost_by_scheme
 from analysis.plots.layers import bits_by_layer, errors_by_layer, sensitivity_by_layer
 from analysis.plots.pictures import heat_maps, surfaces
 from analysis.plots.points import Series, bits_against_loss, has_point, measure_scatter
@@ -14,6 +15,8 @@ __all__ = [
     "bits_against_loss",
     "bits_by_layer",
     "channel_profile",
+    "cost_by_context",
+    "cost_by_scheme",
     "errors_by_layer",
     "has_point",
     "heat_maps",

@@ -10,11 +10,12 @@ import numpy as np
 from analysis import plots
 from analysis.plots.style import scheme_label
 from analysis.plots.together import draw_together
-from analysis.reading import summary
+from analysis.reading import costs, summary
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joined import gather
 from analysis.reading.rows import left_out
 from analysis.reading.summary import SummaryRow
+from harness.records.bench import load_bench
 from harness.records.measurement import Arrays, Measurement
 from harness.records.run import Header, Run
 
@@ -50,6 +51,26 @@ def draw(folder: Path, style: str | None = None, on_note: Callable[[str], None] 
         ):
             for _, record, arrays in measured:
                 paths += _saved(folder, figures_of(record, arrays))
+    return paths
+
+
+def draw_bench(folder: Path, style: str | None = None) -> list[Path]:
+    """Cost by cache and, of several contexts, by context; of a comparison's shares there is no figure."""
+    bench = load_bench(folder)
+    rows = (
+        costs.cost_rows(bench) if bench.kind == "schemes" else costs.step_rows(bench) if bench.kind == "decode" else []
+    )
+    title = "\n".join(costs.heading(bench))
+    paths: list[Path] = []
+    with plots.styled(style):
+        if bench.kind == "schemes":
+            paths += plots.save(
+                plots.cost_by_scheme(costs.cost_rows(bench), title), folder / "figures", "cost-by-scheme"
+            )
+        if rows and len(bench.contexts) > 1:
+            paths += plots.save(
+                plots.cost_by_context(rows, bench.contenders, title), folder / "figures", "cost-by-context"
+            )
     return paths
 
 

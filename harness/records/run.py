@@ -21,11 +21,13 @@ RUN_FILE = "run.json"
 RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")
 
 
-class _Typed(BaseModel):
+class Typed(BaseModel):
+    """A part of a record: no field more than those named, each of its type."""
+
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
-class Settings(_Typed):
+class Settings(Typed):
     """What decides the numbers; its hash names the run. Names, versions and hashes, no path of this machine."""
 
     model: dict[str, str]
@@ -61,7 +63,7 @@ class Settings(_Typed):
         return self.advance is None or self.advance >= self.score_length - 1
 
 
-class Bytes(_Typed):
+class Bytes(Typed):
     """Of one side (or of both, where they cannot be told apart), at the prefix length, summed over quantized layers. held: by part; counted: with exact tokens at
     16 bits; elements: numbers that they stand for."""
 
@@ -70,7 +72,7 @@ class Bytes(_Typed):
     elements: int
 
 
-class ContenderRecord(_Typed):
+class ContenderRecord(Typed):
     """One scheme (or foreign cache) of the run. note: what it really does, where that is not a scheme of ours."""
 
     label: str  # what the user typed
@@ -92,7 +94,7 @@ class ContenderRecord(_Typed):
 Sum = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # NaN is null on disk
 
 
-class WindowRecord(_Typed):
+class WindowRecord(Typed):
     """Sums over the scored tokens of one window, in the order of `Settings.contenders`; NaN where one had failed."""
 
     index: int
@@ -107,7 +109,7 @@ class WindowRecord(_Typed):
     pairs: list[int]  # attended
 
 
-class NoiseFloor(_Typed):
+class NoiseFloor(Typed):
     """How far an exact cache moves when it is evaluated by another route, the largest over routes. delta_nll: of the mean
     over all scored tokens of the run; kl: mean, nats a token. routes: of each the tokens compared, the root mean square
     of their NLL differences, and their mean KL.
@@ -120,7 +122,7 @@ class NoiseFloor(_Typed):
     routes: dict[str, dict[str, float]]
 
 
-class LayerReads(_Typed):
+class LayerReads(Typed):
     """Attended pairs of one layer over all windows: all, and those read from packed storage by side."""
 
     pairs: int
@@ -128,7 +130,7 @@ class LayerReads(_Typed):
     value: int
 
 
-class Audit(_Typed):
+class Audit(Typed):
     """By contender. unmoved_by_zeroed_codes: by side, the layers that read the same bits with their codes zeroed. reads: by
     layer; empty in older records. failures: why its row cannot be believed; empty when all is well."""
 
@@ -139,7 +141,7 @@ class Audit(_Typed):
     failures: dict[str, list[str]] = {}
 
 
-class Header(_Typed):
+class Header(Typed):
     """What every record begins with."""
 
     schema_version: int = SCHEMA_VERSION
@@ -162,6 +164,7 @@ class Header(_Typed):
 
 
 HeaderT = TypeVar("HeaderT", bound=Header)
+RecordT = TypeVar("RecordT", bound=Typed)
 
 
 class Run(Header):
@@ -222,7 +225,7 @@ def load_run(folder: str | Path) -> Run:
     return run
 
 
-def read_record(folder: str | Path, name: str, kind: type[HeaderT]) -> HeaderT:
+def read_record(folder: str | Path, name: str, kind: type[RecordT]) -> RecordT:
     """Read one kind of record; ValueError where there is none, or one of another schema version."""
     path = Path(folder) / name
     try:

@@ -1,0 +1,255 @@
+"""`kvdelta bench`: what comparing, storing, reading and decoding cost, everything in turn in one process."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.cli.flags import Format, Style, check_style, takes_options
+from analysis.cli.starting import load_subject, note, say
+from harness.options import Options
+from schemes.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.caches.contenders import Contender
+    from harness.records.bench import Bench, BenchKind, Held, Times
+    from harness.subject.windows import Batch
+
+bench = typer.Typer(no_args_is_help=True, help="Measure what it costs: everything in turn, A B C A, round after round.")
+
+MODEL_ALONE = (
+    "until_se",
+    "protocol",
+    "step",
+    "same_text",
+    "stride",
+    "windows",
+    "window_length",
+    "score_length",
+    "seed",
+)
+
+Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
+Contexts = Annotated[str, typer.Option("--contexts", help="tokens in the cache, such as 2048,8192,32768")]
+Shape = Annotated[
+    str | None,
+    typer.Option("--shape", help="in place of --model: random weights in a known shape, such as llama-3.1-8b"),
+]
+
+
+@bench.command("compare")
+@takes_options(without=("until_se", "protocol", "step", "same_text"))
+def bench_compare(
+    options: Options,
+    scheme: Schemes = None,
+    rounds: Annotated[int, typer.Option(help="after a warm-up")] = 5,
+    step: Annotated[int | None, typer.Option(help="also stepwise, so many tokens a forward")] = None,
+    format: Format = "table",
+) -> int:
+    """What a window more, its controls and its scoring cost a comparison, in windows of the exact cache alone."""
+    contenders = _contenders(scheme)
+    subject = load_subject(options)
+    model = subject.loaded.model
+    from harness.batching import batch_size
+    from harness.benching.comparing import time_comparison
+    from harness.benching.turns import Turns
+
+    turns = Turns(rounds, note)
+    times = time_comparison(contenders, options, subject, step, turns, note)
+    batch = min(len(subject.windows), batch_size(options.batch, model, options.window_length, options.score_length))
+    record = _record("compare", options, contenders, subject.loaded.name, model, turns, batch, options.score_length)
+    return _done(record, times, [], options.out, None, format)
+
+
+@bench.command("schemes")
+@takes_options(without=MODEL_ALONE)
+def bench_schemes(
+    options: Options,
+    scheme: Schemes = None,
+    cache: Annotated[list[str] | None, typer.Option("--cache", metavar="FACTORY", help="a cache beside them")] = None,
+    contexts: Contexts = "1536",
+    suffix: Annotated[int, typer.Option(help="tokens that read the cache, in one forward")] = 512,
+    rounds: Annotated[int, typer.Option(help="after a warm-up")] = 5,
+    shape: Shape = None,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """What storing a prefix and reading it costs, scheme by scheme: fill and suffix against the exact cache's."""
+    check_style(style)
+    contenders = _contenders(scheme, cache)
+    lengths = _contexts(contexts)
+    name, model, batches = _subject(options, shape, lengths, suffix)
+    from harness.benching.passes import time_passes
+    from harness.benching.turns import Turns
+    from schemes import kernels
+
+    turns = Turns(rounds, note)
+    with kernels.for_windows(kernels.FEW, lambda name: None):
+        times = time_passes(model, contenders, batches, turns, note)
+    batch = len(batches[lengths[0]])
+    record = _record("schemes", options, contenders, name, model, turns, batch, suffix)
+    return _done(record, times, [], options.out, style, format)
+
+
+@bench.command("decode")
+@takes_options(without=(*MODEL_ALONE, "batch"))
+def bench_decode(
+    options: Options,
+    scheme: Schemes = None,
+    cache: Annotated[list[str] | None, typer.Option("--cache", metavar="FACTORY", help="a cache beside them")] = None,
+    contexts: Contexts = "2048",
+    steps: Annotated[int, typer.Option(help="tokens that are generated")] = 64,
+    shape: Shape = None,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """What a step of generation costs over a long cache, and the bytes that it holds: exact, stored, mirrored."""
+    check_style(style)
+    contenders = _contenders(scheme or ["kivi4"], cache)
+    name, model, batches = _subject(options, shape, _contexts(contexts), 2)
+    from harness.benching.decoding import time_steps
+    from harness.benching.turns import Turns
+    from schemes import kernels
+
+    turns = Turns(steps, note)
+    with kernels.for_windows(kernels.FEW, lambda name: None):
+        times, held = time_steps(model, contenders, batches, turns, note)
+    record = _record("decode", options, contenders, name, model, turns, 1, steps)
+    return _done(record, times, held, options.out, style, format)
+
+
+@bench.command("show")
+def bench_show(
+    folders: Annotated[list[Path], typer.Argument(metavar="BENCH…", help="folders of benches")],
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """Print the tables of saved benches, and draw their figures again."""
+    check_style(style)
+    from analysis.plots import figures
+    from harness.records.bench import load_bench
+
+    for folder in folders:
+        _show(load_bench(folder), format)
+        for path in figures.draw_bench(folder, style):
+            note(f"figure: {path}")
+    return 0
+
+
+def _contenders(schemes: Sequence[str] | None, caches: Sequence[str] | None = None) -> "list[Contender]":
+    from harness.caches.specs import canonical
+
+    for spec in schemes or []:
+        canonical(spec)  # a typing error shows before anything is loaded
+    from harness.caches.contenders import contenders_of
+    from harness.caches.foreign import user_cache
+    from harness.comparison import DEFAULT_SCHEMES
+
+    return contenders_of([*(schemes or DEFAULT_SCHEMES), *map(user_cache, caches or [])], note)
+
+
+def _contexts(text: str) -> list[int]:
+    lengths = [int(one) for one in text.split(",") if one.strip().isdecimal()]
+    if len(lengths) != len(text.split(",")) or 0 in lengths:
+        raise UserError(f"--contexts {text}: give numbers of tokens with commas between, such as 2048,8192")
+    return sorted(set(lengths))
+
+
+def _subject(
+    options: Options, shape: str | None, contexts: Sequence[int], suffix: int
+) -> "tuple[str, Any, dict[int, Batch]]":
+    """Name, model, and by context a batch of windows of it: text, or of a shape random tokens."""
+    if shape is not None and (options.model or options.text):
+        raise UserError("--shape takes the place of --model, and its tokens are random: leave --model and --text out")
+    import torch
+
+    from harness.batching import batch_size
+    from harness.subject.model import pick_device, pick_dtype
+    from harness.subject.shapes import shaped_model
+    from harness.subject.windows import Batch, cut_windows
+
+    if shape is None:
+        subject = load_subject(options)
+        name, model, tokens = subject.loaded.name, subject.loaded.model, subject.tokens
+    else:
+        device = pick_device(options.device)
+        model = shaped_model(shape, device, pick_dtype(options.dtype, device))
+        name, tokens = f"random weights in the shape of {shape}", torch.randint(0, model.config.vocab_size, (2**20,))
+    batches = {}
+    for context in contexts:
+        size = batch_size(options.batch, model, context + suffix, suffix)
+        windows = cut_windows(tokens, window_length=context + suffix, score_length=suffix)
+        batches[context] = Batch(tuple(windows[:size]))
+    return name, model, batches
+
+
+def _record(
+    kind: "BenchKind",
+    options: Options,
+    contenders: "Sequence[Contender]",
+    name: str,
+    model: Any,
+    turns: Any,
+    batch: int,
+    suffix: int,
+) -> "Bench":
+    import torch
+
+    from harness.records.bench import Bench
+    from harness.records.provenance import commit, host, versions
+
+    cuda = model.device.type == "cuda"
+    return Bench(
+        kind=kind,
+        kvdelta=versions()["kvdelta"],
+        command=options.command,
+        commit=commit(),
+        versions=versions(),
+        host=host(),
+        model_name=name,
+        contenders={contender.label: contender.name for contender in contenders},
+        device=torch.cuda.get_device_name(model.device) if cuda else model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        batch=batch,
+        rounds=turns.rounds,
+        suffix=suffix,
+        left_out=turns.left_out,
+    )
+
+
+def _done(
+    record: "Bench", times: "list[Times]", held: "list[Held]", out: str | None, style: str | None, format: str
+) -> int:
+    """Kept, shown, drawn."""
+    from analysis.plots import figures
+    from harness.records.bench import save_bench
+
+    record = record.model_copy(update={"times": times, "held": held})
+    stamp = hashlib.sha256(f"{record.command}{time.time()}".encode()).hexdigest()[:12]
+    folder = Path(out) if out else Path("runs") / f"bench-{record.kind}-{stamp}"
+    save_bench(record, folder)
+    _show(record, format)
+    drawn = figures.draw_bench(folder, style)
+    note(f"record: {folder}{f', with {len(drawn)} figures' if drawn else ''}")
+    return 0
+
+
+def _show(record: "Bench", format: str) -> None:
+    from analysis.cli import terminal
+    from analysis.reading import costs, measurement_tables, tables
+
+    rows, shown = costs.shown(record)
+    if format in ("json", "csv"):
+        print(measurement_tables.as_text(rows, format), end="")
+        return
+    say(*costs.heading(record), format=format)
+    if format == "md":
+        print("\n" + tables.as_markdown(*shown), end="")
+    else:
+        terminal.print_table(*shown)
+    for name, reason in record.left_out.items():
+        say(f"left out: {name}, {reason}", format=format)

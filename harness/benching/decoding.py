@@ -1,0 +1,87 @@
+"""What a step of generation costs over a long cache, and the bytes that the cache holds."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from harness.benching.turns import Clock, Parts, Turns
+from harness.caches.contenders import Contender, SchemeContender
+from harness.caches.holdings import Opaque, storages
+from harness.caches.scheme import SchemeCache
+from harness.protocols import prefill
+from harness.records.bench import AGAIN, BASELINE, Held, Times
+from harness.subject.forward import forward
+from harness.subject.windows import Batch
+
+WARM_UP = 3
+
+
+def time_steps(
+    model: Any,
+    contenders: Sequence[Contender],
+    batches: Mapping[int, Batch],
+    turns: Turns,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Times], list[Held]]:
+    """Seconds of each step, one token after another, greedy; and what each cache holds after the last.
+
+    contenders[0] is exact: transformers' DynamicCache. A scheme comes as it is, decoding its past at every step, and
+    mirrored, decoding each block once. batches: by tokens in the cache when the first step is taken.
+    """
+    times: list[Times] = []
+    held: list[Held] = []
+    for context, batch in batches.items():
+        on_note(f"{context} tokens in the cache, {turns.rounds} steps")
+        decoders = {name: _Decoder(model, cache, batch) for name, cache in _caches(model, contenders, batch, turns)}
+        times += turns.take({name: one.step for name, one in decoders.items()}, context, warm_up=WARM_UP)
+        for name, one in decoders.items():
+            if name not in (AGAIN, *turns.left_out):
+                held.append(Held(name=name, context=context, resident=one.resident(), transient=one.transient()))
+    return times, held
+
+
+def _caches(model: Any, contenders: Sequence[Contender], batch: Batch, turns: Turns) -> Iterator[tuple[str, Any]]:
+    prefilled = prefill(model, batch.prefix)
+    yield BASELINE, copy.deepcopy(prefilled)
+    for contender in contenders[1:]:
+        if contender.label in turns.left_out:
+            continue
+        cache = contender.empty(model)
+        contender.fill(cache, model, batch, prefilled)
+        yield contender.label, cache
+        if isinstance(contender, SchemeContender):
+            yield (
+                f"{contender.label}, mirrored",
+                SchemeCache.for_model(contender.scheme, model, mirrored=True).fill(prefilled),
+            )
+    yield AGAIN, copy.deepcopy(prefilled)
+
+
+class _Decoder:
+    def __init__(self, model: Any, cache: Any, batch: Batch):
+        self.model, self.cache, self.clock = model, cache, Clock(model.device)
+        self.token = batch.suffix[:, :1].to(model.device)
+
+    @torch.inference_mode()
+    def step(self) -> Parts:
+        self.clock.lap()
+        logits = forward(self.model, self.token, self.cache, logits_to_keep=1).logits
+        self.token = logits[:, -1:].argmax(dim=-1)
+        return {"step": self.clock.lap()}
+
+    def resident(self) -> int | None:
+        try:
+            return sum(size for _, size in storages(self.cache, skipped=()).values()) or None
+        except Opaque:
+            return None
+
+    def transient(self) -> int | None:
+        device = self.model.device
+        if device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        self.step()
+        return torch.cuda.max_memory_allocated(device) - before

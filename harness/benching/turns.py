@@ -1,0 +1,65 @@
+"""Taking turns: A B C A, A B C A, …, after a warm-up of each; and the clock that waits for the device."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from harness.records.bench import Times
+from harness.subject.errors import one_line
+
+Parts = Mapping[str, float]  # seconds by part
+
+
+class Clock:
+    """Seconds from lap to lap, with all that the device was given to do."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.lap()
+
+    def lap(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        seconds, self._last = now - getattr(self, "_last", now), now
+        return seconds
+
+
+@dataclass
+class Turns:
+    """What competes, by name, each a function that does its work once and returns what its parts took.
+
+    What raises is left out from then on; `left_out` says why.
+    """
+
+    rounds: int
+    on_note: Callable[[str], None] = lambda text: None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def take(self, tasks: Mapping[str, Callable[[], Parts]], context: int, *, warm_up: int = 1) -> list[Times]:
+        """context: tokens in the cache."""
+        times: dict[tuple[str, str], Times] = {}
+        for turn in range(-warm_up, self.rounds):
+            for name, task in tasks.items():
+                if name in self.left_out:
+                    continue
+                try:
+                    parts = task()
+                except (
+                    Exception
+                ) as error:  # foreign caches raise what they like, and a large context is too much for some
+                    self._leave_out(name, context, error)
+                    times = {key: one for key, one in times.items() if key[0] != name}
+                    continue
+                for part, seconds in parts.items() if turn >= 0 else ():
+                    fresh = Times(name=name, part=part, context=context, seconds=[])
+                    times.setdefault((name, part), fresh).seconds.append(round(seconds, 7))
+        return list(times.values())
+
+    def _leave_out(self, name: str, context: int, error: Exception) -> None:
+        self.left_out[name] = f"{context} tokens: {type(error).__name__}: {one_line(error)}"
+        self.on_note(f"{name} is left out from here on, {self.left_out[name]}")
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
