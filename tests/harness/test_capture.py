@@ -12,7 +12,7 @@ from harness import capture
 from harness.caches.scheme import full_layers
 from harness.protocols import prefill, suffix_logits
 from harness.subject.forward import forward
-from harness.subject.windows import cut_windows
+from harness.subject.windows import Batch, cut_windows
 
 from ..conftest import SHARP, TINY, tiny_config
 
@@ -47,7 +47,7 @@ def seen_by(model, window, layers=None):
     seen = {}
     full = full_layers(prefilled)
     logits = capture.suffix_attention(
-        model, capture.exact_view(prefilled, model.config), window, layers or full, lambda a: seen.update({a.layer: a})
+        model, capture.exact_view(prefilled, model.config), Batch((window,)), layers or full, lambda a: seen.update({a.layer: a})
     )
     return prefilled, seen, logits
 
@@ -87,10 +87,10 @@ def test_what_cannot_be_captured_is_refused(window, refused):
     model = LlamaForCausalLM(tiny_config()).eval()
     prefilled = prefill(model, window.prefix)
     with refused("attention of layers .7.*cannot be captured"):
-        capture.suffix_attention(model, capture.exact_view(prefilled, model.config), window, [0, 7], lambda a: None)
+        capture.suffix_attention(model, capture.exact_view(prefilled, model.config), Batch((window,)), [0, 7], lambda a: None)
     model.config._attn_implementation_internal = "flash_attention_2"
     with refused("'flash_attention_2' cannot be captured; load the model with one of sdpa, eager"):
-        capture.suffix_attention(model, prefilled, window, [0], lambda a: None)
+        capture.suffix_attention(model, prefilled, Batch((window,)), [0], lambda a: None)
 
 
 def test_masks(refused):
@@ -123,7 +123,7 @@ def test_gradients_against_finite_differences(name, window):
     """In float64, along the gradient and along a random direction, for every layer and side."""
     model = copy.deepcopy(MODELS[name]).double()
     prefilled = prefill(model, window.prefix)
-    gradients = capture.suffix_gradients(model, window, prefilled)
+    gradients = capture.suffix_gradients(model, Batch((window,)), prefilled)
     assert sorted(gradients) == full_layers(prefilled)
 
     def loss(layer, side, step):
@@ -150,7 +150,7 @@ def test_gradients_are_the_same_through_either_attention(window):
     a, b = (copy.deepcopy(MODELS["llama sdpa"]) for _ in range(2))
     b.set_attn_implementation("eager")
     prefilled = prefill(a, window.prefix)
-    first, second = (capture.suffix_gradients(model, window, prefilled) for model in (a, b))
+    first, second = (capture.suffix_gradients(model, Batch((window,)), prefilled) for model in (a, b))
     for layer, sides in first.items():
         for side, gradient in sides.items():
             torch.testing.assert_close(
@@ -161,7 +161,7 @@ def test_gradients_are_the_same_through_either_attention(window):
 def test_gradients_leave_the_parameters_as_they_were(window):
     model = LlamaForCausalLM(tiny_config()).eval()
     prefilled = prefill(model, window.prefix)
-    capture.suffix_gradients(model, window, prefilled)
+    capture.suffix_gradients(model, Batch((window,)), prefilled)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
