@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import ModuleList
 from transformers import DynamicCache
 
+from harness.caches.scheme import full_layers
 from harness.capture import exact_view
 from harness.protocols import suffix_logits
 from harness.subject.windows import Batch
 from schemes import KV
 
 Logits = Float[Tensor, "windows scored vocabulary"]
-KeysAndValues = tuple[KV, KV]
+KeysAndValues = tuple[KV, Float[Tensor, "batch heads tokens value_channels"]]
 
 
 @dataclass(eq=False)
@@ -40,6 +41,11 @@ class SharedSuffix:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def held(self) -> dict[int, KeysAndValues]:
+        """The exact prefix keys and values of every layer that keeps all."""
+        layers: dict[int, Any] = {index: self.prefilled.layers[index] for index in full_layers(self.prefilled)}
+        return {index: (layer.keys, layer.values) for index, layer in layers.items()}
 
     def replaced(self, layers: Mapping[int, KeysAndValues]) -> Logits:
         """Logits over other prefix keys and values in some layers, computed whole."""

@@ -24,8 +24,8 @@ from harness.subject.windows import Batch
 from schemes import KV, Scheme
 from schemes.errors import UserError
 
-LOGITS = 2**26
-"""Logits of attention that are worked on at a time, of which several copies exist."""
+AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
+"""Logits of attention that are worked on at a time, by device; several copies exist of them."""
 
 SAME_ATTENTION = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative, by round-off of the dtype
 
@@ -156,8 +156,9 @@ class _Errors:
 
 
 def _few(attention: Attention) -> Iterator[slice]:
-    """As many windows at a time as have LOGITS logits."""
+    """The windows that are worked on at a time."""
     windows, heads, suffix, _ = attention.queries.shape
-    size = max(1, LOGITS // (heads * suffix * attention.keys.shape[2]))
+    most = AT_ONCE.get(attention.queries.device.type, AT_ONCE["cpu"])
+    size = max(1, most // (heads * suffix * attention.keys.shape[2]))
     for first in range(0, windows, size):
         yield slice(first, min(first + size, windows))

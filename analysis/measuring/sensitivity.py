@@ -3,19 +3,16 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from transformers import DynamicCache
 
 from analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
 from analysis.measuring.reconstruction import predicted_sums
 from analysis.reading.selection import checked_sides, chosen, spans
 from harness.ablation import KeysAndValues, SharedSuffix
 from harness.caches.rebuilt import rebuilt
-from harness.caches.scheme import full_layers
 from harness.capture import suffix_gradients
 from harness.options import Options
 from harness.protocols import prefill
@@ -76,7 +73,7 @@ class _Ablation:
         prefilled = prefill(model, batch.prefix)
         gradients = suffix_gradients(model, batch, prefilled)
         shared = SharedSuffix(model, batch, prefilled)
-        exact = {layer: _held(prefilled, layer) for layer in full_layers(prefilled)}
+        exact = shared.held()
         if self.share is None:
             self.share = self._shares(shared, exact)
         reference = Reference(shared.exact)
@@ -122,11 +119,6 @@ class _Ablation:
             sums = [[one[name].sum(dim=1).to(device) for one in by_layer] for name in ("square", "absolute")]
             predicted[side] = torch.stack([torch.stack(layers, dim=1) for layers in sums]).cpu().numpy()
         return predicted | {"both": predicted["key"] + predicted["value"]}
-
-
-def _held(prefilled: DynamicCache, layer: int) -> KeysAndValues:
-    held: Any = prefilled.layers[layer]
-    return held.keys, held.values
 
 
 def _rebuilt(scheme: Scheme, layer: int, exact: KeysAndValues) -> KeysAndValues:

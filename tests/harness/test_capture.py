@@ -47,7 +47,11 @@ def seen_by(model, window, layers=None):
     seen = {}
     full = full_layers(prefilled)
     logits = capture.suffix_attention(
-        model, capture.exact_view(prefilled, model.config), Batch((window,)), layers or full, lambda a: seen.update({a.layer: a})
+        model,
+        capture.exact_view(prefilled, model.config),
+        Batch((window,)),
+        layers or full,
+        lambda a: seen.update({a.layer: a}),
     )
     return prefilled, seen, logits
 
@@ -87,7 +91,9 @@ def test_what_cannot_be_captured_is_refused(window, refused):
     model = LlamaForCausalLM(tiny_config()).eval()
     prefilled = prefill(model, window.prefix)
     with refused("attention of layers .7.*cannot be captured"):
-        capture.suffix_attention(model, capture.exact_view(prefilled, model.config), Batch((window,)), [0, 7], lambda a: None)
+        capture.suffix_attention(
+            model, capture.exact_view(prefilled, model.config), Batch((window,)), [0, 7], lambda a: None
+        )
     model.config._attn_implementation_internal = "flash_attention_2"
     with refused("'flash_attention_2' cannot be captured; load the model with one of sdpa, eager"):
         capture.suffix_attention(model, prefilled, Batch((window,)), [0], lambda a: None)
@@ -104,6 +110,10 @@ def test_masks(refused):
         capture.allowed_pairs(added + 0.5, 2, 4, device)
     with refused("differs by head"):
         capture.allowed_pairs(added.expand(1, 3, 2, 4), 2, 4, device)
+    assert torch.equal(capture.allowed_pairs(causal.expand(3, 1, 2, 4), 2, 4, device), causal)
+    assert torch.equal(capture.allowed_pairs(added.repeat(3, 1, 1, 1), 2, 4, device), causal)
+    with refused("differs by window"):
+        capture.allowed_pairs(torch.stack([causal, ~causal])[:, None], 2, 4, device)
 
 
 @pytest.fixture
@@ -156,6 +166,19 @@ def test_gradients_are_the_same_through_either_attention(window):
             torch.testing.assert_close(
                 second[layer][side], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())
             )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_windows_together_are_those_of_each(name, tokens):
+    model, windows = MODELS[name], cut_windows(tokens, window_length=96, score_length=32, windows=3)
+    together = capture.suffix_gradients(model, Batch(tuple(windows)), prefill(model, Batch(tuple(windows)).prefix))
+    for i, window in enumerate(windows):
+        alone = capture.suffix_gradients(model, Batch((window,)), prefill(model, window.prefix))
+        for layer, sides in alone.items():
+            for side, gradient in sides.items():
+                torch.testing.assert_close(
+                    together[layer][side][i : i + 1], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())
+                )
 
 
 def test_gradients_leave_the_parameters_as_they_were(window):
