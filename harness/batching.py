@@ -21,28 +21,35 @@ SHARE = 0.7  # of the free memory: what is reckoned below is not all that a forw
 FLOAT32_COPIES = 4  # of one layer's keys or values while they are encoded or decoded
 
 
-def batch_size(asked: str, model: Any, window_length: int, score_length: int) -> int:
+def batch_size(asked: str, model: Any, window_length: int, score_length: int, backward: bool = False) -> int:
     """The number asked for; of "auto" on a GPU as many as its free memory holds, on a CPU, where more at once are not
-    faster, one."""
+    faster, one. backward: gradients go through the suffix."""
     if asked != "auto":
         return int(asked)
     if model.device.type != "cuda":
         return 1
     free, _ = torch.cuda.mem_get_info(model.device)
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    fits = int(SHARE * free / window_bytes(model, window_length, score_length))
+    fits = int(SHARE * free / window_bytes(model, window_length, score_length, backward))
     return max(1, min(LARGEST, 2 ** (fits.bit_length() - 1) if fits else 1))
 
 
-def window_bytes(model: Any, window_length: int, score_length: int) -> int:
-    """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations."""
+def window_bytes(model: Any, window_length: int, score_length: int, backward: bool = False) -> int:
+    """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations. backward: what
+    the gradient is of, what attention read, and the gradient; that of the logits; the suffix's activations in all layers."""
     config, size = model.config.get_text_config(decoder=True), model.dtype.itemsize
     shapes = kv_shapes(model).values()
     numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]
     caches = 3 * sum(numbers) * size + FLOAT32_COPIES * 4 * max(numbers)
     logits = 2 * score_length * config.vocab_size * size
     wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
-    return int(caches + logits + window_length * (8 * config.hidden_size + 3 * wide) * size)
+    activations = window_length * (8 * config.hidden_size + 3 * wide) * size
+    if backward:
+        caches += 3 * sum(numbers) * size
+        logits += 2 * score_length * config.vocab_size * size
+        kept = 16 * config.hidden_size + 4 * wide  # norms in float32
+        activations += score_length * config.num_hidden_layers * kept * size
+    return int(caches + logits + activations)
 
 
 def in_batches(

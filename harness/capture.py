@@ -106,6 +106,9 @@ def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]
     finally:
         with quiet(progress_bars=True):
             model.set_attn_implementation(original)
+        AttentionInterface.register(
+            _NAME, lambda *args, **kwargs: None
+        )  # lets go what `visit` holds: gradients of a batch
 
 
 def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "queries keys"]:

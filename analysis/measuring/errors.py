@@ -50,7 +50,9 @@ def measure_errors(
     errors = _Errors([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
     errors.rehearse()
     also = {"layers": measured, "gradients": gradients}
-    return measure_windows("errors", options, subject, schemes, also, measured, heads, errors.of_batch, on_note)
+    return measure_windows(
+        "errors", options, subject, schemes, also, measured, heads, errors.of_batch, on_note, backward=gradients
+    )
 
 
 class _Errors:

@@ -64,11 +64,12 @@ def measure_windows(
     kv_heads: Sequence[int],
     of_batch: Callable[[Batch], list[Arrays]],
     on_note: Callable[[str], None] = lambda text: None,
+    backward: bool = False,
 ) -> tuple[Measurement, Path]:
     """Measure the windows that the folder does not have yet, `options.batch` at a time; each batch is on disk before the next
     begins, and where memory runs out it is begun again in halves.
 
-    measured: what else the numbers depend on. of_batch(batch): the arrays of each window.
+    measured: what else the numbers depend on. of_batch(batch): the arrays of each window; backward: it takes gradients.
     """
     settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
     folder, record = open_folder(options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind))
@@ -89,7 +90,8 @@ def measure_windows(
             save_arrays(window_file(folder, kind, window.index), arrays)
 
     left = [window for window in subject.windows if not window_file(folder, kind, window.index).exists()]
-    size = batch_size(options.batch, subject.loaded.model, options.window_length, options.score_length)
+    model = subject.loaded.model
+    size = batch_size(options.batch, model, options.window_length, options.score_length, backward)
     with fused_kernels(len(left), on_note):
         in_batches(left, size, keep, lambda windows, size: on_note(halved(windows, size)))
     record.status = "complete"

@@ -53,7 +53,9 @@ def measure_sensitivity(
                 )
     ablation = _Ablation([one.scheme for one in schemes], sides, measured, subject, on_note)
     also = {"layers": measured, "sides": sides}
-    return measure_windows("sensitivity", options, subject, schemes, also, measured, heads, ablation.of_batch, on_note)
+    return measure_windows(
+        "sensitivity", options, subject, schemes, also, measured, heads, ablation.of_batch, on_note, backward=True
+    )
 
 
 class _Ablation:

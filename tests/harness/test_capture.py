@@ -1,6 +1,8 @@
 """What is taken from inside the model is what the model uses."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -85,6 +87,18 @@ def test_a_view_leaves_the_prefilled_cache_alone(window):
     again = suffix_logits(model, capture.exact_view(prefilled, model.config), window.suffix)
     assert torch.equal(first, again)
     assert prefilled.get_seq_length() == window.prefix_length
+
+
+def test_what_a_visit_holds_is_let_go(window):
+    class Held:
+        pass
+
+    held, model = Held(), MODELS["llama sdpa"]
+    gone, cache = weakref.ref(held), capture.exact_view(prefill(model, window.prefix), model.config)
+    capture.suffix_attention(model, cache, Batch((window,)), [0], lambda attention, held=held: None)
+    del held
+    gc.collect()
+    assert gone() is None
 
 
 def test_what_cannot_be_captured_is_refused(window, refused):

@@ -114,7 +114,7 @@ def test_what_an_encoder_would_mix_is_stored_window_by_window():
             assert torch.equal(together[i : i + 1], rebuilt(rule, x[i : i + 1])), spec
 
 
-def test_many_windows_take_the_kernels(subject, options, monkeypatch):
+def test_the_number_of_windows_decides_about_kernels(subject, options, monkeypatch):
     """Of few, compiling takes longer than it saves."""
     counts = []
     for_windows = kernels.for_windows
