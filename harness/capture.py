@@ -106,9 +106,11 @@ def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]
     finally:
         with quiet(progress_bars=True):
             model.set_attn_implementation(original)
-        AttentionInterface.register(
-            _NAME, lambda *args, **kwargs: None
-        )  # lets go what `visit` holds: gradients of a batch
+        AttentionInterface.register(_NAME, _none)  # lets go what `visit` holds, such as the gradients of a batch
+
+
+def _none(*args: Any, **kwargs: Any) -> None:
+    """Between captures there is no attention to call."""
 
 
 def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "queries keys"]:

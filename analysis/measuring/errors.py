@@ -125,7 +125,7 @@ class _Errors:
             for scheme in self.schemes
         ]
         for windows in _few(attention):
-            heads = self._exact(attention, windows, check=not self.checked)
+            unchanged = self._exact(attention, windows, check=not self.checked)
             for i, decoded in enumerate(back):
                 sums: Sums = {}
                 for side, x in prefix.items():
@@ -137,7 +137,7 @@ class _Errors:
                     torch.cat([decoded[side][windows], x[windows, :, -suffix:]], dim=2).float()
                     for side, x in exact.items()
                 )
-                yield windows, i, sums | heads.sums(keys, values)
+                yield windows, i, sums | unchanged.sums(keys, values)
 
     def _exact(self, attention: Attention, windows: slice, check: bool) -> HeadAttention:
         queries, keys, values = (x[windows].float() for x in (attention.queries, attention.keys, attention.values))

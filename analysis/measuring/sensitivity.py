@@ -102,7 +102,7 @@ class _Ablation:
                     f"{named(batch, self.subject.windows)}  {scheme.name}, {side}: {len(self.layers)} layers in "
                     f"{time.perf_counter() - started:.1f} s"
                 )
-        return [{name: array[i] for name, array in arrays.items()} for i in range(len(batch))]
+        return [{name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(len(batch))]
 
     def _shares(self, shared: SharedSuffix, exact: dict[int, KeysAndValues]) -> bool:
         middle = self.layers[len(self.layers) // 2]
