@@ -1,6 +1,6 @@
 """Suffix passes that differ from the exact one from some layer on: the layers below are computed once, not again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +11,22 @@ from torch import Tensor
 from torch.nn import ModuleList
 from transformers import DynamicCache
 
-from harness.caches.scheme import SchemeLayer
+from harness.caches.scheme import full_layers
 from harness.capture import exact_view
 from harness.protocols import suffix_logits
-from harness.subject.windows import Window
-from schemes import Scheme
+from harness.subject.windows import Batch
+from schemes import KV
 
-Logits = Float[Tensor, "1 scored vocabulary"]
+Logits = Float[Tensor, "windows scored vocabulary"]
+KeysAndValues = tuple[KV, Float[Tensor, "batch heads tokens value_channels"]]
 
 
 @dataclass(eq=False)
 class SharedSuffix:
-    """The suffix of one window over an exact cache, and what each decoder layer returned in it."""
+    """The suffixes of a batch of windows over an exact cache, and what each decoder layer returned in them."""
 
     model: Any
-    window: Window
+    batch: Batch
     prefilled: DynamicCache
 
     def __post_init__(self) -> None:
@@ -36,34 +37,42 @@ class SharedSuffix:
             for layer in self._layers
         ]
         try:
-            self.exact: Logits = suffix_logits(
-                self.model, exact_view(self.prefilled, self.model.config), self.window.suffix
-            )
+            self.exact: Logits = self.replaced({})
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def ablated(self, layer: int, scheme: Scheme, share: bool = True) -> Logits:
-        """Logits with the cache of one layer stored as `scheme` says and all others exact.
+    def held(self) -> dict[int, KeysAndValues]:
+        """The exact prefix keys and values of every layer that keeps all."""
+        layers: dict[int, Any] = {index: self.prefilled.layers[index] for index in full_layers(self.prefilled)}
+        return {index: (layer.keys, layer.values) for index, layer in layers.items()}
+
+    def replaced(self, layers: Mapping[int, KeysAndValues]) -> Logits:
+        """Logits over other prefix keys and values in some layers, computed whole."""
+        cache = exact_view(self.prefilled, self.model.config)
+        for index, (keys, values) in layers.items():
+            layer: Any = cache.layers[index]
+            layer.keys, layer.values = keys, values
+        return suffix_logits(self.model, cache, self.batch.suffix)
+
+    def ablated(self, layer: int, other: KeysAndValues, share: bool = True) -> Logits:
+        """Logits with other prefix keys and values in one layer, all others exact.
 
         share: take what the layers below returned in the exact pass, where it is the same bit for bit; False computes
         them again (to check just that).
         """
-        cache = exact_view(self.prefilled, self.model.config)
-        held = self.prefilled.layers[layer]
-        stored = SchemeLayer(scheme)
-        stored.update(held.keys, held.values)  # type: ignore[arg-type]
-        cache.layers[layer] = stored
         with _returning(self._layers[: layer if share else 0], self._returned):
-            return suffix_logits(self.model, cache, self.window.suffix)
+            return self.replaced({layer: other})
 
-    def shares_exactly(self, layer: int, scheme: Scheme) -> bool:
+    def shares_exactly(self, layer: int, other: KeysAndValues) -> bool:
         """Whether taking the lower layers from the exact pass gives the same logits, bit for bit."""
         try:
-            shared = self.ablated(layer, scheme)
+            shared = self.ablated(layer, other)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # a layer above reads what a skipped one would have left (Gemma 3n: its keys and values)
             return False
-        return torch.equal(shared, self.ablated(layer, scheme, share=False))
+        return torch.equal(shared, self.ablated(layer, other, share=False))
 
 
 def decoder_layers(model: Any) -> Sequence[Any]:

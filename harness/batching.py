@@ -1,6 +1,8 @@
 """How many windows go through the model together, and one window's part of what they share."""
 
 import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import psutil
@@ -9,7 +11,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from harness.caches.scheme import SchemeLayer
+from harness.subject.errors import one_line
 from harness.subject.probing import kv_shapes
+from harness.subject.windows import Batch, Window
+from schemes import kernels
+from schemes.errors import UserError
 
 LARGEST = 64  # more windows at once are hardly faster, and lose more when a run is stopped
 TOKENS = 64  # of a forward on a CPU: fewer read the weights more often than they compute with them
@@ -17,9 +23,17 @@ SHARE = 0.7  # of the free memory: what is reckoned below is not all that a forw
 FLOAT32_COPIES = 4  # of one layer's keys or values while they are encoded or decoded
 
 
-def batch_size(asked: str, model: Any, window_length: int, score_length: int, step: int | None = None) -> int:
+def batch_size(
+    asked: str,
+    model: Any,
+    window_length: int,
+    score_length: int,
+    *,
+    step: int | None = None,
+    backward: bool = False,
+) -> int:
     """The number asked for; of "auto" on a GPU as many as its free memory holds; on a CPU, where more at once are faster in
-    short steps alone, as many as fill them, and one else."""
+    short steps alone, as many as fill them, and one else. backward: gradients go through the suffix."""
     if asked != "auto":
         return int(asked)
     if model.device.type == "cuda":
@@ -29,19 +43,65 @@ def batch_size(asked: str, model: Any, window_length: int, score_length: int, st
     else:
         most = 1 if step is None else max(1, TOKENS // step)
         free = psutil.virtual_memory().available // 2  # the rest is for what else runs
-    fits = int(SHARE * free / window_bytes(model, window_length, score_length))
+    fits = int(SHARE * free / window_bytes(model, window_length, score_length, backward))
     return max(1, min(most, 2 ** (fits.bit_length() - 1) if fits else 1))
 
 
-def window_bytes(model: Any, window_length: int, score_length: int) -> int:
-    """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations."""
+def window_bytes(model: Any, window_length: int, score_length: int, backward: bool = False) -> int:
+    """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations. backward: what
+    the gradient is of, what attention read, and the gradient; that of the logits; the suffix's activations in all layers."""
     config, size = model.config.get_text_config(decoder=True), model.dtype.itemsize
     shapes = kv_shapes(model).values()
     numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]
     caches = 3 * sum(numbers) * size + FLOAT32_COPIES * 4 * max(numbers)
     logits = 2 * score_length * config.vocab_size * size
     wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
-    return int(caches + logits + window_length * (8 * config.hidden_size + 3 * wide) * size)
+    activations = window_length * (8 * config.hidden_size + 3 * wide) * size
+    if backward:
+        caches += 3 * sum(numbers) * size
+        logits += 2 * score_length * config.vocab_size * size
+        kept = 16 * config.hidden_size + 4 * wide  # norms in float32
+        activations += score_length * config.num_hidden_layers * kept * size
+    return int(caches + logits + activations)
+
+
+def in_batches(
+    windows: Sequence[Window], size: int, work: Callable[[Batch], None], on_halved: Callable[[int, int], None]
+) -> None:
+    """Work on the windows, so many at a time. Where memory runs out a batch is begun again in halves.
+
+    on_halved(windows, size): told of a batch that was too large, and the size to go on with; lets go what is held beside the
+    model. UserError where one window is too much.
+    """
+    left = list(windows)
+    while left:
+        batch = Batch(tuple(left[:size]))
+        try:
+            work(batch)
+        except torch.OutOfMemoryError as error:
+            needed = one_line(error)
+        else:
+            left = left[size:]
+            continue
+        if len(batch) == 1:
+            raise UserError(
+                f"one window at a time is too much for the memory of this device: {needed}; use shorter windows, fewer "
+                "schemes at a time, a smaller --dtype, or another device"
+            )
+        size = len(batch) // 2
+        on_halved(len(batch), size)
+        torch.cuda.empty_cache()
+
+
+def fused_kernels(windows: int, on_note: Callable[[str], None]) -> AbstractContextManager[None]:
+    """While a run of so many windows goes on, where they pay; the user is told once what the first of them waits for."""
+    notices = ["loading kernels for this GPU; what is not in Triton's cache is compiled, a second each, and kept"]
+    return kernels.for_windows(windows, lambda name: on_note(notices.pop()) if notices else None)
+
+
+def halved(windows: int, size: int) -> str:
+    """What a user is told then."""
+    return f"out of memory with {windows} windows at once: going on with {size}"
 
 
 CacheT = TypeVar("CacheT", bound=DynamicCache)

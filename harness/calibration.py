@@ -15,6 +15,7 @@ from harness.protocols import prefill
 from harness.records.writing import write_file
 from harness.subject.prepared import Subject
 from harness.subject.probing import check_continues, kv_shapes
+from harness.subject.windows import Batch
 from schemes.calibration_file import Calibration, as_bytes, facts_path
 from schemes.errors import UserError
 from schemes.references import quoted
@@ -91,7 +92,7 @@ def _captured(
     sample_weights: dict[int, dict[str, list[Tensor]]] = {}
     for number, window in enumerate(subject.windows):
         prefilled = prefill(model, window.prefix)
-        gradients = suffix_gradients(model, window, prefilled) if weights == "gradient" else None
+        gradients = suffix_gradients(model, Batch((window,)), prefilled) if weights == "gradient" else None
         for layer in full_layers(prefilled):
             cached: Any = prefilled.layers[layer]
             keys = rotaries[layer].unrotate(cached.keys.float(), 0)

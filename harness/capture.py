@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -20,33 +20,35 @@ from harness.protocols import suffix_logits
 from harness.subject.attention import NAME, SHARED
 from harness.subject.forward import forward
 from harness.subject.imports import quiet
-from harness.subject.windows import Window
+from harness.subject.windows import Batch
 from schemes import KV
 from schemes.errors import UserError
 
 CAPTURABLE = ("sdpa", "eager")
 _NAME = "kvdelta-capture"
 
+Logits = Float[Tensor, "windows scored vocabulary"]
+
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One layer's attention in a suffix forward: queries [1, query heads, suffix, channels], keys and values
-    [1, KV heads, prefix + suffix, channels] as attended, which keys each query may see, the module's own scaling and
-    soft-cap, and what it returned [1, suffix, query heads, channels]."""
+    """One layer's attention in a suffix forward: queries [windows, query heads, suffix, channels], keys and values
+    [windows, KV heads, prefix + suffix, channels] as attended, which keys each query may see, the module's own scaling and
+    soft-cap, and what it returned [windows, suffix, query heads, channels]."""
 
     layer: int
-    queries: Float[Tensor, "1 query_heads suffix channels"]
+    queries: Float[Tensor, "windows query_heads suffix channels"]
     keys: KV
     values: KV
     allowed: Bool[Tensor, "suffix tokens"]
     scaling: float
     softcap: float | None
-    output: Float[Tensor, "1 suffix query_heads channels"]
+    output: Float[Tensor, "windows suffix query_heads channels"]
 
 
 def suffix_attention(
-    model: Any, cache: Any, window: Window, layers: Collection[int], visit: Callable[[Attention], None]
-) -> Float[Tensor, "1 scored vocabulary"]:
+    model: Any, cache: Any, batch: Batch, layers: Collection[int], visit: Callable[[Attention], None]
+) -> Logits:
     """The suffix in one forward over a filled cache, with a visit at each of `layers` while it goes; its logits.
 
     One layer's attention exists at a time. ValueError where the model's attention cannot be captured.
@@ -59,7 +61,7 @@ def suffix_attention(
             visit(attention)
 
     with _capturing(model, visit_chosen):
-        logits = suffix_logits(model, cache, window.suffix)
+        logits = suffix_logits(model, cache, batch.suffix)
     if missed:
         raise UserError(
             f"the attention of layers {sorted(missed)} of this {model.config.model_type} model does not go through "
@@ -104,15 +106,22 @@ def _capturing(model: Any, visit: Callable[[Attention], None]) -> Iterator[None]
     finally:
         with quiet(progress_bars=True):
             model.set_attn_implementation(original)
+        AttentionInterface.register(_NAME, _none)  # lets go what `visit` holds, such as the gradients of a batch
+
+
+def _none(*args: Any, **kwargs: Any) -> None:
+    """Between captures there is no attention to call."""
 
 
 def allowed_pairs(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "queries keys"]:
-    """Which keys each query sees, from the mask that the attention function was given: none (causal, the queries
-    last), boolean, or added to the logits. ValueError for a mask that is more than that."""
+    """Which keys each query sees, in every window, from the mask that the attention function was given: none (causal, the
+    queries last), boolean, or added to the logits. ValueError for a mask that is more than that."""
     if mask is None:
         return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    if mask.shape[:2] != (1, 1):
+    if mask.shape[1] != 1:
         raise UserError(f"an attention mask of shape {tuple(mask.shape)} differs by head; it cannot be captured")
+    if mask.stride(0) and not (mask == mask[:1]).all():
+        raise UserError("an attention mask that differs by window cannot be captured")
     pairs = mask[0, 0, :, :keys]
     if pairs.dtype == torch.bool:
         return pairs
@@ -131,8 +140,8 @@ def exact_view(prefilled: DynamicCache, config: Any) -> DynamicCache:
     return cache
 
 
-def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dict[int, dict[str, KV]]:
-    """∂(Σ NLL of the exact suffix)/∂(prefix keys, values), by layer and side, in one backward pass.
+def suffix_gradients(model: Any, batch: Batch, prefilled: DynamicCache) -> dict[int, dict[str, KV]]:
+    """∂(Σ NLL of the exact suffix)/∂(prefix keys, values), by layer and side, of all windows in one backward pass.
 
     The gradients go through every later layer; nats per unit of the cached numbers, in the cache's dtype.
     """
@@ -143,21 +152,29 @@ def suffix_gradients(model: Any, window: Window, prefilled: DynamicCache) -> dic
             cache = DynamicCache(config=model.config)
             leaves: dict[int, list[Tensor]] = {}
             for index, layer in enumerate(prefilled.layers):
-                copied: Any = copy.deepcopy(layer)
-                if type(layer) is DynamicLayer:
-                    copied.keys = copied.keys.clone().requires_grad_()
-                    copied.values = copied.values.clone().requires_grad_()
-                    leaves[index] = [copied.keys, copied.values]
-                cache.layers[index] = copied
-            logits = forward(model, window.suffix.clone(), cache).logits[0, :-1]
-            targets = window.targets.clone().to(model.device)
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+                if type(layer) is not DynamicLayer:
+                    cache.layers[index] = copy.deepcopy(layer)
+                    continue
+                leaf: Any = copy.copy(layer)
+                leaf.keys, leaf.values = (x.clone().requires_grad_() for x in (leaf.keys, leaf.values))
+                cache.layers[index], leaves[index] = leaf, [leaf.keys, leaf.values]
+            logits = forward(model, batch.suffix.clone(), cache).logits[:, :-1]
             flat = [leaf for pair in leaves.values() for leaf in pair]
-            gradients = torch.autograd.grad(loss, flat)
+            gradients = torch.autograd.grad(logits, flat, _of_losses(logits.detach(), batch.targets))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
     return {index: {"key": gradients[2 * i], "value": gradients[2 * i + 1]} for i, index in enumerate(leaves)}
+
+
+def _of_losses(logits: Logits, targets: Int64[Tensor, "windows scored"]) -> Logits:
+    """∂(Σ NLL)/∂logits, a window at a time: of all at once the float32 copies would be the largest tensors of the pass."""
+    gradient, targets = torch.empty_like(logits), targets.to(logits.device)
+    for i, window in enumerate(logits):
+        leaf = window.float().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(leaf, targets[i], reduction="sum")
+        (gradient[i],) = torch.autograd.grad(loss, leaf)
+    return gradient
 
 
 @torch.inference_mode()

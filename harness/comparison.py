@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from harness import sharding, stopping
-from harness.batching import batch_size
+from harness.batching import batch_size, fused_kernels
 from harness.caches.contenders import Contender, contenders_of
 from harness.controls import floor_of
 from harness.leaks import check_texts
@@ -22,7 +22,6 @@ from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
 from harness.subject.probing import check_continues
 from harness.subject.windows import Window
-from schemes import kernels
 from schemes.errors import UserError
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
@@ -76,7 +75,7 @@ def compare(
     started = time.perf_counter()
     by_index = {window.index: window for window in subject.windows}
     windows = [by_index[index] for index in stopping.visits(settings)]
-    with kernels.for_windows(len(windows) - len(run.windows), runner.on_kernel):
+    with fused_kernels(len(windows) - len(run.windows), progress.on_note):
         _score(runner, windows, together)
     run = runner.run
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
@@ -109,7 +108,7 @@ def _opened(options: Options, settings: Settings, subject: Subject, processes: i
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
     if run is None:
         size = batch_size(
-            options.batch, subject.loaded.model, options.window_length, options.score_length, options.step
+            options.batch, subject.loaded.model, options.window_length, options.score_length, step=options.step
         )
         run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
         if processes > 1:  # no part may lie in a folder without a record

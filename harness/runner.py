@@ -10,6 +10,7 @@ import torch
 
 from harness import controls
 from harness.audit import Reads, total
+from harness.batching import halved, in_batches
 from harness.failures import failures
 from harness.passes import Outcome, Passes
 from harness.protocols import prefill
@@ -44,43 +45,27 @@ class Runner:
     file: str = RUN_FILE
     elsewhere: int = 0
 
-    def __post_init__(self) -> None:
-        self._told_of_kernels = False
-
-    def on_kernel(self, name: str) -> None:
-        if not self._told_of_kernels:
-            self._told_of_kernels = True
-            self.progress.on_note(
-                "loading kernels for this GPU; what is not in Triton's cache is compiled, a second each, and kept"
-            )
-
     def score(self, windows: Sequence[Window]) -> None:
         """Score windows that the record does not have yet; save after each batch.
 
         Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
         batch is begun again in halves, and the record says so.
         """
-        left, size = list(windows), self.run.batch
-        while left:
-            batch, before = Batch(tuple(left[:size])), self.run.model_copy(deep=True)
-            try:
-                self._batch(batch)
-            except torch.OutOfMemoryError as error:
-                needed = one_line(error)
-            else:
-                left = left[size:]
-                continue
-            if len(batch) == 1:
-                raise UserError(
-                    f"one window at a time is too much for the memory of this device: {needed}; use shorter windows, fewer "
-                    "schemes at a time, a smaller --dtype, or another device"
-                )
-            size = len(batch) // 2
-            before.batch = size
+        in_batches(windows, self.run.batch, self._whole_batch, self._halved)
+
+    def _whole_batch(self, batch: Batch) -> None:
+        """Or nothing of it in the record, where memory runs out."""
+        before = self.run.model_copy(deep=True)
+        try:
+            self._batch(batch)
+        except torch.OutOfMemoryError:
             self.run = before
-            self.passes.forget()
-            self.progress.on_note(f"out of memory with {len(batch)} windows at once: going on with {size}")
-            torch.cuda.empty_cache()
+            raise
+
+    def _halved(self, windows: int, size: int) -> None:
+        self.run.batch = size
+        self.passes.forget()
+        self.progress.on_note(halved(windows, size))
 
     def _batch(self, batch: Batch) -> None:
         torch.manual_seed(self.run.settings.seed)

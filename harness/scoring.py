@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from harness.divergence import kl_terms
@@ -101,31 +101,39 @@ class Reference:
 
     def itself(self, targets: Int64[Tensor, "batch scored"]) -> Scores:
         """The exact cache's own scores: KL 0, and the losses that equal logits have."""
-        return self._score(None, targets)
+        return _scores(self._scored(None, targets))
 
     def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
         """Of the first tokens of each window, as many as there are `logits`, which are left as they are. KL as `kl_terms`
         has it."""
-        return self._score(logits, targets[:, : logits.shape[1]])
+        return _scores(self._scored(logits, targets[:, : logits.shape[1]]))
+
+    def sums(self, logits: Logits | None, targets: Int64[Tensor, "batch scored"]) -> Float64[Tensor, "2 batch"]:
+        """Loss and KL of each window summed over its tokens, on the device, which nobody waits for. None: of the exact
+        cache's own logits."""
+        return self._scored(logits, targets)[:2].sum(dim=2, dtype=torch.float64)
 
     @torch.inference_mode()
-    def _score(self, logits: Logits | None, targets: Tensor) -> Scores:
+    def _scored(self, logits: Logits | None, targets: Tensor) -> Float[Tensor, "3 batch scored"]:
         reference, targets = self.logits[:, : targets.shape[1]], targets.to(self.logits.device)
         given = reference if logits is None else logits
         if _for_the_kernel(given):
             from harness import scoring_kernel
 
-            packed = scoring_kernel.score(given, reference, targets)
-        else:
-            packed = torch.empty(3, *given.shape[:2], device=given.device)
-            for i, rows in _chunks(given):
-                log_p = reference[i, rows] if self.normalised else reference[i, rows].float().log_softmax(dim=-1)
-                log_q = log_p if logits is None else logits[i, rows].float().log_softmax(dim=-1)
-                p = log_p.exp() if self.p is None else self.p[i, rows]
-                top = _first_choices(log_p) if self.top is None else self.top[i, rows]
-                packed[:, i, rows] = _rows(log_q, log_p, p, top, targets[i, rows])
-        nll, kl, agrees = packed.cpu()
-        return Scores(nll, kl, agrees.bool())
+            return scoring_kernel.score(given, reference, targets)
+        packed = torch.empty(3, *given.shape[:2], device=given.device)
+        for i, rows in _chunks(given):
+            log_p = reference[i, rows] if self.normalised else reference[i, rows].float().log_softmax(dim=-1)
+            log_q = log_p if logits is None else logits[i, rows].float().log_softmax(dim=-1)
+            p = log_p.exp() if self.p is None else self.p[i, rows]
+            top = _first_choices(log_p) if self.top is None else self.top[i, rows]
+            packed[:, i, rows] = _rows(log_q, log_p, p, top, targets[i, rows])
+        return packed
+
+
+def _scores(rows: Float[Tensor, "3 batch scored"]) -> Scores:
+    nll, kl, agrees = rows.cpu()
+    return Scores(nll, kl, agrees.bool())
 
 
 def _rows(

@@ -53,7 +53,7 @@ def errors(
     scheme: Schemes = None,
     layers: Layers = None,
     by: Annotated[Literal["scheme", "layer", "head"], typer.Option("--by", help="what a row is of")] = "scheme",
-    gradients: Annotated[bool, typer.Option(help="also the predicted loss: a backward pass a window")] = True,
+    gradients: Annotated[bool, typer.Option(help="also the predicted loss: a backward pass a batch")] = True,
     style: Style = None,
     format: Format = "table",
 ) -> int:

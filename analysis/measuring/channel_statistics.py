@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float32
 from torch import Tensor
 
-from analysis.measuring.loop import measure_windows, stored_places
+from analysis.measuring.loop import measure_windows, named, stored_places
 from analysis.reading.outliers import channel_ratio
 from analysis.reading.selection import chosen
 from harness.caches.rotary import rotary_of
@@ -19,7 +19,8 @@ from harness.options import Options
 from harness.protocols import prefill
 from harness.records.measurement import Arrays, Measurement
 from harness.subject.prepared import Subject
-from harness.subject.windows import Window
+from harness.subject.windows import Batch
+from schemes import KV
 from schemes.errors import UserError
 
 PICTURES = 4  # so many heads at most are kept whole, for figures, where a user chose no more
@@ -45,10 +46,11 @@ def measure_outliers(
     if pre_rope:
         _check_pre_rope(model, measured)
 
-    def one_window(window: Window) -> Arrays:
+    def of_batch(batch: Batch) -> list[Arrays]:
         started = time.perf_counter()
-        prefilled = prefill(model, window.prefix)
-        collected: dict[str, list[dict[str, np.ndarray]]] = {}
+        prefilled = prefill(model, batch.prefix)
+        collected: dict[str, list[dict[str, Tensor]]] = {}
+        pictured = batch.windows[0] is subject.windows[0]
         kept: dict[str, list[Tensor]] = {}
         for layer in measured:
             held: Any = prefilled.layers[layer]
@@ -56,26 +58,23 @@ def measure_outliers(
             if pre_rope:
                 sides["pre_rope_key"] = pre_rope_keys(model, layer, sides["key"])
             for side, x in sides.items():
-                x = x[0, kv_heads].float()
+                x = x[:, kv_heads].float()
                 collected.setdefault(side, []).append(statistics_of(x))
-                kept.setdefault(side, []).append(x)
-        arrays = {
-            f"{side}_{name}": np.stack([layer[name] for layer in by_layer])
+                if pictured:
+                    kept.setdefault(side, []).append(x[0])
+        by_name = {
+            f"{side}_{name}": torch.stack([layer[name].to(model.device) for layer in by_layer], dim=1).cpu().numpy()
             for side, by_layer in collected.items()
             for name in by_layer[0]
         }
-        if window is subject.windows[0]:
-            places = _places(arrays["key_mean_abs"])
-            arrays["pictured"] = np.array([(measured[at], kv_heads[h]) for at, h in places])
-            for side, tensors in kept.items():
-                x = np.stack([tensors[at][h].cpu().numpy() for at, h in places])
-                arrays[f"picture_{side}"] = np.clip(x, -65504, 65504).astype(np.float16)
-        position = subject.windows.index(window) + 1
-        on_note(f"window {position}/{len(subject.windows)}  {time.perf_counter() - started:.1f} s")
-        return arrays
+        of_windows: list[Arrays] = [{name: array[i] for name, array in by_name.items()} for i in range(len(batch))]
+        if pictured:
+            of_windows[0] |= _pictures(kept, _places(of_windows[0]["key_mean_abs"]), measured, kv_heads)
+        on_note(f"{named(batch, subject.windows)}  {time.perf_counter() - started:.1f} s")
+        return of_windows
 
     also = {"layers": measured, "heads": kv_heads, "pre_rope": pre_rope}
-    return measure_windows("outliers", options, subject, [], also, measured, kv_heads, one_window, on_note)
+    return measure_windows("outliers", options, subject, [], also, measured, kv_heads, of_batch, on_note)
 
 
 def _check_pre_rope(model: Any, layers: Sequence[int]) -> None:
@@ -95,22 +94,33 @@ def _places(mean_abs: np.ndarray) -> list[tuple[int, int]]:
     return sorted((int(at // ratio.shape[1]), int(at % ratio.shape[1])) for at in order[:count])
 
 
-def statistics_of(x: Float[Tensor, "heads tokens channels"]) -> dict[str, np.ndarray]:
-    """Per channel [heads, channels]: mean, sd, max |x|, mean |x|, mean x² and excess kurtosis (0 for a normal
-    distribution, and where a channel is constant); per token [heads, tokens]: norm. In float64."""
+def _pictures(
+    kept: dict[str, list[Tensor]], places: list[tuple[int, int]], layers: Sequence[int], heads: Sequence[int]
+) -> Arrays:
+    """Which heads are kept whole, and their numbers in float16, by side; kept: of every layer [heads, tokens, channels]."""
+    arrays: Arrays = {"pictured": np.array([(layers[at], heads[h]) for at, h in places])}
+    for side, tensors in kept.items():
+        x = np.stack([tensors[at][h].cpu().numpy() for at, h in places])
+        arrays[f"picture_{side}"] = np.clip(x, -65504, 65504).astype(np.float16)
+    return arrays
+
+
+def statistics_of(x: KV) -> dict[str, Float32[Tensor, "batch heads _"]]:
+    """Per channel [windows, heads, channels]: mean, sd, max |x|, mean |x|, mean x² and excess kurtosis (0 for a normal
+    distribution, and where a channel is constant); per token [windows, heads, tokens]: norm. Computed in float64."""
     x = x.double()
-    mean = x.mean(dim=1, keepdim=True)
+    mean = x.mean(dim=2, keepdim=True)
     centred = x - mean
-    variance = centred.square().mean(dim=1)
-    fourth = centred.pow(4).mean(dim=1)
+    variance = centred.square().mean(dim=2)
+    fourth = centred.pow(4).mean(dim=2)
     kurtosis = torch.where(variance > 0, fourth / variance.square() - 3, 0.0)
     statistics = {
-        "mean": mean[:, 0],
+        "mean": mean[:, :, 0],
         "sd": variance.sqrt(),
-        "max": x.abs().amax(dim=1),
-        "mean_abs": x.abs().mean(dim=1),
-        "mean_square": x.square().mean(dim=1),
+        "max": x.abs().amax(dim=2),
+        "mean_abs": x.abs().mean(dim=2),
+        "mean_square": x.square().mean(dim=2),
         "kurtosis": kurtosis,
-        "norm": x.norm(dim=2),
+        "norm": x.norm(dim=3),
     }
-    return {name: tensor.cpu().numpy().astype(np.float32) for name, tensor in statistics.items()}
+    return {name: tensor.float() for name, tensor in statistics.items()}

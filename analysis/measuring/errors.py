@@ -1,27 +1,31 @@
 """`errors`: what each scheme does to keys, values and attention, by layer and KV head, on the suffix's real queries."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from analysis.measuring.attention import HeadAttention
-from analysis.measuring.loop import bound_schemes, measure_windows, stored_places
-from analysis.measuring.reconstruction import predicted_sums, reconstruction_sums
+from analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
+from analysis.measuring.reconstruction import Sums, predicted_sums, reconstruction_sums
 from analysis.reading.selection import chosen
+from harness.caches.rebuilt import rebuilt
 from harness.capture import Attention, exact_view, suffix_attention, suffix_gradients
 from harness.options import Options
 from harness.protocols import prefill
 from harness.records.measurement import Arrays, Measurement
 from harness.subject.prepared import Subject
 from harness.subject.probing import SPLIT, tokens_for
-from harness.subject.windows import Window
-from schemes import Scheme, TokenStore
+from harness.subject.windows import Batch
+from schemes import KV, Scheme
 from schemes.errors import UserError
+
+AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
+"""Logits of attention that are worked on at a time, by device; several copies exist of them."""
 
 SAME_ATTENTION = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative, by round-off of the dtype
 
@@ -36,7 +40,7 @@ def measure_errors(
     on_note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Measurement, Path]:
     """Sums of errors [schemes, layers, KV heads] for every window. layers: None is all; gradients: also the predicted
-    loss, one backward pass a window.
+    loss, one backward pass a batch.
 
     ValueError: a scheme or layer that does not fit the model; attention that cannot be captured.
     """
@@ -46,7 +50,9 @@ def measure_errors(
     errors = _Errors([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
     errors.rehearse()
     also = {"layers": measured, "gradients": gradients}
-    return measure_windows("errors", options, subject, schemes, also, measured, heads, errors.of_window, on_note)
+    return measure_windows(
+        "errors", options, subject, schemes, also, measured, heads, errors.of_batch, on_note, backward=gradients
+    )
 
 
 class _Errors:
@@ -67,7 +73,8 @@ class _Errors:
         """Refuse on a few tokens, before any whole window, a model whose attention is not that over what it caches."""
         model = self.subject.loaded.model
         few = replace(self.subject.windows[0], tokens=tokens_for(model)[0], prefix_length=SPLIT)
-        prefilled = prefill(model, few.prefix)
+        batch = Batch((few,))
+        prefilled = prefill(model, batch.prefix)
 
         @torch.inference_mode()
         def visit(attention: Attention) -> None:
@@ -79,77 +86,81 @@ class _Errors:
                         "that it caches (as multi-head latent attention does), so what an error in these does to its "
                         "attention cannot be measured; use compare, sensitivity or outliers"
                     )
-            self._exact(attention, check=True)
+            self._exact(attention, slice(0, 1), check=True)
 
-        suffix_attention(model, exact_view(prefilled, model.config), few, self.layers, visit)
+        suffix_attention(model, exact_view(prefilled, model.config), batch, self.layers, visit)
 
-    def of_window(self, window: Window) -> Arrays:
+    def of_batch(self, batch: Batch) -> list[Arrays]:
         started = time.perf_counter()
         model = self.subject.loaded.model
-        prefilled = prefill(model, window.prefix)
-        gradients = suffix_gradients(model, window, prefilled) if self.gradients else {}
-        arrays: Arrays = {}
+        prefilled = prefill(model, batch.prefix)
+        gradients = suffix_gradients(model, batch, prefilled) if self.gradients else {}
+        shape = (len(self.schemes), len(self.layers), len(batch), self.heads)
+        sums: Sums = {}
 
         @torch.inference_mode()
         def visit(attention: Attention) -> None:
             at = self.layers.index(attention.layer)
-            heads = self._exact(attention, check=not self.checked)
-            for i, scheme in enumerate(self.schemes):
-                for name, sums in self._layer(attention, heads, scheme, gradients.get(attention.layer), window).items():
-                    shape = (len(self.schemes), len(self.layers), self.heads)
-                    arrays.setdefault(name, np.zeros(shape))[i, at] = sums
+            for windows, i, of_scheme in self._layer(attention, gradients.get(attention.layer)):
+                for name, values in of_scheme.items():
+                    if name not in sums:
+                        sums[name] = torch.zeros(shape, dtype=torch.float64, device=model.device)
+                    sums[name][i, at, windows] = values.to(model.device)
 
-        suffix_attention(model, exact_view(prefilled, model.config), window, self.layers, visit)
+        suffix_attention(model, exact_view(prefilled, model.config), batch, self.layers, visit)
         self.checked = True
-        position = self.subject.windows.index(window) + 1
-        self.on_note(f"window {position}/{len(self.subject.windows)}  {time.perf_counter() - started:.1f} s")
-        return arrays
+        arrays = dict(zip(sums, torch.stack([*sums.values()]).cpu().numpy(), strict=True))
+        self.on_note(f"{named(batch, self.subject.windows)}  {time.perf_counter() - started:.1f} s")
+        return [{name: array[:, :, i] for name, array in arrays.items()} for i in range(len(batch))]
 
-    def _exact(self, attention: Attention, check: bool) -> list[HeadAttention]:
-        group = attention.queries.shape[1] // attention.keys.shape[1]
-        heads = [
-            HeadAttention(
-                attention.queries[0, h * group : (h + 1) * group].float(),
-                attention.keys[0, h].float(),
-                attention.values[0, h].float(),
-                attention.allowed,
-                attention.scaling,
-                attention.softcap,
-            )
-            for h in range(attention.keys.shape[1])
+    def _layer(
+        self, attention: Attention, gradients: dict[str, KV] | None
+    ) -> Iterator[tuple[slice, int, dict[str, Tensor]]]:
+        """Sums of one layer, [windows, KV heads]: which windows they are of, and the position of their scheme."""
+        exact = {"key": attention.keys, "value": attention.values}
+        suffix = attention.queries.shape[2]
+        prefix = {side: x[:, :, :-suffix] for side, x in exact.items()}
+        back = [
+            {side: rebuilt(rule, prefix[side]) for side, rule in scheme.for_layer(attention.layer).sides.items()}
+            for scheme in self.schemes
         ]
+        for windows in _few(attention):
+            unchanged = self._exact(attention, windows, check=not self.checked)
+            for i, decoded in enumerate(back):
+                sums: Sums = {}
+                for side, x in prefix.items():
+                    mine = reconstruction_sums(x[windows], decoded[side][windows])
+                    if gradients:
+                        mine |= predicted_sums(gradients[side][windows], x[windows], decoded[side][windows])
+                    sums |= {f"{side}_{name}": values for name, values in mine.items()}
+                keys, values = (
+                    torch.cat([decoded[side][windows], x[windows, :, -suffix:]], dim=2).float()
+                    for side, x in exact.items()
+                )
+                yield windows, i, sums | unchanged.sums(keys, values)
+
+    def _exact(self, attention: Attention, windows: slice, check: bool) -> HeadAttention:
+        queries, keys, values = (x[windows].float() for x in (attention.queries, attention.keys, attention.values))
+        heads = keys.shape[1]
+        exact = HeadAttention(
+            queries.unflatten(1, (heads, -1)), keys, values, attention.allowed, attention.scaling, attention.softcap
+        )
         if check:
-            ours = torch.cat([head.output for head in heads]).transpose(0, 1)
-            theirs = attention.output[0].float()
+            ours = exact.output.flatten(1, 2).transpose(1, 2)
+            theirs = attention.output[windows].float()
             off = float((ours - theirs).norm() / theirs.norm())
             if not off <= SAME_ATTENTION[attention.output.dtype]:
                 raise UserError(
                     f"layer {attention.layer} of {self.subject.loaded.name} attends in a way that its queries, keys, mask "
                     f"and scaling do not give again (outputs differ by {off:.1e}); its attention cannot be captured"
                 )
-        return heads
+        return exact
 
-    def _layer(
-        self,
-        attention: Attention,
-        heads: list[HeadAttention],
-        scheme: Scheme,
-        gradients: dict[str, torch.Tensor] | None,
-        window: Window,
-    ) -> Arrays:
-        """Sums of one layer under one scheme, each [KV heads]."""
-        sums_of_layer: Arrays = {}
-        read: dict[str, torch.Tensor] = {}
-        for side, exact in {"key": attention.keys, "value": attention.values}.items():
-            prefix = exact[:, :, : window.prefix_length]
-            store = TokenStore(scheme.for_layer(attention.layer).sides[side])
-            store.append(prefix)
-            decoded = store.read()
-            assert decoded is not None
-            sums = reconstruction_sums(prefix[0], decoded[0])
-            if gradients:
-                sums |= predicted_sums(gradients[side][0], prefix[0], decoded[0])
-            sums_of_layer |= {f"{side}_{name}": array for name, array in sums.items()}
-            read[side] = torch.cat([decoded, exact[:, :, window.prefix_length :]], dim=2)[0].float()
-        per_head = [head.sums(read["key"][h], read["value"][h]) for h, head in enumerate(heads)]
-        return sums_of_layer | {name: np.array([sums[name] for sums in per_head]) for name in per_head[0]}
+
+def _few(attention: Attention) -> Iterator[slice]:
+    """The windows that are worked on at a time."""
+    windows, heads, suffix, _ = attention.queries.shape
+    most = AT_ONCE.get(attention.queries.device.type, AT_ONCE["cpu"])
+    size = max(1, most // (heads * suffix * attention.keys.shape[2]))
+    for first in range(0, windows, size):
+        yield slice(first, min(first + size, windows))

@@ -1,9 +1,11 @@
-"""The loop of every measurement: window after window, each on disk before the next begins."""
+"""The loop of every measurement: batches of windows, each on disk before the next begins."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from analysis.reading.selection import spans
+from harness.batching import batch_size, fused_kernels, halved, in_batches
 from harness.caches.contenders import SchemeContender, merged
 from harness.leaks import check_texts
 from harness.options import Options
@@ -20,7 +22,7 @@ from harness.records.writing import save_arrays
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject
 from harness.subject.probing import check_continues, kv_shapes
-from harness.subject.windows import Window
+from harness.subject.windows import Batch, Window
 from schemes.errors import UserError
 
 
@@ -60,12 +62,14 @@ def measure_windows(
     measured: dict[str, object],
     layers: Sequence[int],
     kv_heads: Sequence[int],
-    one_window: Callable[[Window], Arrays],
+    of_batch: Callable[[Batch], list[Arrays]],
     on_note: Callable[[str], None] = lambda text: None,
+    backward: bool = False,
 ) -> tuple[Measurement, Path]:
-    """Measure every window that the folder does not have yet; each is on disk before the next begins.
+    """Measure the windows that the folder does not have yet, `options.batch` at a time; each batch is on disk before the next
+    begins, and where memory runs out it is begun again in halves.
 
-    measured: what else the numbers depend on. one_window(window): its arrays.
+    measured: what else the numbers depend on. of_batch(batch): the arrays of each window; backward: it takes gradients.
     """
     settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
     folder, record = open_folder(options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind))
@@ -80,10 +84,24 @@ def measure_windows(
         on_note(f"{folder} holds this measurement already, complete")
         return record, folder
     save_measurement(record, folder)
-    for window in subject.windows:
-        path = window_file(folder, kind, window.index)
-        if not path.exists():
-            save_arrays(path, one_window(window))
+
+    def keep(batch: Batch) -> None:
+        for window, arrays in zip(batch.windows, of_batch(batch), strict=True):
+            save_arrays(window_file(folder, kind, window.index), arrays)
+
+    left = [window for window in subject.windows if not window_file(folder, kind, window.index).exists()]
+    model = subject.loaded.model
+    size = batch_size(options.batch, model, options.window_length, options.score_length, backward=backward)
+    with fused_kernels(len(left), on_note):
+        in_batches(left, size, keep, lambda windows, size: on_note(halved(windows, size)))
     record.status = "complete"
     save_measurement(record, folder)
     return record, folder
+
+
+def named(batch: Batch, windows: Sequence[Window]) -> str:
+    """Which of the windows these are, for people."""
+    positions = [windows.index(window) + 1 for window in batch.windows]
+    if len(positions) == 1:
+        return f"window {positions[0]}/{len(windows)}"
+    return f"windows {spans(positions).replace('-', '–')} of {len(windows)}"

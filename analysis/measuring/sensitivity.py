@@ -3,24 +3,24 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
-from analysis.measuring.loop import bound_schemes, measure_windows, stored_places
+from analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
 from analysis.measuring.reconstruction import predicted_sums
 from analysis.reading.selection import checked_sides, chosen, spans
-from harness.ablation import SharedSuffix
-from harness.caches.scheme import SchemeCache
+from harness.ablation import KeysAndValues, SharedSuffix
+from harness.caches.rebuilt import rebuilt
 from harness.capture import suffix_gradients
 from harness.options import Options
-from harness.protocols import prefill, suffix_logits
+from harness.protocols import prefill
 from harness.records.measurement import Arrays, Measurement
 from harness.scoring import Reference
 from harness.subject.prepared import Subject
-from harness.subject.windows import Window
-from schemes import Scheme, TokenStore
+from harness.subject.windows import Batch
+from schemes import KV, Scheme
 from schemes.errors import UserError
 from schemes.maps import one_side
 
@@ -53,7 +53,9 @@ def measure_sensitivity(
                 )
     ablation = _Ablation([one.scheme for one in schemes], sides, measured, subject, on_note)
     also = {"layers": measured, "sides": sides}
-    return measure_windows("sensitivity", options, subject, schemes, also, measured, heads, ablation.of_window, on_note)
+    return measure_windows(
+        "sensitivity", options, subject, schemes, also, measured, heads, ablation.of_batch, on_note, backward=True
+    )
 
 
 class _Ablation:
@@ -66,63 +68,65 @@ class _Ablation:
         on_note: Callable[[str], None],
     ):
         self.schemes, self.sides, self.layers, self.subject, self.on_note = schemes, sides, layers, subject, on_note
-        self.share: bool | None = None  # asked in the first window that this process measures, of a continued run too
+        self.share: bool | None = None  # asked in the first batch that this process measures, of a continued run too
 
-    def of_window(self, window: Window) -> Arrays:
+    def of_batch(self, batch: Batch) -> list[Arrays]:
         model = self.subject.loaded.model
-        position = self.subject.windows.index(window) + 1
-        prefilled = prefill(model, window.prefix)
-        gradients = suffix_gradients(model, window, prefilled)
-        shared = SharedSuffix(model, window, prefilled)
+        prefilled = prefill(model, batch.prefix)
+        gradients = suffix_gradients(model, batch, prefilled)
+        shared = SharedSuffix(model, batch, prefilled)
+        exact = shared.held()
         if self.share is None:
-            middle = self.layers[len(self.layers) // 2]
-            self.share = shared.shares_exactly(middle, self.schemes[0].for_layer(middle))
-            if not self.share:
-                self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
-        reference, targets = Reference(shared.exact), window.targets[None]
-        exact = reference.itself(targets)
-        grid = (len(self.schemes), len(self.sides))
+            self.share = self._shares(shared, exact)
+        reference = Reference(shared.exact)
+        grid = (len(batch), len(self.schemes), len(self.sides))
         arrays: Arrays = {name: np.zeros((*grid, len(self.layers))) for name in ("nll", "kl", "square", "absolute")}
         arrays |= {name: np.zeros(grid) for name in ("all_nll", "all_kl")}
-        arrays |= {"exact_nll": _sum(exact.nll), "count": np.array(float(len(window.targets)))}
+        arrays["exact_nll"] = reference.sums(None, batch.targets)[0].cpu().numpy()
+        arrays["count"] = np.full(len(batch), float(batch.targets.shape[1]))
         for i, scheme in enumerate(self.schemes):
-            predicted = self._predicted(scheme, prefilled, gradients)
+            back = {layer: _rebuilt(scheme, layer, held) for layer, held in exact.items()}
+            predicted = self._predicted(exact, back, gradients)
             for j, side in enumerate(self.sides):
                 started = time.perf_counter()
-                half = one_side(scheme, side)
-                whole = suffix_logits(model, SchemeCache.for_model(half, model).fill(prefilled), window.suffix)
-                scores = reference.score(whole, targets)
-                arrays["all_nll"][i, j], arrays["all_kl"][i, j] = _sum(scores.nll), _sum(scores.kl)
-                for at, layer in enumerate(self.layers):
-                    logits = shared.ablated(layer, half.for_layer(layer), self.share)
-                    scores = reference.score(logits, targets)
-                    arrays["nll"][i, j, at], arrays["kl"][i, j, at] = _sum(scores.nll), _sum(scores.kl)
-                    for name in ("square", "absolute"):
-                        arrays[name][i, j, at] = predicted[layer][side][name]
-                seconds = time.perf_counter() - started
+                half = {layer: _of_side(side, held, back[layer]) for layer, held in exact.items()}
+                sums = [reference.sums(shared.replaced(half), batch.targets)]
+                for layer in self.layers:
+                    logits = shared.ablated(layer, half[layer], self.share)
+                    sums.append(reference.sums(logits, batch.targets))
+                whole, *by_layer = torch.stack(sums).cpu().numpy()
+                arrays["all_nll"][:, i, j], arrays["all_kl"][:, i, j] = whole
+                arrays["nll"][:, i, j], arrays["kl"][:, i, j] = np.stack(by_layer, axis=-1)
+                arrays["square"][:, i, j], arrays["absolute"][:, i, j] = predicted[side]
                 self.on_note(
-                    f"window {position}/{len(self.subject.windows)}  {scheme.name}, {side}: {len(self.layers)} layers "
-                    f"in {seconds:.1f} s"
+                    f"{named(batch, self.subject.windows)}  {scheme.name}, {side}: {len(self.layers)} layers in "
+                    f"{time.perf_counter() - started:.1f} s"
                 )
-        return arrays
+        return [{name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(len(batch))]
 
-    def _predicted(self, scheme: Scheme, prefilled: Any, gradients: dict) -> dict[int, dict[str, dict[str, float]]]:
-        """By layer and side: Σ(g·e)² and Σ|g·e| over heads."""
-        predicted: dict[int, dict[str, dict[str, float]]] = {}
-        for layer in self.layers:
-            held: Any = prefilled.layers[layer]
-            by_side: dict[str, dict[str, float]] = {}
-            for side, x in {"key": held.keys, "value": held.values}.items():
-                store = TokenStore(scheme.for_layer(layer).sides[side])
-                store.append(x)
-                decoded = store.read()
-                assert decoded is not None
-                sums = predicted_sums(gradients[layer][side][0], x[0], decoded[0])
-                by_side[side] = {name: float(array.sum()) for name, array in sums.items()}
-            by_side["both"] = {name: by_side["key"][name] + by_side["value"][name] for name in by_side["key"]}
-            predicted[layer] = by_side
-        return predicted
+    def _shares(self, shared: SharedSuffix, exact: dict[int, KeysAndValues]) -> bool:
+        middle = self.layers[len(self.layers) // 2]
+        share = shared.shares_exactly(middle, _rebuilt(self.schemes[0], middle, exact[middle]))
+        if not share:
+            self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
+        return share
+
+    def _predicted(
+        self, exact: dict[int, KeysAndValues], back: dict[int, KeysAndValues], gradients: dict[int, dict[str, KV]]
+    ) -> dict[str, Float64[np.ndarray, "2 windows layers"]]:
+        """By side: Σ(g·e)² and Σ|g·e| over heads."""
+        device, predicted = self.subject.loaded.model.device, {}
+        for at, side in enumerate(("key", "value")):
+            by_layer = [predicted_sums(gradients[i][side], exact[i][at], back[i][at]) for i in self.layers]
+            sums = [[one[name].sum(dim=1).to(device) for one in by_layer] for name in ("square", "absolute")]
+            predicted[side] = torch.stack([torch.stack(layers, dim=1) for layers in sums]).cpu().numpy()
+        return predicted | {"both": predicted["key"] + predicted["value"]}
 
 
-def _sum(x: torch.Tensor) -> np.ndarray:
-    return np.array(float(x.double().sum()))
+def _rebuilt(scheme: Scheme, layer: int, exact: KeysAndValues) -> KeysAndValues:
+    rules = scheme.for_layer(layer)
+    return rebuilt(rules.key, exact[0]), rebuilt(rules.value, exact[1])
+
+
+def _of_side(side: str, exact: KeysAndValues, back: KeysAndValues) -> KeysAndValues:
+    return exact[0] if side == "value" else back[0], exact[1] if side == "key" else back[1]

@@ -48,7 +48,7 @@ def _of_one_batch(
     contenders: Sequence[Contender], options: Options, *, subject: Subject, with_controls: bool = False
 ) -> Parts:
     model = subject.loaded.model
-    size = batch_size(options.batch, model, options.window_length, options.score_length, options.step)
+    size = batch_size(options.batch, model, options.window_length, options.score_length, step=options.step)
     windows = subject.windows[:size]
     few = replace(subject, windows=windows)
     settings = settings_of(options, few, [contender.name for contender in contenders])

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
 from harness import controls
-from harness.batching import batch_size, rows_of, window_bytes
+from harness.batching import batch_size, fused_kernels, rows_of, window_bytes
 from harness.caches.contenders import SchemeContender, contender_of
 from harness.caches.foreign import ForeignContender
 from harness.comparison import compare
@@ -16,7 +16,7 @@ from harness.records.run import load_run
 from harness.runner import Progress
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch
-from schemes import SCHEMES, parse_scheme, together
+from schemes import SCHEMES, kernels, parse_scheme, together
 from schemes.errors import UserError
 
 from ..conftest import tiny_config, tiny_subject
@@ -248,11 +248,11 @@ def test_rows_of_a_batch_are_those_of_its_windows(model, subject):
 def test_the_batch_that_fits(model, monkeypatch):
     assert batch_size("7", model, 128, 32) == 7
     assert batch_size("auto", model, 128, 32) == 1  # on a CPU
-    assert [batch_size("auto", model, 128, 32, step) for step in (1, 16, 20, 100)] == [64, 4, 3, 1]
+    assert [batch_size("auto", model, 128, 32, step=step) for step in (1, 16, 20, 100)] == [64, 4, 3, 1]
     needed = window_bytes(model, 128, 32)
     little = type("Memory", (), {"available": int(2 * 5 * needed / 0.7) + 1})
     monkeypatch.setattr("psutil.virtual_memory", lambda: little)
-    assert batch_size("auto", model, 128, 32, 1) == 4
+    assert batch_size("auto", model, 128, 32, step=1) == 4
 
     class OnAGpu:
         device = torch.device("cuda")
@@ -266,8 +266,19 @@ def test_the_batch_that_fits(model, monkeypatch):
         free = int(windows * needed / 0.7) + 1
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
         assert batch_size("auto", OnAGpu(), 128, 32) == size
-    # the exact cache, a scheme's and the logits of both are in it
+    # the exact cache, a scheme's and the logits of both are in it; in a backward pass all layers' activations too
     assert needed > 3 * 2 * 2 * 2 * 16 * 128 * 4 + 2 * 32 * 128 * 4
+    assert window_bytes(model, 128, 32, backward=True) > needed + 2 * 32 * (10 * 64 + 4 * 128) * 4
+
+
+def test_a_user_is_told_of_kernels_once():
+    said = []
+    with fused_kernels(32, said.append):
+        for name in ("encode", "decode"):
+            for listener in kernels._listeners:
+                listener(name)
+    assert len(said) == 1
+    assert said[0].startswith("loading kernels for this GPU")
 
 
 def test_controls_take_few_windows_of_a_large_batch(subject, options, monkeypatch):

@@ -20,7 +20,7 @@ from harness.subject.forward import cache_keyword, forward
 from harness.subject.model import LoadedModel
 from harness.subject.prepared import Subject
 from harness.subject.text import Text
-from harness.subject.windows import cut_windows
+from harness.subject.windows import Batch, cut_windows
 from schemes import parse_scheme
 from schemes.calibration_file import CalibrationFile, read
 from schemes.errors import UserError
@@ -75,7 +75,7 @@ def test_tokens_that_stay_exact_are_not_calibrated_on(spec, sinks, weights, trai
     for window in training.windows:
         prefilled = prefill(model, window.prefix)
         cached = {"key": pre_rope_keys(model, 1, prefilled.layers[1].keys), "value": prefilled.layers[1].values}
-        gradients = suffix_gradients(model, window, prefilled)[1]
+        gradients = suffix_gradients(model, Batch((window,)), prefilled)[1]
         gradients["key"] = rotary_of(model, 1).unrotate(gradients["key"], 0)
         for side, numbers in cached.items():
             captured["samples"][side].append(numbers[0, :, sinks:])

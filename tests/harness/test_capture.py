@@ -1,6 +1,8 @@
 """What is taken from inside the model is what the model uses."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from harness import capture
 from harness.caches.scheme import full_layers
 from harness.protocols import prefill, suffix_logits
 from harness.subject.forward import forward
-from harness.subject.windows import cut_windows
+from harness.subject.windows import Batch, cut_windows
 
 from ..conftest import SHARP, TINY, tiny_config
 
@@ -47,7 +49,11 @@ def seen_by(model, window, layers=None):
     seen = {}
     full = full_layers(prefilled)
     logits = capture.suffix_attention(
-        model, capture.exact_view(prefilled, model.config), window, layers or full, lambda a: seen.update({a.layer: a})
+        model,
+        capture.exact_view(prefilled, model.config),
+        Batch((window,)),
+        layers or full,
+        lambda a: seen.update({a.layer: a}),
     )
     return prefilled, seen, logits
 
@@ -83,14 +89,28 @@ def test_a_view_leaves_the_prefilled_cache_alone(window):
     assert prefilled.get_seq_length() == window.prefix_length
 
 
+def test_what_a_visit_holds_is_let_go(window):
+    class Held:
+        pass
+
+    held, model = Held(), MODELS["llama sdpa"]
+    gone, cache = weakref.ref(held), capture.exact_view(prefill(model, window.prefix), model.config)
+    capture.suffix_attention(model, cache, Batch((window,)), [0], lambda attention, held=held: None)
+    del held
+    gc.collect()
+    assert gone() is None
+
+
 def test_what_cannot_be_captured_is_refused(window, refused):
     model = LlamaForCausalLM(tiny_config()).eval()
     prefilled = prefill(model, window.prefix)
     with refused("attention of layers .7.*cannot be captured"):
-        capture.suffix_attention(model, capture.exact_view(prefilled, model.config), window, [0, 7], lambda a: None)
+        capture.suffix_attention(
+            model, capture.exact_view(prefilled, model.config), Batch((window,)), [0, 7], lambda a: None
+        )
     model.config._attn_implementation_internal = "flash_attention_2"
     with refused("'flash_attention_2' cannot be captured; load the model with one of sdpa, eager"):
-        capture.suffix_attention(model, prefilled, window, [0], lambda a: None)
+        capture.suffix_attention(model, prefilled, Batch((window,)), [0], lambda a: None)
 
 
 def test_masks(refused):
@@ -104,6 +124,10 @@ def test_masks(refused):
         capture.allowed_pairs(added + 0.5, 2, 4, device)
     with refused("differs by head"):
         capture.allowed_pairs(added.expand(1, 3, 2, 4), 2, 4, device)
+    assert torch.equal(capture.allowed_pairs(causal.expand(3, 1, 2, 4), 2, 4, device), causal)
+    assert torch.equal(capture.allowed_pairs(added.repeat(3, 1, 1, 1), 2, 4, device), causal)
+    with refused("differs by window"):
+        capture.allowed_pairs(torch.stack([causal, ~causal])[:, None], 2, 4, device)
 
 
 @pytest.fixture
@@ -123,7 +147,7 @@ def test_gradients_against_finite_differences(name, window):
     """In float64, along the gradient and along a random direction, for every layer and side."""
     model = copy.deepcopy(MODELS[name]).double()
     prefilled = prefill(model, window.prefix)
-    gradients = capture.suffix_gradients(model, window, prefilled)
+    gradients = capture.suffix_gradients(model, Batch((window,)), prefilled)
     assert sorted(gradients) == full_layers(prefilled)
 
     def loss(layer, side, step):
@@ -150,7 +174,7 @@ def test_gradients_are_the_same_through_either_attention(window):
     a, b = (copy.deepcopy(MODELS["llama sdpa"]) for _ in range(2))
     b.set_attn_implementation("eager")
     prefilled = prefill(a, window.prefix)
-    first, second = (capture.suffix_gradients(model, window, prefilled) for model in (a, b))
+    first, second = (capture.suffix_gradients(model, Batch((window,)), prefilled) for model in (a, b))
     for layer, sides in first.items():
         for side, gradient in sides.items():
             torch.testing.assert_close(
@@ -158,10 +182,23 @@ def test_gradients_are_the_same_through_either_attention(window):
             )
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_windows_together_are_those_of_each(name, tokens):
+    model, windows = MODELS[name], cut_windows(tokens, window_length=96, score_length=32, windows=3)
+    together = capture.suffix_gradients(model, Batch(tuple(windows)), prefill(model, Batch(tuple(windows)).prefix))
+    for i, window in enumerate(windows):
+        alone = capture.suffix_gradients(model, Batch((window,)), prefill(model, window.prefix))
+        for layer, sides in alone.items():
+            for side, gradient in sides.items():
+                torch.testing.assert_close(
+                    together[layer][side][i : i + 1], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())
+                )
+
+
 def test_gradients_leave_the_parameters_as_they_were(window):
     model = LlamaForCausalLM(tiny_config()).eval()
     prefilled = prefill(model, window.prefix)
-    capture.suffix_gradients(model, window, prefilled)
+    capture.suffix_gradients(model, Batch((window,)), prefilled)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 

@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ from analysis.measuring.sensitivity import measure_sensitivity
 from harness.calibration import calibrate, spec_with
 from harness.comparison import compare
 from harness.options import Options
+from harness.records.measurement import measured_arrays
 from harness.subject.model import LoadedModel
 from harness.subject.prepared import Subject
 from harness.subject.probing import TOKENS
@@ -45,15 +47,31 @@ def together(options, subject):
     return done
 
 
+def alike(measure):
+    """Both windows at once, then one after the other: the sums are equal to what float32 gives in another order."""
+
+    def both(options, subject):
+        (record, folder), (alone, other) = (
+            measure(replace(options, batch=batch, out=f"{options.out}-{batch}"), subject) for batch in ("2", "1")
+        )
+        expected = measured_arrays(other, alone)
+        for name, array in measured_arrays(folder, record).items():
+            scale = np.abs(expected[name]).max()
+            np.testing.assert_allclose(array, expected[name], rtol=1e-2, atol=1e-3 * scale, err_msg=name)
+        return record, folder
+
+    return both
+
+
 COMMANDS = {
     "compare": lambda options, subject: compare(SCHEMES, options, subject=subject),
     "compare, two windows at once": together,
     "compare, evicting": lambda options, subject: compare(["sink-window:tokens=8,sinks=2"], options, subject=subject),
     "kvquant": kvquant,
-    "outliers": lambda options, subject: measure_outliers(options, subject),
-    "outliers --pre-rope": lambda options, subject: measure_outliers(options, subject, pre_rope=True),
-    "errors": lambda options, subject: measure_errors(SCHEMES, options, subject),
-    "sensitivity": lambda options, subject: measure_sensitivity(SCHEMES[:1], options, subject),
+    "outliers": alike(lambda options, subject: measure_outliers(options, subject)),
+    "outliers --pre-rope": alike(lambda options, subject: measure_outliers(options, subject, pre_rope=True)),
+    "errors": alike(lambda options, subject: measure_errors(SCHEMES, options, subject)),
+    "sensitivity": alike(lambda options, subject: measure_sensitivity(SCHEMES[:1], options, subject)),
 }
 CAUSAL = [name for name in FIELDS if name not in ("Bert", "XLM", "Mamba", "Mamba2", "Rwkv")]
 

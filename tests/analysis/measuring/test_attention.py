@@ -16,6 +16,12 @@ def ratio(sums, error, norm):
     return (sums[error] / sums[norm]) ** 0.5
 
 
+def sums_of(q, k, v, k2, v2, allowed, scaling, softcap=None):
+    """Of one window and KV head."""
+    attention = HeadAttention(q[None, None], k[None, None], v[None, None], allowed, scaling, softcap)
+    return {name: float(values) for name, values in attention.sums(k2[None, None], v2[None, None]).items()}
+
+
 def direct(q, k, v, k2, v2, allowed, scaling, softcap):
     """The definitions, row by row, in float64."""
 
@@ -49,7 +55,7 @@ def test_against_a_direct_computation(softcap, noise):
     k2, v2 = k + noise * torch.randn_like(k), v + noise * torch.randn_like(v)
     allowed = torch.ones(7, 20, dtype=torch.bool).tril(13)
     allowed[:, 3] = False  # a padded token
-    sums = HeadAttention(q, k, v, allowed, 0.3, softcap).sums(k2, v2)
+    sums = sums_of(q, k, v, k2, v2, allowed, 0.3, softcap)
     expected = direct(q, k, v, k2, v2, allowed, 0.3, softcap)
     close = {"rel": 1e-3, "abs": 1e-9}  # float32 sums of a few hundred terms; differences of 1e-3 keep 4 digits
     assert sums["logit_error2"] == pytest.approx(float(expected["logit"][0]), **close)
@@ -63,9 +69,21 @@ def test_against_a_direct_computation(softcap, noise):
     assert sums["output_norm2"] == pytest.approx(float(expected["out"]), **close)
 
 
+def test_windows_and_heads_are_apart():
+    """Sums over [windows, KV heads] at once are those of each alone."""
+    q, k, v = torch.randn(3, 2, 2, 5, 8), torch.randn(3, 2, 9, 8), torch.randn(3, 2, 9, 6)
+    k2, v2 = k + 0.1 * torch.randn_like(k), v + 0.1 * torch.randn_like(v)
+    allowed = torch.ones(5, 9, dtype=torch.bool).tril(4)
+    together = HeadAttention(q, k, v, allowed, 0.3).sums(k2, v2)
+    for i in range(3):
+        for h in range(2):
+            alone = sums_of(q[i, h], k[i, h], v[i, h], k2[i, h], v2[i, h], allowed, 0.3)
+            assert alone == pytest.approx({name: float(sums[i, h]) for name, sums in together.items()}, rel=1e-5)
+
+
 def test_the_same_keys_and_values_give_zero():
     q, k, v = torch.randn(2, 5, 8), torch.randn(9, 8), torch.randn(9, 8)
-    sums = HeadAttention(q, k, v, torch.ones(5, 9, dtype=torch.bool), 0.35).sums(k.clone(), v.clone())
+    sums = sums_of(q, k, v, k.clone(), v.clone(), torch.ones(5, 9, dtype=torch.bool), 0.35)
     assert [sums[name] for name in sums if "error2" in name or name == "attention_kl"] == [0.0] * 6
 
 
@@ -74,7 +92,7 @@ def test_a_score_that_comes_from_nothing(exact, replaced):
     """log p̂ − log p beyond what float32 can exponentiate: the KL must not be NaN, and is what the definition says."""
     q = torch.tensor([[[1.0]]])
     k, k2 = torch.tensor([[0.0], [exact]]), torch.tensor([[0.0], [replaced]])
-    sums = HeadAttention(q, k, torch.eye(2), torch.ones(1, 2, dtype=torch.bool), 1.0).sums(k2, torch.eye(2))
+    sums = sums_of(q, k, torch.eye(2), k2, torch.eye(2), torch.ones(1, 2, dtype=torch.bool), 1.0)
     assert sums["attention_kl"] == pytest.approx(torch.tensor(replaced).exp().log1p().item(), rel=1e-5)
 
 
@@ -110,8 +128,8 @@ def test_planted_structure(data):
     x = planted(data)
     for (axis, group), expected in zip(LAYOUTS, PLANTED[data], strict=True):
         back = stored(f"asym2:axis={axis},group_size={group}", "key", x)
-        sums = reconstruction_sums(x[:, 0], back[:, 0])
-        found = relative_error(sums["error2"].sum(), sums["norm2"].sum())
+        sums = reconstruction_sums(x, back)
+        found = relative_error(sums["error2"].sum().numpy(), sums["norm2"].sum().numpy())
         assert float(found) == pytest.approx(expected, rel=0.03), (axis, group)
 
 
@@ -124,16 +142,12 @@ def test_equal_value_error_unequal_output_error():
     found = {}
     for axis in ("token", "channel"):
         back = stored(f"asym2:axis={axis},group_size=32", "value", v)
-        sums = reconstruction_sums(v[:, 0], back[:, 0])
-        error = float(relative_error(sums["error2"].sum(), sums["norm2"].sum()))
-        heads = [
-            HeadAttention(
-                torch.ones(1, 1, 1), scores.log()[:, None], v[i, 0], torch.ones(1, 128, dtype=torch.bool), 1.0
-            ).sums(scores.log()[:, None], back[i, 0])
-            for i in range(64)
-        ]
-        output = (sum(h["output_error2_value"] for h in heads) / sum(h["output_norm2"] for h in heads)) ** 0.5
-        found[axis] = error, output
+        sums = reconstruction_sums(v, back)
+        error = float(relative_error(sums["error2"].sum().numpy(), sums["norm2"].sum().numpy()))
+        logits = scores.log()[:, None].expand(64, 1, 128, 1)
+        everything = torch.ones(1, 128, dtype=torch.bool)
+        heads = HeadAttention(torch.ones(64, 1, 1, 1, 1), logits, v, everything, 1.0).sums(logits, back)
+        found[axis] = error, float((heads["output_error2_value"].sum() / heads["output_norm2"].sum()) ** 0.5)
     assert found["token"] == (pytest.approx(0.393, rel=0.03), pytest.approx(0.395, rel=0.03))
     assert found["channel"] == (
         pytest.approx(0.395, rel=0.03),
@@ -158,14 +172,11 @@ def test_key_error_alone_ranks_wrongly():
         "per token G32": (0.637, 1.47, 9.0),
     }
     for name, back in decoded.items():
-        sums = reconstruction_sums(keys[:, 0], back[:, 0])
-        error = float(relative_error(sums["error2"].sum(), sums["norm2"].sum()))
+        sums = reconstruction_sums(keys, back)
+        error = float(relative_error(sums["error2"].sum().numpy(), sums["norm2"].sum().numpy()))
         everything = torch.ones(256, 512, dtype=torch.bool)
-        heads = [
-            HeadAttention(queries[i], keys[i, 0], keys[i, 0], everything, 128**-0.5).sums(back[i, 0], keys[i, 0])
-            for i in range(16)
-        ]
-        total = {key: sum(head[key] for head in heads) for key in heads[0]}
+        heads = HeadAttention(queries[:, :, None], keys, keys, everything, 128**-0.5).sums(back, keys)
+        total = {key: float(sums.sum()) for key, sums in heads.items()}
         found = error, ratio(total, "logit_error2", "logit_norm2"), total["attention_kl"] / total["rows"]
         # 16 tiles of heavy-tailed tokens: the KL of a tile varies by a tenth
         assert found[:2] == (pytest.approx(expected[name][0], rel=0.03), pytest.approx(expected[name][1], rel=0.03)), (
