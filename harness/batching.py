@@ -41,7 +41,9 @@ def batch_size(
         free, _ = torch.cuda.mem_get_info(model.device)
         free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     else:
-        most = 1 if step is None else max(1, TOKENS // step)
+        most = 1 if step is None else TOKENS // step
+        if most <= 1:
+            return 1
         free = psutil.virtual_memory().available // 2  # the rest is for what else runs
     fits = int(SHARE * free / window_bytes(model, window_length, score_length, backward))
     return max(1, min(most, 2 ** (fits.bit_length() - 1) if fits else 1))
@@ -55,7 +57,8 @@ def window_bytes(model: Any, window_length: int, score_length: int, backward: bo
     numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]
     caches = 3 * sum(numbers) * size + FLOAT32_COPIES * 4 * max(numbers)
     logits = 2 * score_length * config.vocab_size * size
-    wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    wide = max(max(inner) if isinstance(inner, list) else inner, config.hidden_size)  # a list: by layer
     activations = window_length * (8 * config.hidden_size + 3 * wide) * size
     if backward:
         caches += 3 * sum(numbers) * size

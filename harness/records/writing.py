@@ -19,10 +19,9 @@ UNFINISHED = ".kvdelta-part"  # of files that are being written; no user names a
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, and its folder, so that readers see all of it or nothing; OSError where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"*{UNFINISHED}"):  # a process killed while writing left it an hour ago or earlier
-        with suppress(FileNotFoundError):  # another process cleans, or finishes, at the same time
-            if stale.stat().st_mtime < time.time() - 3600:
-                stale.unlink()
+    if path.parent not in _cleaned:
+        _cleaned.add(path.parent)
+        _clean(path.parent)
     # not tempfile's: that would be readable by its owner alone, and records are for others too
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
     try:
@@ -31,6 +30,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+_cleaned: set[Path] = set()  # by this process
+
+
+def _clean(folder: Path) -> None:
+    """Of what a process that was killed while writing left an hour ago or earlier."""
+    for stale in folder.glob(f"*{UNFINISHED}"):
+        with suppress(FileNotFoundError):  # another process cleans, or finishes, at the same time
+            if stale.stat().st_mtime < time.time() - 3600:
+                stale.unlink()
 
 
 def write_file(path: Path, content: bytes) -> None:

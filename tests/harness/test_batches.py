@@ -19,6 +19,7 @@ from harness.subject.windows import Batch
 from schemes import SCHEMES, kernels, parse_scheme, together
 from schemes.errors import UserError
 
+from ..architectures import tiny
 from ..conftest import tiny_config, tiny_subject
 
 NARROW = {  # blocks that a prefix of 96 tokens fills
@@ -279,6 +280,12 @@ def test_a_user_is_told_of_kernels_once():
                 listener(name)
     assert len(said) == 1
     assert said[0].startswith("loading kernels for this GPU")
+
+
+@pytest.mark.parametrize("name", ["Gemma3nText", "GPT2", "OPT", "Mpt", "Qwen3Next"])
+def test_every_config_tells_what_a_window_takes(name):
+    """Gemma 3n has a width for each layer, GPT-2 none."""
+    assert 0 < window_bytes(tiny(name), 48, 16) < window_bytes(tiny(name), 48, 16, backward=True)
 
 
 def test_controls_take_few_windows_of_a_large_batch(subject, options, monkeypatch):
