@@ -33,7 +33,7 @@ def test_compare_prints_a_table_and_leaves_a_record(kvdelta, tmp_path):
     run = load_run("run")
     assert run.command.startswith("kvdelta compare --model")
     assert run.threads >= 1
-    assert run.settings.attention == "sdpa"
+    assert run.settings.attention == "sdpa-shared-heads"
     timings = json.loads((tmp_path / "run" / "timings.json").read_text())
     assert len(timings["seconds"]["prefill"]) == 3
 
