@@ -64,7 +64,7 @@ class TokenStore:
         self.reset()
 
     @classmethod
-    def joined(cls, stores: "Sequence[TokenStore]", on_packed: Callable[[int, KV], None]) -> "TokenStore":
+    def joined(cls, stores: "Sequence[TokenStore]", on_packed: Callable[[int, KV], None] | None = None) -> "TokenStore":
         """One store with the batch rows of all, which are alike and hold equally many tokens. on_packed: is told where what is
         packed from now on begins, and what it decodes to."""
         whole, first = cls(stores[0].scheme), stores[0]
@@ -123,8 +123,8 @@ class TokenStore:
         self._mirror = None
         self._admit(x)
 
-    def read_with(self, new: KV, keep: bool = True) -> PastAndNew:
-        """All tokens, decoded, and `new` behind them as they are: what attention reads. keep: `new` is stored then."""
+    def read_with(self, new: KV) -> PastAndNew:
+        """All tokens, decoded, and `new` behind them as they are: what attention reads. Then `new` is stored."""
         if not self.mirrored:
             past = self.read()
             full = new if past is None else torch.cat([past, new], dim=2)
@@ -135,10 +135,9 @@ class TokenStore:
                     self._mirror.with_new(past)
                     self._mirror.keep(past.shape[2])
             full = self._mirror.with_new(new)
-        if keep:
-            if self._mirror is not None:
-                self._mirror.keep(new.shape[2])
-            self._append(new)
+        if self._mirror is not None:
+            self._mirror.keep(new.shape[2])
+        self._append(new)
         return full
 
     def _append(self, x: KV) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from schemes.store import TokenStore
 
 AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
-"""Numbers that are encoded in one call, by device, where there are more layers: few launches on a GPU, temporaries that
+"""Numbers that are encoded or decoded in one call, by device, where there are more layers: few launches on a GPU, temporaries that
 stay in the caches of a CPU."""
 
 
@@ -16,10 +16,14 @@ def pack_together(stores: Iterable[TokenStore]) -> None:
     """Quantize what waits in the stores: of those that are alike many in one call."""
     waiting = [(store, store.waiting) for store in stores if store.waiting is not None]
     for places in alike(waiting):
-        first = waiting[places[0]][1]
-        few = max(1, AT_ONCE.get(first.device.type, AT_ONCE["cpu"]) // first.numel())
+        few = at_once(waiting[places[0]][1])
         for i in range(0, len(places), few):
             _pack([waiting[place] for place in places[i : i + few]])
+
+
+def at_once(x: Tensor) -> int:
+    """How many layers with a tensor like this go together."""
+    return max(1, AT_ONCE.get(x.device.type, AT_ONCE["cpu"]) // x.numel())
 
 
 def alike(stores: Sequence[tuple[TokenStore, Tensor]]) -> list[list[int]]:

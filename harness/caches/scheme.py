@@ -38,8 +38,6 @@ class SchemeLayer(CacheLayerMixin):
         super().__init__()
         self.scheme = scheme
         self.stores = {side: TokenStore(rule, mirrored) for side, rule in scheme.sides.items()}
-        self.keeps = True
-        """Whether new tokens are stored; the last forward of an evaluation only reads."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.scheme.check(key_states.shape[3], value_states.shape[3])  # configs do not say how wide cached heads are
@@ -52,7 +50,7 @@ class SchemeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.stores.values()
-        return keys.read_with(key_states, self.keeps), values.read_with(value_states, self.keeps)
+        return keys.read_with(key_states), values.read_with(value_states)
 
     def past_read(self) -> dict[str, int]:
         """By side, how many of the past tokens the next forward reads from packed storage."""
@@ -203,17 +201,8 @@ class SchemeCache(DynamicCache):
 
     def feed(self, chunks: Sequence[TokensT], buffers: Buffers | None = None) -> Iterator[TokensT]:
         """The chunks of a suffix [batch, tokens], one after another, for a caller that makes a forward over this cache with
-        each. The last forward, after which nobody reads, stores nothing. With several chunks the cache is used up: its
-        layers become those of `Steps`."""
-        if len(chunks) == 1:
-            for layer in self._scheme_layers():
-                layer.keeps = False
-            try:
-                yield chunks[0]
-            finally:
-                for layer in self._scheme_layers():
-                    layer.keeps = True
-            return
+        each: what is stored is decoded once, many layers in one call. The last forward, after which nobody reads, stores
+        nothing; several chunks use the cache up, whose layers become those of `Steps`."""
         stored = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SchemeLayer)}
         room = self.get_seq_length() + sum(chunk.shape[1] for chunk in chunks)
         steps = Steps(
@@ -221,19 +210,22 @@ class SchemeCache(DynamicCache):
             {index: layer.emptied() for index, layer in stored.items()},
             room,
             buffers or Buffers(),
+            once=len(chunks) == 1,
         )
         for index, layer in steps.layers.items():
             self.layers[index] = layer
-        for i, chunk in enumerate(chunks):
-            yield chunk
-            steps.advance(chunk.shape[1], keep=i < len(chunks) - 1)
+        try:
+            for i, chunk in enumerate(chunks):
+                yield chunk
+                steps.advance(chunk.shape[1], keep=i < len(chunks) - 1)
+        finally:
+            if len(chunks) == 1:
+                for index, layer in stored.items():
+                    self.layers[index] = layer
 
     def replayed(self, queries: int) -> None:
         """Called where a recorded forward (`harness.recorded`) of so many tokens took the place of `update` in every layer:
         for whoever watches."""
-
-    def _scheme_layers(self) -> Iterator[SchemeLayer]:
-        return (layer for layer in self.layers if isinstance(layer, SchemeLayer))
 
     def zero_codes(self) -> None:
         """The destructive control: set every stored code to 0."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from schemes import KV, TokenStore
-from schemes.together import alike
+from schemes.together import alike, at_once
 
 Buffer = Float[Tensor, "layers batch heads room channels"]
 
@@ -77,21 +77,30 @@ class _Decoded:
 
     def __init__(self, buffer: Buffer, places: Sequence[int]):
         self.buffer, self.places = buffer, list(places)
-        # all layers, as nearly always, are a slice, which costs no copy
-        self.whole = self.places == list(range(len(buffer)))
+        # neighbouring layers, as nearly always, are a slice, which costs no copy
+        first, last = self.places[0], self.places[-1]
+        self.run = slice(first, last + 1) if self.places == list(range(first, last + 1)) else None
+
+    def read(self, stores: Sequence[TokenStore]) -> None:
+        """All tokens of the stores, which are those of its layers, many in one call."""
+        few = at_once(self.buffer[0])
+        for i in range(0, len(stores), few):
+            some = stores[i : i + few]
+            past = (some[0] if len(some) == 1 else TokenStore.joined(some)).read()
+            assert past is not None
+            _Decoded(self.buffer, self.places[i : i + few]).decode(0, past)
 
     def decode(self, start: int, decoded: KV) -> None:
         by_layer = decoded.unflatten(0, (len(self.places), -1))
         part = (slice(None), slice(None), slice(start, start + decoded.shape[2]))
-        if self.whole:
-            self.buffer[:, *part] = by_layer
+        if self.run:
+            self.buffer[self.run, *part] = by_layer
             return
         for place, one in zip(self.places, by_layer, strict=True):
             self.buffer[place, *part] = one
 
     def tokens(self, start: int, stop: int) -> KV:
-        new = self.buffer[:, :, :, start:stop]
-        return (new if self.whole else new[self.places]).flatten(0, 1)
+        return self.buffer[self.run or self.places, :, :, start:stop].flatten(0, 1)
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +109,7 @@ class _Decoded:
 
 class Steps:
     """Takes over the stores of layers, by index those of each side, and the shape of their tokens; room: tokens of the
-    whole window."""
+    whole window. once: there is one forward, which reads them and leaves them as they are."""
 
     def __init__(
         self,
@@ -108,6 +117,7 @@ class Steps:
         like: Mapping[int, Mapping[str, Tensor]],
         room: int,
         buffers: Buffers,
+        once: bool = False,
     ):
         self._stacks: list[tuple[TokenStore, _Decoded]] = []
         views: dict[int, dict[str, Tensor]] = {index: {} for index in stores}
@@ -120,13 +130,12 @@ class Steps:
             for indices in by_shape.values():
                 buffer = buffers.of(side, len(indices), like[indices[0]][side], room)
                 for place, index in enumerate(indices):
-                    past = stores[index][side].read()
-                    assert past is not None
-                    buffer[place, :, :, : self.length] = past
                     views[index][side] = buffer[place]
                 for places in alike([(stores[index][side], like[index][side]) for index in indices]):
                     mirror = _Decoded(buffer, places)
-                    store = TokenStore.joined([stores[indices[place]][side] for place in places], mirror.decode)
+                    mine = [stores[indices[place]][side] for place in places]
+                    mirror.read(mine)
+                    store = mine[0] if once else TokenStore.joined(mine, mirror.decode)
                     self._stacks.append((store, mirror))
                     for place in places:
                         packed[indices[place]][side] = store
