@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,7 +110,7 @@ def bench_decode(
     """What a step of generation costs over a long cache, and the bytes that it holds: exact, stored, mirrored."""
     check_style(style)
     contenders = _contenders(scheme or ["kivi4"], cache)
-    name, model, batches = _subject(options, shape, _contexts(contexts), 2)
+    name, model, batches = _subject(replace(options, batch="1"), shape, _contexts(contexts), 2)
     from harness.benching.decoding import time_steps
     from harness.benching.turns import Turns
     from schemes import kernels

@@ -48,8 +48,12 @@ def _caches(model: Any, contenders: Sequence[Contender], batch: Batch, turns: Tu
     for contender in contenders[1:]:
         if contender.label in turns.left_out:
             continue
-        cache = contender.empty(model)
-        contender.fill(cache, model, batch, prefilled)
+        try:
+            cache = contender.empty(model)
+            contender.fill(cache, model, batch, prefilled)
+        except Exception as error:  # as in a turn
+            turns.leave_out(contender.label, batch.windows[0].prefix_length, error)
+            continue
         yield contender.label, cache
         if isinstance(contender, SchemeContender):
             yield (

@@ -50,7 +50,7 @@ class Turns:
                 except (
                     Exception
                 ) as error:  # foreign caches raise what they like, and a large context is too much for some
-                    self._leave_out(name, context, error)
+                    self.leave_out(name, context, error)
                     times = {key: one for key, one in times.items() if key[0] != name}
                     continue
                 for part, seconds in parts.items() if turn >= 0 else ():
@@ -58,7 +58,8 @@ class Turns:
                     times.setdefault((name, part), fresh).seconds.append(round(seconds, 7))
         return list(times.values())
 
-    def _leave_out(self, name: str, context: int, error: Exception) -> None:
+    def leave_out(self, name: str, context: int, error: Exception) -> None:
+        """From here on, and why."""
         self.left_out[name] = f"{context} tokens: {type(error).__name__}: {one_line(error)}"
         self.on_note(f"{name} is left out from here on, {self.left_out[name]}")
         if isinstance(error, torch.OutOfMemoryError):

@@ -34,6 +34,9 @@ def attend(
     """As transformers' function of an attention implementation; [batch, heads, tokens, channels] to [batch, tokens, heads,
     channels]."""
     queries, keys = query.shape[2], key.shape[2]
+    if attention_mask is None and queries == 1 and query.shape[1] != key.shape[1]:
+        output = torch.nn.functional.scaled_dot_product_attention(_packed(query, key), key, value, scale=scaling)
+        return output.flatten(1, 2).unsqueeze(1), None
     if attention_mask is not None or not 1 < queries < keys:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     bias: Any = causal_lower_right(queries, keys)
@@ -42,6 +45,12 @@ def attend(
         query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shared
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _packed(query: Tensor, key: Tensor) -> Tensor:
+    """Of one token, the query heads that share a KV head as its queries: torch may take a kernel of cuDNN's for shared heads,
+    whose results differ from run to run (seen with torch 2.11 on an H100)."""
+    return query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
 
 
 def attend_shared(

@@ -105,6 +105,19 @@ def test_steps_are_those_of_a_cache_that_grows(model, subject):
     assert all(one.transient is None for one in held)  # nobody counts on a CPU
 
 
+def test_a_cache_that_cannot_be_filled_is_left_out(model, subject):
+    class Full(DynamicCache):
+        def update(self, *args, **kwargs):
+            raise torch.OutOfMemoryError("no memory")
+
+    full = ForeignContender("full", lambda config: Full(config=config))
+    turns = Turns(2)
+    times, held = time_steps(model, [*contenders_of(["exact"]), full], {96: Batch((subject.windows[0],))}, turns)
+    assert {t.name for t in times} == {BASELINE, AGAIN}
+    assert [one.name for one in held] == [BASELINE]
+    assert turns.left_out == {"full": "96 tokens: OutOfMemoryError: no memory"}
+
+
 def test_a_comparison_is_timed_as_real_runs(subject, options):
     contenders = contenders_of(["exact", NARROW])
     times = time_comparison(contenders, replace(options, batch="2"), subject, 16, Turns(2))

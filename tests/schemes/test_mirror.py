@@ -17,7 +17,7 @@ every_scheme = pytest.mark.parametrize("scheme", SIDES)
 
 OPERATIONS = {
     "step": lambda store, n, seed: store.read_with(tokens(n, seed, store.rows)),
-    "look": lambda store, n, seed: copy.deepcopy(store).read_with(tokens(n, seed, store.rows)),
+    "read": lambda store, n, seed: store.read(),
     "append": lambda store, n, seed: store.append(tokens(n, seed, store.rows)),
     "crop": lambda store, n, seed: store.crop(max(0, store.length - n)),
     "rows": lambda store, n, seed: store.index_select(torch.tensor([store.rows - 1, 0][: 1 + n % 2])),
@@ -58,7 +58,7 @@ def test_any_sequence_of_operations(scheme, steps):
             assert torch.equal(*got)
         assert plain.length == mirrored.length
         new = tokens(2, 7, plain.rows)
-        assert torch.equal(copy.deepcopy(plain).read_with(new), copy.deepcopy(mirrored).read_with(new))
+        assert torch.equal(plain.read_with(new), mirrored.read_with(new))
     held = mirrored.nbytes()
     assert held.pop("mirror", 0) >= (plain.read().numel() * 4 if plain.length else 0)
     assert held == plain.nbytes()

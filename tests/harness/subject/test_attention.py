@@ -92,6 +92,18 @@ def test_which_models_take_it_on_a_cpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_token_has_the_same_logits_every_time(subject):
+    torch.manual_seed(0)
+    sizes = {"head_dim": 64, "num_attention_heads": 9, "num_key_value_heads": 3}
+    model = LlamaForCausalLM(tiny_config(**sizes)).eval().to("cuda", torch.float16)
+    attention.use_where_it_pays(model)
+    batch = Batch(tuple(subject.windows) * 21)
+    logits = [suffix_logits(model, prefill(model, batch.prefix), batch.suffix[:, :9], 1).clone() for _ in range(5)]
+    assert all(torch.equal(one, logits[0]) for one in logits)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_on_a_gpu(subject, dtype):
     torch.manual_seed(0)
