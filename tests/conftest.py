@@ -136,6 +136,7 @@ def refused():
 
 
 WORDS = [f"w{i}" for i in range(127)]
+BENCHES = (("schemes",), ("decode",))
 SCORING = ("compare", "audit", "outliers", "errors", "sensitivity", "allocate")
 
 
@@ -164,8 +165,11 @@ def kvdelta(files, tmp_path, monkeypatch, capsys):
     sizes = ["--window-length", "128", "--score-length", "32"]
 
     def run(*words):
-        defaults = [*subject, *sizes] if words[0] in SCORING else []
-        monkeypatch.setattr(sys, "argv", ["kvdelta", words[0], *defaults, *words[1:]])  # a later flag wins
+        named = 2 if words[0] == "bench" else 1
+        defaults = [*subject, *sizes] if words[named - 1] in SCORING else subject if words[1:2] in BENCHES else []
+        if "--shape" in words:
+            defaults = []
+        monkeypatch.setattr(sys, "argv", ["kvdelta", *words[:named], *defaults, *words[named:]])  # a later flag wins
         with pytest.raises(SystemExit) as stop:
             main()
         out, err = capsys.readouterr()

@@ -34,6 +34,7 @@ MODEL_ALONE = (
 )
 
 Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="after a warm-up")]
 Contexts = Annotated[str, typer.Option("--contexts", help="tokens in the cache, such as 2048,8192,32768")]
 Shape = Annotated[
     str | None,
@@ -46,8 +47,8 @@ Shape = Annotated[
 def bench_compare(
     options: Options,
     scheme: Schemes = None,
-    rounds: Annotated[int, typer.Option(help="after a warm-up")] = 5,
-    step: Annotated[int | None, typer.Option(help="also stepwise, so many tokens a forward")] = None,
+    rounds: Rounds = 5,
+    step: Annotated[int | None, typer.Option(min=1, help="also stepwise, so many tokens a forward")] = None,
     format: Format = "table",
 ) -> int:
     """What a window more, its controls and its scoring cost a comparison, in windows of the exact cache alone."""
@@ -72,8 +73,8 @@ def bench_schemes(
     scheme: Schemes = None,
     cache: Annotated[list[str] | None, typer.Option("--cache", metavar="FACTORY", help="a cache beside them")] = None,
     contexts: Contexts = "1536",
-    suffix: Annotated[int, typer.Option(help="tokens that read the cache, in one forward")] = 512,
-    rounds: Annotated[int, typer.Option(help="after a warm-up")] = 5,
+    suffix: Annotated[int, typer.Option(min=2, help="tokens that read the cache, in one forward")] = 512,
+    rounds: Rounds = 5,
     shape: Shape = None,
     style: Style = None,
     format: Format = "table",
@@ -102,7 +103,7 @@ def bench_decode(
     scheme: Schemes = None,
     cache: Annotated[list[str] | None, typer.Option("--cache", metavar="FACTORY", help="a cache beside them")] = None,
     contexts: Contexts = "2048",
-    steps: Annotated[int, typer.Option(help="tokens that are generated")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="tokens that are generated")] = 64,
     shape: Shape = None,
     style: Style = None,
     format: Format = "table",
@@ -173,7 +174,9 @@ def _subject(
     from harness.subject.windows import Batch, cut_windows
 
     if shape is None:
-        subject = load_subject(options)
+        # windows of the least context: of a longer one the time is asked for, beyond the model's positions too
+        sizes = {"window_length": min(contexts) + suffix, "score_length": suffix, "windows": 1}
+        subject = load_subject(replace(options, **sizes))
         name, model, tokens = subject.loaded.name, subject.loaded.model, subject.tokens
     else:
         device = pick_device(options.device)

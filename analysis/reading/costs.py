@@ -165,7 +165,7 @@ def shown(bench: Bench) -> tuple[Sequence[Row], Table]:
 
 
 def heading(bench: Bench) -> list[str]:
-    each = "steps" if bench.kind == "decode" else "rounds"
+    each = ("step" if bench.kind == "decode" else "round") + "s" * (bench.rounds > 1)
     together = f"{bench.batch} window{'s' * (bench.batch > 1)} at once, " if bench.kind != "decode" else ""
     return [
         bench.model_name,

@@ -30,7 +30,7 @@ def time_comparison(
     """Seconds a window of real runs of one batch, record and all, in turn: the exact cache alone (of which also "prefill" and
     "suffix"), all contenders by two passes, those stepwise, all with the first window's controls (of which also
     "controls"), exact again. step: tokens a forward; None leaves steps out."""
-    on_note(f"{len(contenders)} rows, {turns.rounds} rounds of whole windows")
+    on_note(f"{len(contenders)} rows, {turns.rounds} round{'s' * (turns.rounds > 1)} of whole windows")
     run = partial(_of_one_batch, subject=subject)
     whole = replace(options, protocol="two-pass", step=None)
     tasks: dict[str, Callable[[], Parts]] = {
