@@ -167,9 +167,10 @@ def shown(bench: Bench) -> tuple[Sequence[Row], Table]:
 def heading(bench: Bench) -> list[str]:
     each = ("step" if bench.kind == "decode" else "round") + "s" * (bench.rounds > 1)
     together = f"{bench.batch} window{'s' * (bench.batch > 1)} at once, " if bench.kind != "decode" else ""
+    threads = f", {bench.threads} thread{'s' * (bench.threads > 1)}" if bench.device == "cpu" else ""
     return [
         bench.model_name,
-        f"{together}{bench.rounds} {each} in turn after a warm-up, {bench.dtype} on {bench.device}, {bench.threads} thread{'s' * (bench.threads > 1)}",
+        f"{together}{bench.rounds} {each} in turn after a warm-up, {bench.dtype} on {bench.device}{threads}",
     ]
 
 
