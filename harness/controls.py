@@ -41,32 +41,38 @@ def check_zeroed_codes(
     """The destructive control: with every stored code 0 the logits of the same forward must move; and in each layer
     what its codes decode to must, in every window.
 
-    intact: the contender's cache, filled with the prefixes of the batch; used up. The second is asked layer by layer
-    within one intact forward: each layer's zeroed twin is given the same new keys and values, and what the two return,
-    which is what attention reads, is compared bit for bit. So a layer that does not read its codes is found at the price
-    of one more decoding, not of one more forward a layer; that attention reads what is returned the logits show.
+    intact: the contender's cache, filled with the prefixes of the batch; used up. The second is asked layer by layer within
+    the same two forwards: what a layer returns of the prefix, which is what attention reads, is compared bit for bit. So a
+    layer that does not read its codes is found without one more forward a layer; that attention reads what is returned the
+    logits show.
     """
     zeroed = copy.deepcopy(intact)
     if not contender.zero_codes(zeroed):
         return
     few = batch.suffix[:, : CONTROL_TOKENS + 1]  # a few tokens tell
-    moved = {side: set[int]() for side in intact.lossy_layers}
-    twin, update = copy.deepcopy(zeroed), intact.update
-
-    def compared(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        without_codes = twin.update(keys, values, layer, *args, **kwargs)
-        returned = update(keys, values, layer, *args, **kwargs)
-        for layers, one, other in zip(moved.values(), returned, without_codes, strict=True):
-            if layer not in layers and bool((one != other).flatten(1).any(dim=1).all()):
-                layers.add(layer)
-        return returned
-
-    intact.update = compared
-    logits = [suffix_logits(model, cache, few, step) for cache in (intact, zeroed)]
+    lossy = intact.lossy_layers
+    logits, returned = zip(*(_with_prefixes(model, cache, few, step) for cache in (intact, zeroed)), strict=True)
     audit.zeroed_codes_move_logits[contender.label] = bool((logits[0] != logits[1]).flatten(1).any(dim=1).all())
     audit.unmoved_by_zeroed_codes[contender.label] = {
-        side: [layer for layer in layers if layer not in moved[side]] for side, layers in intact.lossy_layers.items()
+        side: [i for i in layers if not (returned[0][i][at] != returned[1][i][at]).flatten(1).any(dim=1).all()]
+        for at, (side, layers) in enumerate(lossy.items())
     }
+
+
+def _with_prefixes(
+    model: Any, cache: Any, suffix: Tensor, step: int | None
+) -> tuple[Tensor, dict[int, tuple[Tensor, ...]]]:
+    """The logits of a suffix, and what each layer returned in it of the keys and values before it."""
+    before, update = cache.get_seq_length(), cache.update
+    returned: dict[int, tuple[Tensor, ...]] = {}
+
+    def kept(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        both = update(keys, values, layer, *args, **kwargs)
+        returned.setdefault(layer, tuple(x[:, :, :before] for x in both))
+        return both
+
+    cache.update = kept
+    return suffix_logits(model, cache, suffix, step), returned
 
 
 def noise_floor(
