@@ -22,16 +22,9 @@ if TYPE_CHECKING:
 bench = typer.Typer(no_args_is_help=True, help="Measure what it costs: everything in turn, A B C A, round after round.")
 
 MODEL_ALONE = (
-    "until_se",
-    "protocol",
-    "step",
-    "same_text",
-    "stride",
-    "windows",
-    "window_length",
-    "score_length",
-    "seed",
-)
+    "until_se", "protocol", "step", "same_text", "stride", "windows", "window_length", "score_length", "seed", "bos",
+)  # fmt: skip
+"""Flags of windows and protocols, which these commands have not."""
 
 Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="after a warm-up")]
@@ -71,7 +64,10 @@ def bench_compare(
 def bench_schemes(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[list[str] | None, typer.Option("--cache", metavar="FACTORY", help="a cache beside them")] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
+    ] = None,
     contexts: Contexts = "1536",
     suffix: Annotated[int, typer.Option(min=2, help="tokens that read the cache, in one forward")] = 512,
     rounds: Rounds = 5,
@@ -101,7 +97,10 @@ def bench_schemes(
 def bench_decode(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[list[str] | None, typer.Option("--cache", metavar="FACTORY", help="a cache beside them")] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
+    ] = None,
     contexts: Contexts = "2048",
     steps: Annotated[int, typer.Option(min=1, help="tokens that are generated")] = 64,
     shape: Shape = None,
@@ -174,9 +173,8 @@ def _subject(
     from harness.subject.windows import Batch, cut_windows
 
     if shape is None:
-        # windows of the least context: of a longer one the time is asked for, beyond the model's positions too
-        sizes = {"window_length": min(contexts) + suffix, "score_length": suffix, "windows": 1}
-        subject = load_subject(replace(options, **sizes))
+        # any window: those to time are cut below, and only time is asked for, beyond the model's positions too
+        subject = load_subject(replace(options, window_length=3, score_length=2, windows=1))
         name, model, tokens = subject.loaded.name, subject.loaded.model, subject.tokens
     else:
         device = pick_device(options.device)
