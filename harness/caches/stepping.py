@@ -15,6 +15,8 @@ from schemes import KV, TokenStore
 from schemes.together import alike, at_once
 
 Buffer = Float[Tensor, "layers batch heads room channels"]
+Held = Float[Tensor, "batch heads room _"]  # values may be narrower than keys
+New = Float[Tensor, "batch heads tokens _"]
 
 
 class Buffers:
@@ -40,7 +42,7 @@ class StepLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, keys: KV, values: KV, length: int, packed: Mapping[str, TokenStore]):
+    def __init__(self, keys: Held, values: Held, length: int, packed: Mapping[str, TokenStore]):
         super().__init__()
         self.keys, self.values, self.length, self.packed = keys, values, length, packed
         self.dtype, self.device = keys.dtype, keys.device
@@ -49,7 +51,7 @@ class StepLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: it is made of a filled layer."""
 
-    def update(self, key_states: KV, value_states: KV, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: New, value_states: New, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The new tokens behind those that are there; all, as views. `Steps.advance` stores the new ones."""
         end = self.length + key_states.shape[2]
         assert self.keys is not None
