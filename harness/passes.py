@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from harness import controls
 from harness.audit import Observer, Reads
 from harness.batching import rows_of
-from harness.caches.contenders import Contender
+from harness.caches.contenders import Contender, goes_alone
 from harness.protocols import single_pass_logits, suffix_logits
 from harness.recorded import WORTH, Recorded
 from harness.records.run import Run
@@ -82,7 +82,7 @@ class Passes:
 
     def _alone(self, contender: Contender) -> bool:
         """Foreign caches may not take windows together, some encoders mix them, and rows are compared one by one."""
-        return contender.foreign or contender.mixes_rows or self._by_value(contender)
+        return goes_alone(contender) or self._by_value(contender)
 
     def _by_value(self, contender: Contender) -> bool:
         """What says that it changes nothing is tested row by row; the exact baseline has a control of its own."""

@@ -16,7 +16,7 @@ from schemes.errors import UserError
 
 if TYPE_CHECKING:
     from harness.caches.contenders import Contender
-    from harness.records.bench import Bench, BenchKind, Held, Times
+    from harness.records.bench import Bench, Held, Times
     from harness.subject.windows import Batch
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what it costs: everything in turn, A B C A, round after round.")
@@ -50,12 +50,13 @@ def bench_compare(
     model = subject.loaded.model
     from harness.batching import batch_size
     from harness.benching.comparing import time_comparison
+    from harness.benching.record import record_of
     from harness.benching.turns import Turns
 
     turns = Turns(rounds, note)
     times = time_comparison(contenders, options, subject, step, turns, note)
     batch = min(len(subject.windows), batch_size(options.batch, model, options.window_length, options.score_length))
-    record = _record("compare", options, contenders, subject.loaded.name, model, turns, batch, options.score_length)
+    record = record_of("compare", options, contenders, subject.loaded.name, model, turns, batch, options.score_length)
     return _done(record, times, [], options.out, None, format)
 
 
@@ -81,6 +82,7 @@ def bench_schemes(
     lengths = _contexts(contexts)
     name, model, batches = _subject(options, shape, lengths, suffix)
     from harness.benching.passes import time_passes
+    from harness.benching.record import record_of
     from harness.benching.turns import Turns
     from schemes import kernels
 
@@ -88,7 +90,7 @@ def bench_schemes(
     with kernels.for_windows(kernels.FEW, lambda name: None):
         times = time_passes(model, contenders, batches, turns, note)
     batch = len(batches[lengths[0]])
-    record = _record("schemes", options, contenders, name, model, turns, batch, suffix)
+    record = record_of("schemes", options, contenders, name, model, turns, batch, suffix)
     return _done(record, times, [], options.out, style, format)
 
 
@@ -112,13 +114,14 @@ def bench_decode(
     contenders = _contenders(scheme or ["kivi4"], cache)
     name, model, batches = _subject(replace(options, batch="1"), shape, _contexts(contexts), 2)
     from harness.benching.decoding import time_steps
+    from harness.benching.record import record_of
     from harness.benching.turns import Turns
     from schemes import kernels
 
     turns = Turns(steps, note)
     with kernels.for_windows(kernels.FEW, lambda name: None):
         times, held = time_steps(model, contenders, batches, turns, note)
-    record = _record("decode", options, contenders, name, model, turns, 1, steps)
+    record = record_of("decode", options, contenders, name, model, turns, 1, steps)
     return _done(record, times, held, options.out, style, format)
 
 
@@ -167,10 +170,9 @@ def _subject(
         raise UserError("--shape takes the place of --model, and its tokens are random: leave --model and --text out")
     import torch
 
-    from harness.batching import batch_size
+    from harness.benching.record import batches_of
     from harness.subject.model import pick_device, pick_dtype
     from harness.subject.shapes import shaped_model
-    from harness.subject.windows import Batch, cut_windows
 
     if shape is None:
         # any window: those to time are cut below, and only time is asked for, beyond the model's positions too
@@ -180,47 +182,7 @@ def _subject(
         device = pick_device(options.device)
         model = shaped_model(shape, device, pick_dtype(options.dtype, device))
         name, tokens = f"random weights in the shape of {shape}", torch.randint(0, model.config.vocab_size, (2**20,))
-    batches = {}
-    for context in contexts:
-        size = batch_size(options.batch, model, context + suffix, suffix)
-        windows = cut_windows(tokens, window_length=context + suffix, score_length=suffix)
-        batches[context] = Batch(tuple(windows[:size]))
-    return name, model, batches
-
-
-def _record(
-    kind: "BenchKind",
-    options: Options,
-    contenders: "Sequence[Contender]",
-    name: str,
-    model: Any,
-    turns: Any,
-    batch: int,
-    suffix: int,
-) -> "Bench":
-    import torch
-
-    from harness.records.bench import Bench
-    from harness.records.provenance import commit, host, versions
-
-    cuda = model.device.type == "cuda"
-    return Bench(
-        kind=kind,
-        kvdelta=versions()["kvdelta"],
-        command=options.command,
-        commit=commit(),
-        versions=versions(),
-        host=host(),
-        model_name=name,
-        contenders={contender.label: contender.name for contender in contenders},
-        device=torch.cuda.get_device_name(model.device) if cuda else model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        batch=batch,
-        rounds=turns.rounds,
-        suffix=suffix,
-        left_out=turns.left_out,
-    )
+    return name, model, batches_of(model, tokens, contexts, suffix, options.batch)
 
 
 def _done(

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from harness.batching import rows_of
 from harness.benching.turns import Clock, Parts, Turns
-from harness.caches.contenders import Contender
+from harness.caches.contenders import Contender, goes_alone
 from harness.protocols import prefill, suffix_logits
 from harness.records.bench import AGAIN, BASELINE, Times
 from harness.subject.windows import Batch
@@ -47,7 +47,7 @@ def time_passes(
 @torch.inference_mode()
 def _two_passes(model: Any, contender: Contender, batch: Batch, prefilled: DynamicCache, clock: Clock) -> Parts:
     """As a comparison makes them: what may mix windows takes them one after another."""
-    alone = len(batch) > 1 and (contender.foreign or contender.mixes_rows)
+    alone = len(batch) > 1 and goes_alone(contender)
     parts = [Batch((window,)) for window in batch.windows] if alone else [batch]
     filling = reading = 0.0
     for i, part in enumerate(parts):

@@ -154,6 +154,11 @@ class SchemeContender:
         return "; ".join(sentences)
 
 
+def goes_alone(contender: Contender) -> bool:
+    """Whether it takes the windows of a batch one after another: it mixes them, or may."""
+    return contender.foreign or contender.mixes_rows
+
+
 def _described(value: Any) -> Any:
     """A dataclass as its fields, with the kind of a quantizer."""
     if not is_dataclass(value):

@@ -21,7 +21,7 @@ New = Float[Tensor, "batch heads tokens _"]
 
 class Buffers:
     """The decoded tokens of every layer, at addresses that stay the same from scheme to scheme: a recorded forward
-    (`harness.graphs`) goes on reading and writing there."""
+    (`harness.recorded`) goes on reading and writing there."""
 
     def __init__(self) -> None:
         self._held: dict[Hashable, Tensor] = {}
