@@ -6,7 +6,7 @@ from statistics import median
 
 from analysis.reading.rows import Row
 from analysis.reading.tables import Table, number, table
-from harness.records.bench import AGAIN, BASELINE, CONTROLS, STEPWISE, TWO_PASS, Bench
+from harness.records.bench import AGAIN, BASELINE, CONTROLS, PREFILL, STEPWISE, TWO_PASS, Bench
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CostRow(Row):
 def cost_rows(bench: Bench) -> list[CostRow]:
     rows = []
     for context in bench.contexts:
-        prefills = bench.of("prefill", "prefill", context)
+        prefills = bench.of(PREFILL, PREFILL, context)
         exact = _mean_of_both(bench, "suffix", context)
         for name in bench.names:
             fill, suffix = bench.of(name, "fill", context), bench.of(name, "suffix", context)

@@ -41,7 +41,7 @@ def time_comparison(
     if step is not None:
         tasks[f"{STEPWISE} {step}"] = partial(run, contenders, replace(options, protocol="stepwise", step=step))
     tasks[AGAIN] = tasks[BASELINE]
-    return turns.take(tasks, options.window_length - options.score_length)
+    return turns.take(tasks, options.window_length - options.score_length, needed=tasks)
 
 
 def _of_one_batch(

@@ -11,7 +11,7 @@ from harness.batching import rows_of
 from harness.benching.turns import Clock, Parts, Turns
 from harness.caches.contenders import Contender, goes_alone
 from harness.protocols import prefill, suffix_logits
-from harness.records.bench import AGAIN, BASELINE, Times
+from harness.records.bench import AGAIN, BASELINE, PREFILL, Times
 from harness.subject.windows import Batch
 
 
@@ -33,9 +33,9 @@ def time_passes(
         def prefilling(batch: Batch = batch) -> Parts:
             clock.lap()
             prefill(model, batch.prefix)
-            return {"prefill": clock.lap() / len(batch)}
+            return {PREFILL: clock.lap() / len(batch)}
 
-        tasks: dict[str, Callable[[], Parts]] = {"prefill": prefilling}
+        tasks: dict[str, Callable[[], Parts]] = {PREFILL: prefilling}
         for contender in contenders:
             name = BASELINE if contender is contenders[0] else contender.label
             tasks[name] = partial(_two_passes, model, contender, batch, prefilled, clock)

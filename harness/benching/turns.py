@@ -1,12 +1,12 @@
 """Taking turns: A B C A, A B C A, …, after a warm-up of each; and the clock that waits for the device."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from harness.records.bench import Times
+from harness.records.bench import AGAIN, BASELINE, PREFILL, Times
 from harness.subject.errors import one_line
 
 Parts = Mapping[str, float]  # seconds by part
@@ -38,8 +38,15 @@ class Turns:
     on_note: Callable[[str], None] = lambda text: None
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def take(self, tasks: Mapping[str, Callable[[], Parts]], context: int, *, warm_up: int = 1) -> list[Times]:
-        """context: tokens in the cache."""
+    def take(
+        self,
+        tasks: Mapping[str, Callable[[], Parts]],
+        context: int,
+        *,
+        warm_up: int = 1,
+        needed: Collection[str] = (PREFILL, BASELINE, AGAIN),
+    ) -> list[Times]:
+        """context: tokens in the cache. needed: those that all others are compared with; what they raise ends the bench."""
         times: dict[tuple[str, str], Times] = {}
         for turn in range(-warm_up, self.rounds):
             for name, task in tasks.items():
@@ -50,6 +57,8 @@ class Turns:
                 except (
                     Exception
                 ) as error:  # foreign caches raise what they like, and a large context is too much for some
+                    if name in needed:
+                        raise
                     self.leave_out(name, context, error)
                     times = {key: one for key, one in times.items() if key[0] != name}
                     continue

@@ -11,6 +11,7 @@ from harness.records.writing import write_file
 BENCH_FILE = "bench.json"
 BASELINE, AGAIN = "exact", "exact again"
 """A round begins with the one and ends with the other, the same work: what a difference has to exceed."""
+PREFILL = "prefill"
 TWO_PASS, STEPWISE, CONTROLS = "two-pass", "stepwise", "first windows"
 """What a comparison is timed as."""
 

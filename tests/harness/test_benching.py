@@ -53,6 +53,15 @@ def test_what_raises_is_left_out_and_the_others_go_on():
     assert not turns.take({"bad": breaks}, 9)
 
 
+@pytest.mark.parametrize("name", ["prefill", BASELINE, AGAIN])
+def test_what_all_are_compared_with_is_not_left_out(name):
+    def breaks():
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Turns(2).take({"A": lambda: {"part": 1.0}, name: breaks}, 7)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that is moved by hand."""
