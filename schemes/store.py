@@ -123,8 +123,10 @@ class TokenStore:
         self._mirror = None
         self._admit(x)
 
-    def read_with(self, new: KV) -> PastAndNew:
-        """All tokens, decoded, and `new` behind them as they are: what attention reads. Then `new` is stored."""
+    def read_with(self, new: KV, *, pack: bool = True) -> PastAndNew:
+        """All tokens, decoded, and `new` behind them as they are: what attention reads. Then `new` is stored; pack: what must be
+        quantized waits no longer than this call, else for `pack`, `schemes.together` or the next of these calls."""
+        self.pack()
         if not self.mirrored:
             past = self.read()
             full = new if past is None else torch.cat([past, new], dim=2)
@@ -137,7 +139,9 @@ class TokenStore:
             full = self._mirror.with_new(new)
         if self._mirror is not None:
             self._mirror.keep(new.shape[2])
-        self._append(new)
+        self._admit(new)
+        if pack:
+            self.pack()
         return full
 
     def _append(self, x: KV) -> None:

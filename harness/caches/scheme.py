@@ -13,7 +13,7 @@ from harness.caches.rotary import rotary_of
 from harness.caches.stepping import Buffers, Steps
 from schemes import Rotary, Scheme, TokenStore
 from schemes.errors import UserError
-from schemes.together import pack_together
+from schemes.together import at_once, pack_together
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]
@@ -26,7 +26,8 @@ class SchemeLayer(CacheLayerMixin):
     """One full-attention layer whose keys and values are stored as `scheme` says.
 
     `update` returns the stored past, decoded, followed by the new tokens as they came; then the new tokens are
-    stored. So a forward attends to its own tokens exactly and only later forwards read what was quantized.
+    stored. So a forward attends to its own tokens exactly and only later forwards read what was quantized. What a
+    step of few tokens has to quantize waits for `SchemeCache.update` of the last layer.
     """
 
     is_croppable = True
@@ -50,7 +51,8 @@ class SchemeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.stores.values()
-        return keys.read_with(key_states), values.read_with(value_states)
+        many = at_once(key_states) == 1  # tokens: a prefill holds no exact copy of more than one layer
+        return keys.read_with(key_states, pack=many), values.read_with(value_states, pack=many)
 
     def past_read(self) -> dict[str, int]:
         """By side, how many of the past tokens the next forward reads from packed storage."""
@@ -149,6 +151,14 @@ class SchemeCache(DynamicCache):
         self.scheme = scheme.bind(len(self.layers), stored, rotary)
         for index in stored:
             self.layers[index] = SchemeLayer(self.scheme.for_layer(index), mirrored)
+        self._last = stored[-1]
+
+    def update(self, key_states: New, value_states: New, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Whole, Whole]:
+        """As `SchemeLayer`; after the last layer, what waits in all of them is quantized, those alike in one call."""
+        read = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self._last:
+            pack_together(store for _, _, store in self.stores())
+        return read
 
     @classmethod
     def for_model(cls, scheme: Scheme, model: Any, *, mirrored: bool = False) -> "SchemeCache":

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -19,6 +20,9 @@ NAME = "sdpa-lower-right"
 SHARED = "sdpa-shared-heads"
 HALF = (torch.float16, torch.bfloat16)  # what the fast kernel computes with
 WIDEST = 256  # channels of a head that it takes
+NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""For a step of one token: cuDNN, which torch 2.11 prefers on an H100, prepares 36 to 56 ms for every new number of keys, and
+for shared heads its results differ from run to run."""
 
 
 def attend(
@@ -34,8 +38,9 @@ def attend(
     """As transformers' function of an attention implementation; [batch, heads, tokens, channels] to [batch, tokens, heads,
     channels]."""
     queries, keys = query.shape[2], key.shape[2]
-    if attention_mask is None and queries == 1 and query.shape[1] != key.shape[1]:
-        output = torch.nn.functional.scaled_dot_product_attention(_packed(query, key), key, value, scale=scaling)
+    if attention_mask is None and queries == 1:
+        with sdpa_kernel(NOT_CUDNN):
+            output = torch.nn.functional.scaled_dot_product_attention(_packed(query, key), key, value, scale=scaling)
         return output.flatten(1, 2).unsqueeze(1), None
     if attention_mask is not None or not 1 < queries < keys:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -48,8 +53,7 @@ def attend(
 
 
 def _packed(query: Tensor, key: Tensor) -> Tensor:
-    """Of one token, the query heads that share a KV head as its queries: torch may take a kernel of cuDNN's for shared heads,
-    whose results differ from run to run (seen with torch 2.11 on an H100)."""
+    """Of one token, the query heads that share a KV head as its queries: one read of the head serves them all."""
     return query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
 
 

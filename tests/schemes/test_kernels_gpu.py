@@ -63,6 +63,7 @@ def test_on_by_default_for_many_numbers(monkeypatch):
     assert told == ["encode", "decode"]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("switch", ["off", "always"])
 @pytest.mark.parametrize("scheme", [*PLAIN_CASES, *NESTED_CASES])
 def test_no_pass_waits_for_the_device(scheme, switch, monkeypatch):
