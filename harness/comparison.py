@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from harness import sharding, stopping
 from harness.batching import batch_size, fused_kernels
 from harness.caches.contenders import Contender, contenders_of
@@ -15,7 +17,7 @@ from harness.options import Options
 from harness.passes import Passes
 from harness.processes import Processes, processes
 from harness.records.provenance import host, open_folder
-from harness.records.run import RUN_FILE, Run, Settings, load_run, save_run
+from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, save_run
 from harness.records.writing import write_file
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
@@ -80,6 +82,9 @@ def compare(
     run = runner.run
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
         run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (settings.score_length - 1))
+    tails = np.quantile(load_each(folder, run, "kl"), 0.999, axis=1)
+    for contender, tail in zip(run.contenders, tails, strict=True):
+        contender.kl_999 = float(tail) if contender.error is None else None
     run.status = "complete"
     seconds = _joined(together.gather(runner.passes.timings))
     wall = round(time.perf_counter() - started, 3)

@@ -1,4 +1,4 @@
-"""The terms of a Kullback–Leibler divergence in float32, without cancellation and without overflow."""
+"""Divergences of two distributions in float32, without cancellation and without overflow."""
 
 from collections.abc import Callable
 
@@ -22,3 +22,17 @@ def kl_terms(
         return torch.expm1(delta).sub_(delta).mul_(p)
     near = delta.clamp(max=FAR)
     return torch.where(delta > FAR, q(), torch.expm1(near).sub_(near).mul_(p))
+
+
+def kl_and_tvd(
+    log_q: Float[Tensor, "rows n"], log_p: Float[Tensor, "rows n"], p: Float[Tensor, "rows n"]
+) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """KL(p ‖ q) in nats, as `kl_terms` has it, and the total variation distance ½ Σ|p − q|: the share of draws that differ
+    where both draw together as often as they can (maximal coupling)."""
+    delta = log_q - log_p
+    if delta.device.type == "cpu" and not delta.amax() > FAR:
+        more = torch.expm1(delta)  # q − p is p times this
+        apart = torch.linalg.vector_norm(more * p, ord=1, dim=-1)
+        return more.sub_(delta).mul_(p).sum(dim=-1), apart / 2
+    q = log_q.exp()
+    return kl_terms(delta, p, lambda: q).sum(dim=-1), (q - p).abs().sum(dim=-1) / 2

@@ -15,7 +15,7 @@ from harness.failures import failures
 from harness.passes import Outcome, Passes
 from harness.protocols import prefill
 from harness.records.run import RUN_FILE, Run, WindowRecord, save_run, save_tokens
-from harness.scoring import NotFinite
+from harness.scoring import PER_TOKEN, NotFinite
 from harness.subject.errors import one_line
 from harness.subject.windows import Batch, Window
 from schemes.errors import UserError
@@ -113,7 +113,7 @@ class Runner:
         for i, window in enumerate(batch.windows):
             arrays = {
                 name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes])
-                for name in ("nll", "kl", "top1")
+                for name in PER_TOKEN
             }
             save_tokens(self.folder, window.index, arrays)
             sums = [total(outcome.reads[i].values()) for outcome in outcomes]
@@ -133,6 +133,7 @@ def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Se
         count=arrays["nll"].shape[1],
         nll=[float(x) for x in arrays["nll"].astype(np.float64).sum(axis=1)],
         kl=[float(x) for x in arrays["kl"].astype(np.float64).sum(axis=1)],
+        tvd=[float(x) for x in arrays["tvd"].astype(np.float64).sum(axis=1)],
         top1=[int(x) for x in arrays["top1"].sum(axis=1)],
         probability=[float(x) for x in np.exp(-arrays["nll"].astype(np.float64)).sum(axis=1)],
         key_pairs=[r.key for r in reads],

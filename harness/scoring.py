@@ -1,4 +1,4 @@
-"""From logits to scores: loss, KL from exact and top-1 agreement of each scored token, in float32 by rows."""
+"""From logits to scores: loss, and KL, TVD and top-1 agreement with exact, of each scored token, in float32 by rows."""
 
 import copy
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from harness.divergence import kl_terms
+from harness.divergence import kl_and_tvd
 from harness.subject.windows import Batch
 from schemes import kernels
 from schemes.errors import UserError
@@ -19,29 +19,33 @@ AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
 """Numbers scored at a time, by device: what stays in a cache, and few launches."""
 
 
+PER_TOKEN = ("nll", "kl", "tvd", "top1")
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Per scored token of each window, float32 on the CPU: loss and KL(p_exact ‖ p_scheme) in nats, and whether the top-1
-    token agrees."""
+    """Per scored token of each window, float32 on the CPU: loss and KL(p_exact ‖ p_scheme) in nats, the total variation
+    distance of the two, and whether the top-1 token agrees."""
 
     nll: Float[Tensor, "batch scored"]
     kl: Float[Tensor, "batch scored"]
+    tvd: Float[Tensor, "batch scored"]
     top1: Bool[Tensor, "batch scored"]
 
     @classmethod
     def none(cls, batch: int, scored: int) -> "Scores":
         """Of a contender that failed: NaN."""
         nan = torch.full((batch, scored), torch.nan)
-        return cls(nan, nan.clone(), torch.zeros(batch, scored).bool())
+        return cls(nan, nan.clone(), nan.clone(), torch.zeros(batch, scored).bool())
 
     @classmethod
     def joined(cls, windows: "list[Scores]") -> "Scores":
-        return cls(*(torch.cat([getattr(one, name) for one in windows]) for name in ("nll", "kl", "top1")))
+        return cls(*(torch.cat([getattr(one, name) for one in windows]) for name in PER_TOKEN))
 
     def until(self, first: int) -> "Scores":
         """With NaN from window `first` of the batch on."""
         rest = Scores.none(self.nll.shape[0] - first, self.nll.shape[1])
-        return Scores.joined([Scores(self.nll[:first], self.kl[:first], self.top1[:first]), rest])
+        return Scores.joined([Scores(*(getattr(self, name)[:first] for name in PER_TOKEN)), rest])
 
     def finite(self) -> Bool[Tensor, "batch"]:
         """Of which windows all numbers are."""
@@ -104,8 +108,8 @@ class Reference:
         return _scores(self._scored(None, targets))
 
     def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
-        """Of the first tokens of each window, as many as there are `logits`, which are left as they are. KL as `kl_terms`
-        has it."""
+        """Of the first tokens of each window, as many as there are `logits`, which are left as they are. KL and TVD as
+        `kl_and_tvd` has them."""
         return _scores(self._scored(logits, targets[:, : logits.shape[1]]))
 
     def sums(self, logits: Logits | None, targets: Int64[Tensor, "batch scored"]) -> Float64[Tensor, "2 batch"]:
@@ -114,14 +118,14 @@ class Reference:
         return self._scored(logits, targets)[:2].sum(dim=2, dtype=torch.float64)
 
     @torch.inference_mode()
-    def _scored(self, logits: Logits | None, targets: Tensor) -> Float[Tensor, "3 batch scored"]:
+    def _scored(self, logits: Logits | None, targets: Tensor) -> Float[Tensor, "4 batch scored"]:
         reference, targets = self.logits[:, : targets.shape[1]], targets.to(self.logits.device)
         given = reference if logits is None else logits
         if _for_the_kernel(given):
             from harness import scoring_kernel
 
             return scoring_kernel.score(given, reference, targets)
-        packed = torch.empty(3, *given.shape[:2], device=given.device)
+        packed = torch.empty(4, *given.shape[:2], device=given.device)
         for i, rows in _chunks(given):
             log_p = reference[i, rows] if self.normalised else reference[i, rows].float().log_softmax(dim=-1)
             log_q = log_p if logits is None else logits[i, rows].float().log_softmax(dim=-1)
@@ -131,9 +135,9 @@ class Reference:
         return packed
 
 
-def _scores(rows: Float[Tensor, "3 batch scored"]) -> Scores:
-    nll, kl, agrees = rows.cpu()
-    return Scores(nll, kl, agrees.bool())
+def _scores(rows: Float[Tensor, "4 batch scored"]) -> Scores:
+    nll, kl, tvd, agrees = rows.cpu()
+    return Scores(nll, kl, tvd, agrees.bool())
 
 
 def _rows(
@@ -142,10 +146,10 @@ def _rows(
     p: Float[Tensor, "rows vocabulary"],
     top: Int64[Tensor, "rows"],
     targets: Int64[Tensor, "rows"],
-) -> Float[Tensor, "3 rows"]:
+) -> Float[Tensor, "4 rows"]:
     nll = -log_q.gather(1, targets[:, None])[:, 0]
-    kl = kl_terms(log_q - log_p, p, log_q.exp).sum(dim=-1)
-    return torch.stack([nll, kl, (_first_choices(log_q) == top).float()])
+    kl, tvd = kl_and_tvd(log_q, log_p, p)
+    return torch.stack([nll, kl, tvd, (_first_choices(log_q) == top).float()])
 
 
 def _first_choices(log_p: Float[Tensor, "*rows vocabulary"]) -> Int64[Tensor, "*rows"]:

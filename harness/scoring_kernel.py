@@ -1,5 +1,5 @@
-"""Loss, KL and top-1 agreement of rows of logits in one kernel (Triton): each row is read twice, nothing is written but
-three numbers. `harness.scoring` holds the same in torch, which is the reference."""
+"""Loss, KL, TVD and top-1 agreement of rows of logits in one kernel (Triton): each row is read twice, nothing is written but
+four numbers. `harness.scoring` holds the same in torch, which is the reference."""
 
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -47,7 +47,7 @@ def _score_rows(
         p_sum = p_sum * tl.exp(p_max - larger) + tl.sum(tl.exp(p - larger), 0)
         p_max = larger
     q_log, p_log = q_max + tl.log(q_sum), p_max + tl.log(p_sum)
-    kl = 0.0
+    kl, tvd = 0.0, 0.0
     for start in range(0, VOCABULARY, BLOCK):
         at = start + tl.arange(0, BLOCK)
         log_q = tl.load(q_at + at, mask=at < VOCABULARY, other=0.0).to(tl.float32) - q_log
@@ -55,12 +55,15 @@ def _score_rows(
         d = log_q - log_p
         near = tl.minimum(d, FAR)
         short = near * near * (0.5 + near * (1 / 6 + near * (1 / 24 + near * (1 / 120 + near * (1 / 720)))))
-        term = tl.where(tl.abs(d) < SERIES, short, tl.exp(near) - 1.0 - near) * tl.exp(log_p)
-        kl += tl.sum(tl.where(at < VOCABULARY, tl.where(d > FAR, tl.exp(log_q), term), 0.0), 0)
+        p, q = tl.exp(log_p), tl.exp(log_q)
+        term = tl.where(tl.abs(d) < SERIES, short, tl.exp(near) - 1.0 - near) * p
+        kl += tl.sum(tl.where(at < VOCABULARY, tl.where(d > FAR, q, term), 0.0), 0)
+        tvd += tl.sum(tl.where(at < VOCABULARY, tl.abs(q - p), 0.0), 0) / 2
     target = tl.load(q_at + tl.load(targets + row)).to(tl.float32)
     tl.store(out + row, q_log - target)
     tl.store(out + total + row, kl)
-    tl.store(out + 2 * total + row, tl.where(q_top == p_top, 1.0, 0.0))
+    tl.store(out + 2 * total + row, tvd)
+    tl.store(out + 3 * total + row, tl.where(q_top == p_top, 1.0, 0.0))
 
 
 # not compiled again for a number of rows that happens to be a multiple of 16
@@ -71,11 +74,11 @@ def score(
     logits: Float[Tensor, "batch scored vocabulary"],
     reference: Float[Tensor, "batch scored vocabulary"],
     targets: Int64[Tensor, "batch scored"],
-) -> Float[Tensor, "3 batch scored"]:
-    """NLL, KL(reference ‖ logits) in nats and whether the largest are the same, of each row."""
+) -> Float[Tensor, "4 batch scored"]:
+    """NLL, KL(reference ‖ logits) in nats, TVD, and whether the largest are the same, of each row."""
     batch, scored, vocabulary = logits.shape
     assert logits.stride(2) == reference.stride(2) == 1
-    out = torch.empty(3, batch, scored, device=logits.device)
+    out = torch.empty(4, batch, scored, device=logits.device)
     launch(
         _score, batch * scored,
         logits, reference, targets.contiguous(), out, scored, batch * scored,

@@ -99,5 +99,5 @@ def _fail(whole: Run, row: int, runs: Sequence[Run]) -> None:
     owner = next(one for one in runs if any(window.index == failed for window in one.windows))
     whole.contenders[row].error = owner.contenders[row].error
     for window in whole.windows[first:]:
-        window.nll[row] = window.kl[row] = window.probability[row] = math.nan
+        window.nll[row] = window.kl[row] = window.tvd[row] = window.probability[row] = math.nan
         window.top1[row] = window.key_pairs[row] = window.value_pairs[row] = window.pairs[row] = 0

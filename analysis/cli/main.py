@@ -206,10 +206,10 @@ app.registered_commands += [*analyzer.registered_commands, *from_records.registe
 
 def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
     from analysis.reading import run_tables, summary
-    from harness.records.run import has_tokens, load_nll
+    from harness.records.run import has_tokens, load_each
 
     position = summary.find(run, baseline) if baseline else 0
-    nll = load_nll(folder, run) if format == "json" and has_tokens(folder) else None
+    nll = load_each(folder, run, "nll") if format == "json" and has_tokens(folder) else None
     rows, position = run_tables.in_order(summary.summarize(run, baseline, nll), position, sort)
     if format == "table":
         from analysis.cli import terminal

@@ -14,7 +14,7 @@ from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
 from harness.options import Options
 from harness.processes import rank
-from harness.records.run import Run, load_nll, save_run
+from harness.records.run import Run, load_each, save_run
 
 if TYPE_CHECKING:
     from harness.caches.contenders import Contender
@@ -27,7 +27,7 @@ def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subj
 
     progress = terminal.progress(len(subject.windows), len(contenders))
     run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
-    run.summary = plain(summarize(run, nll=load_nll(folder, run)))
+    run.summary = plain(summarize(run, nll=load_each(folder, run, "nll")))
     if rank() == 0:
         save_run(run, folder)
     note(f"record: {folder}")

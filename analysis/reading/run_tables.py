@@ -15,7 +15,7 @@ from harness.records.run import Run
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
-    "p_holm", "kl", "kl_se", "top1", "delta_p", "bits", "compression", "key_coverage", "value_coverage", "coverage",
+    "p_holm", "kl", "kl_se", "kl_999", "same", "top1", "delta_p", "bits", "compression", "key_coverage", "value_coverage", "coverage",
     "within_noise", "audit", "name", "note",
 ]  # fmt: skip
 
@@ -69,18 +69,18 @@ def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:
 
 def cells(rows: Sequence[SummaryRow], baseline: int = 0) -> Table:
     """Header and text cells, for people."""
-    header = ["scheme", "ppl", "Δ%", "ΔNLL [95 %]", "p (Holm)", "KL", "top-1 %", "bits", "×", "read K", "read V"]
+    header = ["scheme", "ppl", "Δ%", "ΔNLL [95 %]", "p (Holm)", "KL", "99.9 %", "same %", "top-1 %", "bits", "×", "read K", "read V"]
     return header, [_cells(row, is_baseline=i == baseline) for i, row in enumerate(rows)]
 
 
 def _cells(row: SummaryRow, is_baseline: bool) -> list[str]:
     scheme = f"{row.scheme} {EVICTS}" if row.evicts else row.scheme
     if row.error:
-        return [scheme, "–", "–", "failed", *["–"] * 7]
+        return [scheme, "–", "–", "failed", *["–"] * 9]
     size = [NOT_MEASURABLE, "–"] if row.bits is None else [f"{row.bits:.2f}", f"{row.compression:.2f}"]
     read = [f"{row.key_coverage:.3f}", f"{row.value_coverage:.3f}"]
     if row.refused:
-        return [scheme, "–", "–", row.refused, "–", "–", "–", *size, *read]
+        return [scheme, "–", "–", row.refused, *["–"] * 5, *size, *read]
     if is_baseline:
         delta = ["–", "baseline", "–"]
     elif row.within_noise:
@@ -90,7 +90,9 @@ def _cells(row: SummaryRow, is_baseline: bool) -> list[str]:
     else:
         interval = f"[{signed(row.delta_nll_low, 4)}, {signed(row.delta_nll_high, 4)}]"
         delta = [signed(row.delta_pct, 2), f"{signed(row.delta_nll, 4)} {interval}", chance(row.p_holm)]
-    return [scheme, f"{row.ppl:.4f}", *delta, f"{row.kl:.2g}", f"{row.top1:.1f}", *size, *read]
+    tail = "–" if row.kl_999 is None else f"{row.kl_999:.2g}"
+    same = "–" if row.same is None else f"{row.same:.1f}"
+    return [scheme, f"{row.ppl:.4f}", *delta, f"{row.kl:.2g}", tail, same, f"{row.top1:.1f}", *size, *read]
 
 
 def notes(rows: Sequence[SummaryRow]) -> list[str]:
@@ -147,5 +149,6 @@ def _looked(looks: list[int]) -> str:
     )
 
 
-LEGEND = """ΔNLL: nats a token more than the baseline, 95 % interval over windows. bits: a number, measured at the prefix length;
-codes and metadata as held, exact tokens at 16. read: share of attended (query, token) pairs from packed storage."""
+LEGEND = """ΔNLL: nats a token more than the baseline, 95 % interval over windows. KL from exact, mean and 99.9 % quantile over tokens;
+same: 1 − TVD, the share of next tokens that agree where both draw as alike as they can. bits: a number, measured at the
+prefix length; codes and metadata as held, exact tokens at 16. read: share of attended (query, token) pairs from packed storage."""

@@ -19,7 +19,9 @@ class SummaryRow(Row):
 
     scheme: its label; name: its canonical spec. ppl: perplexity, delta_ppl its difference, delta_pct the same in per
     cent, ratio the quotient. delta_nll in nats a token, with standard error, 95 % t interval and bootstrap interval over
-    windows (all looks together, where the run had several), p of a t-test; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token. top1: %.
+    windows (all looks together, where the run had several), p of a t-test; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token, kl_999 its
+    99.9 % quantile over tokens. same: 1 − TVD in %, the share of next tokens that agree where both draw as alike as they can.
+    top1: %. The two are None in older records.
     delta_p: of the target's probability. bits: measured bits a number, and compression against 16; None where bytes were
     not measurable. coverage: share of attended pairs read from packed storage. iid_*: as llama.cpp reports them, tokens
     taken for independent; None without the NLL of every token. Figures of a contender that failed are NaN.
@@ -55,6 +57,8 @@ class SummaryRow(Row):
     coverage: float
     within_noise: bool
     audit: str
+    kl_999: float | None = None
+    same: float | None = None
     iid_nll: float | None = None
     iid_nll_se: float | None = None
     iid_log_ratio: float | None = None
@@ -134,6 +138,8 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
                 base == 0 and i != base and floor and kl <= floor.kl and abs(paired.delta) <= floor.delta_nll
             ),
             audit="; ".join(run.audit.failures.get(contender.label, [])) or "ok",
+            kl_999=contender.kl_999,
+            same=100 * (1 - sum(w.tvd[i] for w in run.windows) / sum(counts)) if all(w.tvd for w in run.windows) else None,
         )
         if nll is not None:
             mean, mean_se = statistics.iid_mean(nll[i])

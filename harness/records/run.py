@@ -88,6 +88,7 @@ class ContenderRecord(Typed):
     note: str = ""
     window_by_window: bool = False  # though the run takes several together
     evicts: bool = False  # drops tokens, which changes what is attended
+    kl_999: float | None = None  # nats: the 99.9 % quantile over all scored tokens; None: failed, running, or an older record
     error: str | None = None  # why it has no score: one line; its sums are NaN from the window on where it failed
 
 
@@ -102,6 +103,7 @@ class WindowRecord(Typed):
     count: Annotated[int, Field(gt=0)]
     nll: list[Sum]
     kl: list[Sum]
+    tvd: list[Sum] = []  # none in older records
     top1: list[int]
     probability: list[Sum]  # of the target: its difference between contenders is Δp
     key_pairs: list[int]  # read from packed storage
@@ -189,7 +191,7 @@ def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
 
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
-    """nll, kl float32 and top1 bool, [contenders, scored]."""
+    """nll, kl, tvd float32 and top1 bool, [contenders, scored]."""
     # losses hardly compress, by a fifth, and trying takes longer than scoring a window on a GPU
     save_arrays(folder / "tokens" / f"{window:06d}.npz", arrays, compressed=False)
 
@@ -203,17 +205,20 @@ def has_tokens(folder: Path) -> bool:
     return (folder / "tokens").is_dir()
 
 
-def load_nll(folder: Path, run: Run) -> np.ndarray:
-    """NLL of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
-    losses = [load_tokens(folder, window.index)["nll"] for window in run.windows]
-    return np.concatenate(losses, axis=1).astype(np.float64)
+def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
+    """"nll" or "kl" of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
+    arrays = [load_tokens(folder, window.index)[what] for window in run.windows]
+    return np.concatenate(arrays, axis=1).astype(np.float64)
 
 
 def load_run(folder: str | Path) -> Run:
     """Read a run folder; ValueError as `read_record`. A row whose sums are not finite has failed; older records
     do not say so."""
     run = read_record(folder, RUN_FILE, Run)
-    series = [[w.nll, w.kl, w.top1, w.probability, w.key_pairs, w.value_pairs, w.pairs] for w in run.windows]
+    series = [
+        [w.nll, w.kl, w.top1, w.probability, w.key_pairs, w.value_pairs, w.pairs, *([w.tvd] if w.tvd else [])]
+        for w in run.windows
+    ]
     if {len(one) for window in series for one in window} - {len(run.contenders)}:
         raise UserError(
             f"{Path(folder) / RUN_FILE} is not a run record: a window has not a figure for each of its schemes"

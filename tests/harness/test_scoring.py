@@ -29,7 +29,27 @@ def check(found, p, q, targets):
     # KL is about 5e-5: 1e-4 of it is far above round-off and far under a cancelled log-ratio's error
     assert torch.allclose(found.kl.double(), kl, rtol=1e-3, atol=1e-10)
     assert (found.kl >= 0).all()
+    # a sum of positive numbers: their relative round-off
+    assert torch.allclose(found.tvd.double(), (exact_p.exp() - exact_q.exp()).abs().sum(-1) / 2, rtol=1e-4, atol=1e-7)
     assert torch.equal(found.top1, q.argmax(-1) == p.argmax(-1))
+
+
+def test_tvd_is_how_often_coupled_draws_differ():
+    """Both draw from what they share while that suffices: a draw from min(p, q), or two from what each has alone."""
+    p, q, targets = pair(batch=1, scored=4, vocabulary=50, noise=1.0)
+    tvd = Reference(p.clone()).score(q, targets).tvd[0].double()
+    exact_p, exact_q = (x[0].double().softmax(-1) for x in (p, q))
+    generator, draws = torch.Generator().manual_seed(1), 40_000
+    for row in range(4):
+        shared = torch.minimum(exact_p[row], exact_q[row])
+        first = torch.multinomial(exact_p[row], draws, replacement=True, generator=generator)
+        kept = torch.rand(draws, generator=generator, dtype=torch.float64) < (shared / exact_p[row])[first]
+        second = torch.multinomial(exact_q[row] - shared, draws, replacement=True, generator=generator)
+        second[kept] = first[kept]
+        # second is distributed as q, and differs from first as seldom as can be; five standard errors
+        assert (second != first).double().mean().item() == pytest.approx(tvd[row].item(), abs=5 * 0.5 / draws**0.5)
+        drawn = torch.bincount(second, minlength=50) / draws
+        assert torch.allclose(drawn.double(), exact_q[row], atol=5 * 0.5 / draws**0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -89,7 +109,7 @@ def test_one_bad_logit_is_found(bad, exact):
 
 
 def test_the_first_window_that_is_not_finite_is_named(subject):
-    scores = Scores.joined([Scores(*(torch.zeros(1, 3) for _ in range(2)), torch.ones(1, 3).bool()), Scores.none(2, 3)])
+    scores = Scores.joined([Scores(*(torch.zeros(1, 3) for _ in range(3)), torch.ones(1, 3).bool()), Scores.none(2, 3)])
     error = not_finite(scores, Batch(tuple(subject.windows[:3])), "float32")
     assert error.first == 1
     assert f"window {subject.windows[1].index} " in str(error)
@@ -109,6 +129,7 @@ for vocabulary in (64, 50):
         assert (Reference(p).itself(targets).kl == 0).all()
 far = Reference(torch.tensor([[[100.0, 0, 0]]])).score(torch.tensor([[[0, 100.0, 0]]]), torch.zeros(1, 1).long())
 assert abs(far.kl.item() - 100) < 1e-4, far.kl
+assert far.tvd.item() == 1, far.tvd
 bad = torch.zeros(1, 3, 50)
 bad[0, 1, 7] = float("nan")
 assert Reference(torch.randn(1, 3, 50)).score(bad, torch.zeros(1, 3).long()).nll.isfinite().tolist() == [[True, False, True]]
