@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from harness.options import Options
 from harness.passes import Passes
 from harness.processes import Processes, processes
 from harness.records.provenance import host, open_folder
-from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, save_run
+from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, named, save_run
 from harness.records.writing import write_file
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
@@ -45,76 +46,123 @@ def compare(
     In a program that torchrun or accelerate started, all its processes call this with the same arguments, share the windows and
     get the same record.
     """
-    options = options or Options()
+    return compare_protocols(schemes, [options or Options()], subject=subject, progress=progress)[0]
+
+
+def compare_protocols(
+    schemes: Sequence[str | Contender],
+    protocols: Sequence[Options],
+    *,
+    subject: Subject | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[Run, Path]]:
+    """As `compare`, by several protocols in one go: each batch of windows is prefilled once, and each protocol has a record
+    of its own, as if it had been compared alone, with an exact cache of its own.
+
+    protocols: as `Options.by` makes them: they differ in protocol, step and folder.
+    """
     progress = progress or Progress()
     contenders = contenders_of(schemes, progress.on_note)
-    subject = subject or prepare(options)
+    subject = subject or prepare(protocols[0])
     model = subject.loaded.model
-    for contender in contenders:
-        contender.check(model, options.window_length - options.score_length)
-    check_texts(contenders, options, subject)
-    if options.protocol != "single-pass" and options.step != 1:
-        check_continues(model)
-    settings = settings_of(options, subject, [contender.name for contender in contenders])
-    if settings.until_se is not None and not settings.independent:
-        raise UserError(
-            f"until_se needs an error over windows, and windows that score tokens twice have none: take a stride of "
-            f"{settings.score_length - 1} or more"
-        )
     together = processes()
-    _check_alike(together.gather(settings))
-    folder, run = together.from_first(lambda: _opened(options, settings, subject, together.size))
-    if run.status == "complete":
-        progress.on_note(f"{folder} holds this run already, complete; its record is printed again")
-        return run, folder
-    if run.windows:
-        progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
-    else:
+    _check(contenders, protocols, subject)
+    settings = [settings_of(options, subject, [contender.name for contender in contenders]) for options in protocols]
+    for one in settings:
+        if one.until_se is not None and not one.independent:
+            raise UserError(
+                f"until_se needs an error over windows, and windows that score tokens twice have none: take a stride of "
+                f"{one.score_length - 1} or more"
+            )
+        _check_alike(together.gather(one))
+    size = max(_batch_size(options, subject) for options in protocols)
+    opened = [
+        together.from_first(partial(_opened, options, one, subject, size, together.size))
+        for options, one in zip(protocols, settings, strict=True)
+    ]
+    left: list[Runner] = []
+    for folder, run in opened:
+        if run.status == "complete":
+            progress.on_note(f"{folder} holds this run already, complete; its record is printed again")
+            continue
+        if run.windows:
+            progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
+        shown = progress.of_part(len(left), len(contenders), named(run.settings) if len(protocols) > 1 else "")
+        left.append(Runner(Passes(model, contenders), subject.loaded.name, run, folder, shown))
+    if not left:
+        return [(run, folder) for folder, run in opened]
+    if not any(runner.run.windows for runner in left):
         progress.on_note(
             "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
         )
-    runner = Runner(Passes(model, contenders), subject.loaded.name, run, folder, progress)
     started = time.perf_counter()
     by_index = {window.index: window for window in subject.windows}
-    windows = [by_index[index] for index in stopping.visits(settings)]
-    with fused_kernels(len(windows) - len(run.windows), progress.on_note):
-        _score(runner, windows, together)
-    run = runner.run
+    windows = [by_index[index] for index in stopping.visits(settings[0])]
+    with fused_kernels(len(windows) - min(len(runner.run.windows) for runner in left), progress.on_note):
+        _score(left, windows, together, progress)
+    seconds = time.perf_counter() - started
+    for runner in left:
+        _completed(runner, together, seconds)
+    done = {runner.folder: runner.run for runner in left}
+    return [(done.get(folder, run), folder) for folder, run in opened]
+
+
+def _check(contenders: Sequence[Contender], protocols: Sequence[Options], subject: Subject) -> None:
+    """UserError, before any window is scored, for what a contender or the model cannot do."""
+    model, options = subject.loaded.model, protocols[0]
+    for contender in contenders:
+        contender.check(model, options.window_length - options.score_length)
+    check_texts(contenders, options, subject)
+    if any(one.protocol != "single-pass" and one.step != 1 for one in protocols):
+        check_continues(model)
+
+
+def _score(runners: Sequence[Runner], windows: Sequence[Window], together: Processes, progress: Progress) -> None:
+    """From look to look, until one suffices. A run that was stopped while others were further is brought to where they are."""
+    have = [{window.index for window in runner.run.windows} for runner in runners]
+    furthest = set.union(*have)
+    for runner, mine in zip(runners, have, strict=True):
+        if furthest - mine:
+            sharding.score([runner], [window for window in windows if window.index in furthest], together)
+    begun = len(furthest)
+    for count in stopping.looks(runners[0].run.settings):
+        if count < begun:  # a run that is continued had looked
+            continue
+        sharding.score(runners, windows[:count], together)
+        verdicts = [stopping.verdict(runner.run) for runner in runners]
+        if all(verdicts):
+            for runner, verdict in zip(runners, verdicts, strict=True):
+                runner.run.ended = verdict
+                runner.progress.on_note(verdict or "")
+            return
+
+
+def _completed(runner: Runner, together: Processes, wall: float) -> None:
+    """What is known once all windows are scored; the record is whole. wall: seconds of all protocols."""
+    run, folder = runner.run, runner.folder
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
-        run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (settings.score_length - 1))
+        run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (run.settings.score_length - 1))
     tails = np.quantile(load_each(folder, run, "kl"), 0.999, axis=1)
     for contender, tail in zip(run.contenders, tails, strict=True):
         contender.kl_999 = float(tail) if contender.error is None else None
     run.status = "complete"
     seconds = _joined(together.gather(runner.passes.timings))
-    wall = round(time.perf_counter() - started, 3)
-    timings = {"host": host(), "processes": together.size, "wall": wall, "seconds": seconds}
+    timings = {"host": host(), "processes": together.size, "wall": round(wall, 3), "seconds": seconds}
     if together.rank == 0:
         save_run(run, folder)
         write_file(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
-    return run, folder
 
 
-def _score(runner: Runner, windows: Sequence[Window], together: Processes) -> None:
-    """From look to look, until one suffices."""
-    begun = len(runner.run.windows)
-    for count in stopping.looks(runner.run.settings):
-        if count < begun:  # a run that is continued had looked
-            continue
-        sharding.score(runner, windows[:count], together)
-        if verdict := stopping.verdict(runner.run):
-            runner.run.ended = verdict
-            runner.progress.on_note(verdict)
-            return
+def _batch_size(options: Options, subject: Subject) -> int:
+    return batch_size(
+        options.batch, subject.loaded.model, options.window_length, options.score_length, step=options.step
+    )
 
 
-def _opened(options: Options, settings: Settings, subject: Subject, processes: int) -> tuple[Path, Run]:
-    """The run folder and the record in it, continued or begun."""
+def _opened(options: Options, settings: Settings, subject: Subject, size: int, processes: int) -> tuple[Path, Run]:
+    """The run folder and the record in it, continued or begun with so many windows at once."""
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
     if run is None:
-        size = batch_size(
-            options.batch, subject.loaded.model, options.window_length, options.score_length, step=options.step
-        )
         run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
         if processes > 1:  # no part may lie in a folder without a record
             save_run(run, folder)

@@ -1,6 +1,7 @@
 """What a user asks of a command that scores windows. Light: no torch, so that `--help` is quick."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -49,6 +50,20 @@ class Options:
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     command: str = "harness.compare(…)"
+
+    def by(self, protocols: Sequence[str], steps: Sequence[int] = ()) -> "list[Options]":
+        """The same by several protocols, stepwise once for each step; the folder of each lies in `out`."""
+        ways: list[tuple[str, int | None]] = []
+        for protocol in protocols:
+            ways += [("stepwise", step) for step in steps or (None,)] if protocol == "stepwise" else [(protocol, None)]
+        if steps and "stepwise" not in protocols:
+            raise UserError(
+                f"step={steps[0]} belongs to the stepwise protocol; add --protocol stepwise or leave it out"
+            )
+        several = len(once := list(dict.fromkeys(ways))) > 1
+        folders = [f"{protocol}-{step}" if step else protocol for protocol, step in once]
+        outs = [f"{self.out}/{folder}" if several and self.out else self.out for folder in folders]
+        return [replace(self, protocol=p, step=s, out=out) for (p, s), out in zip(once, outs, strict=True)]
 
     def __post_init__(self) -> None:
         if self.protocol not in ("two-pass", "stepwise", "single-pass"):

@@ -1,4 +1,4 @@
-"""Batches of windows × contenders, each prefilled once; a batch is on disk before the next begins."""
+"""Batches of windows × protocols × contenders, each prefilled once; a batch is on disk before the next begins."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from harness import controls
 from harness.audit import Reads, total
@@ -29,10 +30,18 @@ class Progress:
     on_pass: Callable[[range, int, str, float], None] = lambda windows, contender, label, nll: None
     on_note: Callable[[str], None] = lambda text: None
 
+    def of_part(self, part: int, contenders: int, name: str) -> "Progress":
+        """Of one of several protocols, which take turns in each batch."""
+
+        def on_pass(windows: range, contender: int, label: str, nll: float) -> None:
+            self.on_pass(windows, part * contenders + contender, f"{label}, {name}" if name else label, nll)
+
+        return Progress(on_pass, self.on_note)
+
 
 @dataclass
 class Runner:
-    """Scores contenders on windows with one model.
+    """Scores contenders on windows with one model and by one protocol.
 
     file: in the folder, where the record goes. elsewhere: windows before the next batch that other processes score.
     """
@@ -45,33 +54,9 @@ class Runner:
     file: str = RUN_FILE
     elsewhere: int = 0
 
-    def score(self, windows: Sequence[Window]) -> None:
-        """Score windows that the record does not have yet; save after each batch.
-
-        Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
-        batch is begun again in halves, and the record says so.
-        """
-        in_batches(windows, self.run.batch, self._whole_batch, self._halved)
-
-    def _whole_batch(self, batch: Batch) -> None:
-        """Or nothing of it in the record, where memory runs out."""
-        before = self.run.model_copy(deep=True)
-        try:
-            self._batch(batch)
-        except torch.OutOfMemoryError:
-            self.run = before
-            raise
-
-    def _halved(self, windows: int, size: int) -> None:
-        self.run.batch = size
-        self.passes.forget()
-        self.progress.on_note(halved(windows, size))
-
-    def _batch(self, batch: Batch) -> None:
+    def batch(self, batch: Batch, prefilled: DynamicCache) -> None:
+        """Score the windows of a batch, and save them."""
         torch.manual_seed(self.run.settings.seed)
-        started = time.perf_counter()
-        prefilled = prefill(self.passes.model, batch.prefix)
-        self.passes.time("prefill", started)
         before = self.elsewhere + len(self.run.windows)
         outcomes: list[Outcome] = []
         for position, contender in enumerate(self.passes.contenders):
@@ -112,8 +97,7 @@ class Runner:
     def _keep(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         for i, window in enumerate(batch.windows):
             arrays = {
-                name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes])
-                for name in PER_TOKEN
+                name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes]) for name in PER_TOKEN
             }
             save_tokens(self.folder, window.index, arrays)
             sums = [total(outcome.reads[i].values()) for outcome in outcomes]
@@ -123,6 +107,37 @@ class Runner:
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
         save_run(self.run, self.folder, self.file)
+
+
+def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
+    """Score windows that the records do not have yet with each of the runners, one a protocol; save after each batch.
+
+    Batches are cut from what is left, so that a continued run has those of an unbroken one. Where memory runs out the
+    batch is begun again in halves, and the records say so.
+    """
+    passes = runners[0].passes
+
+    def whole_batch(batch: Batch) -> None:
+        """Or nothing of it in the records, where memory runs out."""
+        before = [runner.run.model_copy(deep=True) for runner in runners]
+        try:
+            started = time.perf_counter()
+            prefilled = prefill(passes.model, batch.prefix)
+            passes.time("prefill", started)
+            for runner in runners:
+                runner.batch(batch, prefilled)
+        except torch.OutOfMemoryError:
+            for runner, run in zip(runners, before, strict=True):
+                runner.run = run
+            raise
+
+    def halve(count: int, size: int) -> None:
+        for runner in runners:
+            runner.run.batch = size
+            runner.passes.forget()
+        runners[0].progress.on_note(halved(count, size))
+
+    in_batches(windows, min(runner.run.batch for runner in runners), whole_batch, halve)
 
 
 def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Sequence[Reads]) -> WindowRecord:

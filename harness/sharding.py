@@ -1,4 +1,4 @@
-"""One run by several processes: each scores whole batches, and the first joins what they have into the record.
+"""Runs by several processes: each scores whole batches, and the first joins what they have into the record.
 
 The batches are those of one process, so their sums are too. The first process takes the batches that the controls need.
 While a run goes, each of the others keeps its part beside the record, and what a run that was stopped left is joined first.
@@ -14,36 +14,40 @@ from harness.failures import failures
 from harness.processes import Processes
 from harness.records.run import Audit, Run, WindowRecord, read_record, save_run
 from harness.runner import Runner
+from harness.runner import score as score_batches
 from harness.subject.windows import Window
 
 PARTS = "processes"  # folder of the parts, in that of the run
 
 
-def score(runner: Runner, windows: Sequence[Window], processes: Processes) -> None:
-    """Score those of the windows that the record lacks; afterwards `runner.run` is the same in every process.
+def score(runners: Sequence[Runner], windows: Sequence[Window], processes: Processes) -> None:
+    """Score those of the windows that the records lack, which have the same; afterwards each `runner.run` is the same in every process.
 
-    windows: in the order in which they are scored, from the first of the run on.
+    runners: one a protocol. windows: in the order in which they are scored, from the first of the run on.
     """
-    done = {window.index for window in runner.run.windows}
+    done = {window.index for window in runners[0].run.windows}
     left = [window for window in windows if window.index not in done]
     if processes.size == 1:
-        runner.score(left)
+        score_batches(runners, left)
         return
-    size = runner.run.batch
+    size = min(runner.run.batch for runner in runners)
     batches = [left[i : i + size] for i in range(0, len(left), size)]
     if processes.rank:
-        runner.run = runner.run.model_copy(deep=True, update={"windows": [], "batches": [], "audit": Audit()})
-        runner.file, runner.passes.with_controls = f"{PARTS}/{processes.rank}.json", False
+        for runner in runners:
+            runner.run = runner.run.model_copy(deep=True, update={"windows": [], "batches": [], "audit": Audit()})
+            runner.file, runner.passes.with_controls = f"{PARTS}/{processes.rank}.json", False
     controlled = -(-max(0, FLOOR_WINDOWS - len(done)) // size)
     for at, batch in processes.deal(batches, first=controlled):
-        runner.elsewhere = len(done) + at * size - len(runner.run.windows)
-        runner.score(batch)
+        for runner in runners:
+            runner.elsewhere = len(done) + at * size - len(runner.run.windows)
+        score_batches(runners, batch)
+    for runner in runners:
+        _join(runner, [window.index for window in windows], processes)
+
+
+def _join(runner: Runner, order: Sequence[int], processes: Processes) -> None:
     first, *parts = processes.gather(runner.run)
-
-    def join() -> Run:
-        return _kept(joined(first, parts, [window.index for window in windows]), runner.folder)
-
-    runner.run = processes.from_first(join)
+    runner.run = processes.from_first(lambda: _kept(joined(first, parts, order), runner.folder))
 
 
 def with_parts(run: Run, folder: Path, order: Sequence[int]) -> Run:

@@ -16,7 +16,8 @@ class Family:
     A factory with the positional arguments `key` and `value` wraps another scheme: it is given how that stores them.
     formula, good and fails: how it works, where it is good, where it is not. short: short names and the fields that
     they set. own_residual: the family has its own rule for recent exact tokens, so that `keep_recent` and
-    `flush_every` are not offered. calibrate: for one that is calibrated on a text, (layer, samples, weights, fields) →
+    `flush_every` are not offered. keeps_rules: a wrapper that changes how a scheme is used, not its numbers, so that the
+    inner spec may say that too. calibrate: for one that is calibrated on a text, (layer, samples, weights, fields) →
     the tables of a layer.
     """
 
@@ -28,6 +29,7 @@ class Family:
     fails: str
     short: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     own_residual: bool = False
+    keeps_rules: bool = False
     called: str = ""  # where the name is no Python name
     calibrate: Callable[..., dict[str, Tensor]] | None = None
 

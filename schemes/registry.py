@@ -114,7 +114,7 @@ def _inner(family: Family, name: str, inside: str | None, within: maps.Within) -
     if not inside:
         raise UserError(f"{name} wraps another scheme: give it in parentheses, as {family.example}")
     scheme = _parse(inside, within)
-    if not inside.startswith("@"):
+    if not inside.startswith("@") and not family.keeps_rules:
         outer = [item for item in split_spec(inside).items if item[0] in {rule.name for rule in RULES}]
         if outer:
             moved = ",".join(f"{field}={value}" for field, value in outer)

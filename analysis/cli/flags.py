@@ -17,6 +17,15 @@ from schemes.errors import UserError
 Style = Annotated[str | None, typer.Option("--style", help="a matplotlib style, or a .mplstyle file, for the figures")]
 Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
 
+MatchTail = Annotated[
+    int | None,
+    typer.Option("--match-tail", min=0, help="so many newest tokens exact in every scheme, in place of its own window"),
+]
+MatchSinks = Annotated[
+    int | None,
+    typer.Option("--match-sinks", min=0, help="so many first tokens exact in every scheme, in place of its own"),
+]
+
 
 def takes_options(
     *, windows: int = 8, without: Collection[str] = ("until_se",), shared: bool = False

@@ -5,9 +5,8 @@ import os
 import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 try:
     import typer
@@ -19,8 +18,9 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
 from analysis.cli.analyzer import analyzer
 from analysis.cli.bench import bench
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
-from analysis.cli.flags import Format, Style, check_style, takes_options
+from analysis.cli.flags import Format, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
+from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
 from harness.processes import rank
@@ -28,13 +28,9 @@ from harness.subject.imports import import_quickly
 from schemes.errors import UserError
 from schemes.references import identity_of
 
-if TYPE_CHECKING:
-    from harness.records.run import Run
-
 FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a published comparison.")
 app.add_typer(reproduce, name="reproduce")
 app.add_typer(bench, name="bench")
 
@@ -48,7 +44,7 @@ Sort = Annotated[
 
 
 @app.command()
-@takes_options(without=(), shared=True)
+@takes_options(without=("protocol", "step"), shared=True)
 def compare(
     options: Options,
     scheme: Annotated[
@@ -57,6 +53,15 @@ def compare(
     cache: Annotated[
         list[str] | None, typer.Option("--cache", metavar="FACTORY", help=f"a cache beside them, {FACTORY}; repeatable")
     ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol", help="two-pass (the default), stepwise or single-pass; repeatable: all over one prefill"
+        ),
+    ] = None,
+    step: Annotated[list[int] | None, typer.Option("--step", help="tokens per forward in stepwise; repeatable")] = None,
+    match_tail: MatchTail = None,
+    match_sinks: MatchSinks = None,
     format: Format = "table",
     baseline: Baseline = None,
     sort: Sort = "run",
@@ -64,22 +69,30 @@ def compare(
     """Score schemes on the same windows, with a cache that is read."""
     from harness.caches.specs import canonical
 
+    protocols = options.by(protocol or ["two-pass"], step or [])
+    if baseline and len(protocols) > 1:
+        raise UserError("--baseline belongs to the table of one protocol: give it to `kvdelta show FOLDER/PROTOCOL`")
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from harness.caches.contenders import contenders_of
+    from harness.caches.contenders import contenders_of, matched, merged
     from harness.caches.foreign import user_cache
     from harness.comparison import DEFAULT_SCHEMES
 
-    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    contenders = merged([matched(one, match_tail, match_sinks) for one in given], note)
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
-    from analysis.cli.runs import make_run, report_failures
+    from analysis.cli.runs import make_runs, report_failures, show_protocols, show_run, worst
 
-    run, folder = make_run(contenders, options, load_subject(options))
-    _show(run, folder, format, baseline, sort)
-    return report_failures(run)
+    runs = make_runs(contenders, protocols, load_subject(protocols[0]))
+    if len(runs) == 1:
+        show_run(*runs[0], format, baseline, sort)
+    else:
+        show_protocols([run for run, _ in runs], format)
+        note(f"the table of each: kvdelta show {shlex.join(str(folder) for _, folder in runs)}")
+    return worst([report_failures(run) for run, _ in runs])
 
 
 @app.command()
@@ -89,17 +102,22 @@ def show(
     sort: Sort = "run",
     format: Format = "table",
 ) -> int:
-    """Print the table of saved runs, any scheme against any other."""
-    from analysis.cli.runs import report_failures, worst
-    from harness.records.run import load_run
+    """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side."""
+    from analysis.cli.runs import report_failures, show_protocols, show_run, worst
+    from analysis.reading.protocols import alike
+    from harness.records.run import load_run, run_folders
 
+    loaded = [(load_run(folder), folder) for given in runs for folder in run_folders(given)]
+    beside = alike([run for run, _ in loaded])
     codes = []
-    for folder in runs:
-        run = load_run(folder)
+    for run, folder in loaded:
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
-        _show(run, folder, format, baseline, sort)
+        if not beside or format == "table":
+            show_run(run, folder, format, baseline, sort)
         codes.append(report_failures(run))
+    if beside:
+        show_protocols([run for run, _ in loaded], format)
     return worst(codes)
 
 
@@ -140,41 +158,6 @@ def calibrate(
     return 0
 
 
-@reproduce.command("trap")
-@takes_options(windows=4, without=("until_se", "protocol", "step", "same_text"), shared=True)
-def reproduce_trap(options: Options) -> int:
-    """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
-    subject = load_subject(options)
-    from analysis.cli import terminal
-    from analysis.cli.runs import make_run
-    from analysis.cli.trap_contenders import trap_contenders
-    from analysis.reading import run_tables, summary
-    from analysis.reading.trap import trap_table, trap_verdict
-
-    runs = []
-    for protocol in ("single-pass", "two-pass"):
-        note(f"{protocol}:")
-        out = str(Path(options.out) / protocol) if options.out else None
-        runs.append(make_run(trap_contenders(), replace(options, protocol=protocol, out=out), subject)[0])
-    say(*run_tables.heading(runs[1])[:2])
-    terminal.print_table(*trap_table(*runs))
-    say(*run_tables.notes(summary.summarize(runs[1])))
-    shown, sentences = trap_verdict(*runs)
-    say(*sentences)
-    return 0 if shown else AUDIT_FAILED
-
-
-@reproduce.command("kivi-vs-int4")
-@takes_options(without=("until_se", "protocol", "step", "same_text"))
-def reproduce_kivi(options: Options, style: Style = None) -> int:
-    """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
-    check_style(style)
-    subject = load_subject(options)
-    from analysis.cli.kivi_report import kivi_report
-
-    return kivi_report(options, subject, style)
-
-
 @app.command()
 @takes_options(
     windows=1,
@@ -190,37 +173,18 @@ def audit(
 ) -> int:
     """Does a scored forward read this cache? Whatever a factory makes for the model, beside exact."""
     import_quickly()
-    from analysis.cli.runs import make_run, report_failures
+    from analysis.cli.runs import make_run, report_failures, show_run
     from harness.caches.contenders import contenders_of
     from harness.caches.foreign import user_cache
 
     run, folder = make_run(contenders_of([user_cache(cache)]), options, load_subject(options))
-    _show(run, folder, format)
+    show_run(run, folder, format)
     if not run.audit.failures:
         note(f"audit passed: the scored forward read what {cache} had stored")
     return report_failures(run)
 
 
 app.registered_commands += [*analyzer.registered_commands, *from_records.registered_commands]
-
-
-def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
-    from analysis.reading import run_tables, summary
-    from harness.records.run import has_tokens, load_each
-
-    position = summary.find(run, baseline) if baseline else 0
-    nll = load_each(folder, run, "nll") if format == "json" and has_tokens(folder) else None
-    rows, position = run_tables.in_order(summary.summarize(run, baseline, nll), position, sort)
-    if format == "table":
-        from analysis.cli import terminal
-
-        say(*run_tables.heading(run))
-        terminal.print_table(*run_tables.cells(rows, position))
-        print(run_tables.LEGEND)
-        if lines := run_tables.notes(rows):
-            say("", *lines)
-    else:
-        print(run_tables.as_text(run, rows, position, format), end="")
 
 
 def main() -> None:

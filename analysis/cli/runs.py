@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from analysis.cli import terminal
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
-from analysis.cli.starting import note
+from analysis.cli.starting import note, say
+from analysis.reading import measurement_tables, protocols, run_tables, summary
 from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
+from analysis.reading.tables import as_markdown
 from harness.options import Options
 from harness.processes import rank
-from harness.records.run import Run, load_each, save_run
+from harness.records.run import Run, has_tokens, load_each, save_run
 
 if TYPE_CHECKING:
     from harness.caches.contenders import Contender
@@ -23,15 +25,56 @@ if TYPE_CHECKING:
 
 def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
     """Run, with progress on stderr."""
+    return make_runs(contenders, [options], subject)[0]
+
+
+def make_runs(contenders: "Sequence[Contender]", ways: Sequence[Options], subject: "Subject") -> list[tuple[Run, Path]]:
+    """Run by each protocol, with progress on stderr."""
     from harness import comparison
 
-    progress = terminal.progress(len(subject.windows), len(contenders))
-    run, folder = comparison.compare(contenders, options, subject=subject, progress=progress)
-    run.summary = plain(summarize(run, nll=load_each(folder, run, "nll")))
-    if rank() == 0:
-        save_run(run, folder)
-    note(f"record: {folder}")
-    return run, folder
+    progress = terminal.progress(len(subject.windows), len(contenders) * len(ways))
+    runs = comparison.compare_protocols(contenders, ways, subject=subject, progress=progress)
+    for run, folder in runs:
+        run.summary = plain(summarize(run, nll=load_each(folder, run, "nll")))
+        if rank() == 0:
+            save_run(run, folder)
+        note(f"record: {folder}")
+    return runs
+
+
+def show_run(run: Run, folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
+    """The table of one run on stdout."""
+    position = summary.find(run, baseline) if baseline else 0
+    nll = load_each(folder, run, "nll") if format == "json" and has_tokens(folder) else None
+    rows, position = run_tables.in_order(summarize(run, baseline, nll), position, sort)
+    if format == "table":
+        say(*run_tables.heading(run))
+        terminal.print_table(*run_tables.cells(rows, position))
+        print(run_tables.legend(run))
+        if lines := run_tables.notes(rows):
+            say("", *lines)
+    else:
+        print(run_tables.as_text(run, rows, position, format), end="")
+
+
+def show_protocols(runs: Sequence[Run], format: str) -> None:
+    """The table of one comparison by several protocols on stdout."""
+    found = protocols.protocol_rows(runs)
+    if format in ("json", "csv"):
+        rows = [row for line in found for row in line]
+        print(measurement_tables.as_text(rows, format), end="")
+        return
+    say(*run_tables.heading_of_several(runs), format=format)
+    for shown in protocols.protocol_tables(found):
+        if format == "md":
+            print("\n" + as_markdown(*shown), end="")
+        else:
+            terminal.print_table(*shown)
+    if format == "table":
+        print(protocols.LEGEND)
+    notes = protocols.order_notes(found)
+    if notes:
+        say("", *notes, format=format)
 
 
 def report_failures(run: Run) -> int:

@@ -11,7 +11,7 @@ from analysis.reading.rows import plain
 from analysis.reading.summary import SummaryRow
 from analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
 from harness import stopping
-from harness.records.run import Run
+from harness.records.run import Run, named
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
@@ -40,7 +40,8 @@ def as_text(run: Run, rows: Sequence[SummaryRow], baseline: int, format: str) ->
     if format == "json":
         return as_json(run, rows, baseline)
     text = "\n\n".join(map(markdown, heading(run))) + "\n\n" + as_markdown(*cells(rows, baseline))
-    return text + "".join(f"\n{markdown(line)}\n" for line in notes(rows))
+    said = [TWO_PASS.replace("\n", " ")] if run.settings.protocol == "two-pass" else []
+    return text + "".join(f"\n{markdown(line)}\n" for line in [*said, *notes(rows)])
 
 
 def as_csv(rows: Sequence[SummaryRow]) -> str:
@@ -69,7 +70,21 @@ def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:
 
 def cells(rows: Sequence[SummaryRow], baseline: int = 0) -> Table:
     """Header and text cells, for people."""
-    header = ["scheme", "ppl", "Δ%", "ΔNLL [95 %]", "p (Holm)", "KL", "99.9 %", "same %", "top-1 %", "bits", "×", "read K", "read V"]
+    header = [
+        "scheme",
+        "ppl",
+        "Δ%",
+        "ΔNLL [95 %]",
+        "p (Holm)",
+        "KL",
+        "99.9 %",
+        "same %",
+        "top-1 %",
+        "bits",
+        "×",
+        "read K",
+        "read V",
+    ]
     return header, [_cells(row, is_baseline=i == baseline) for i, row in enumerate(rows)]
 
 
@@ -118,15 +133,23 @@ def cost_matrix(lines: dict[str, dict[str, SummaryRow]]) -> Table:
 
 def heading(run: Run) -> list[str]:
     """What the numbers are of, in a few lines."""
-    settings = run.settings
-    step = f" (step {settings.step})" if settings.step else ""
+    return heading_of_several([run])
+
+
+def heading_of_several(runs: Sequence[Run]) -> list[str]:
+    """Of the same windows by several protocols."""
+    run, settings = runs[0], runs[0].settings
+    by = " and ".join(named(one.settings) for one in runs)
     lines = [
         f"{run.model_name}",
-        f"{run.text_name}: {windows_of(settings, len(run.windows))}, {settings.protocol}{step}, {settings.dtype} on {settings.device}",
+        f"{run.text_name}: {windows_of(settings, len(run.windows))}, {by}, {settings.dtype} on {settings.device}",
     ]
-    if run.noise_floor:
-        floor = run.noise_floor
-        lines.append(f"noise floor (exact by another route): |ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats")
+    for one in runs:
+        if floor := one.noise_floor:
+            whose = f", {named(one.settings)}" if len(runs) > 1 else ""
+            said = f"|ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats"
+            lines.append(f"noise floor (exact by another route{whose}): {said}")
+    lines += _matched(run)
     if settings.until_se is not None:
         lines += [run.ended] if run.ended else []
         lines.append(_looked(stopping.looks(settings)))
@@ -139,6 +162,25 @@ def heading(run: Run) -> list[str]:
     return lines
 
 
+def _matched(run: Run) -> list[str]:
+    """Which exact tokens every scheme of the run has, where that was asked for; none else."""
+    lossy = [contender.name for contender in run.contenders if not contender.lossless]
+    rules = {name.rpartition("):")[2] if name.startswith("matched(") else "" for name in lossy}
+    if len(rules) != 1 or "" in rules:
+        return []
+    counts = dict(item.split("=") for item in rules.pop().split(",") if item.startswith(("tail=", "sinks=")))
+    which = {"sinks": "first", "tail": "newest"}
+    said = " and ".join(f"the {which[name]} {count}" for name, count in sorted(counts.items()))
+    return [
+        f"in every scheme {said} tokens are exact, and those after the newest that fill no group; its own window is not"
+    ]
+
+
+def legend(run: Run) -> str:
+    """What the columns are, and what the protocol leaves out."""
+    return f"{LEGEND}\n{TWO_PASS}" if run.settings.protocol == "two-pass" else LEGEND
+
+
 def _looked(looks: list[int]) -> str:
     if len(looks) == 1:
         return "looked at once, after all windows: too few for looks in between"
@@ -148,6 +190,9 @@ def _looked(looks: list[int]) -> str:
         f"all {len(looks)} looks together (Bonferroni, {each:.1f} % each)"
     )
 
+
+TWO_PASS = """Two passes: the suffix's own tokens are exact, and attention looks mostly at near ones, so decoding costs more, and not every
+row alike: --protocol two-pass --protocol stepwise --step 16 shows both."""
 
 LEGEND = """ΔNLL: nats a token more than the baseline, 95 % interval over windows. KL from exact, mean and 99.9 % quantile over tokens;
 same: 1 − TVD, the share of next tokens that agree where both draw as alike as they can. bits: a number, measured at the

@@ -139,7 +139,9 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             ),
             audit="; ".join(run.audit.failures.get(contender.label, [])) or "ok",
             kl_999=contender.kl_999,
-            same=100 * (1 - sum(w.tvd[i] for w in run.windows) / sum(counts)) if all(w.tvd for w in run.windows) else None,
+            same=100 * (1 - sum(w.tvd[i] for w in run.windows) / sum(counts))
+            if all(w.tvd for w in run.windows)
+            else None,
         )
         if nll is not None:
             mean, mean_se = statistics.iid_mean(nll[i])

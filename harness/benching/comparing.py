@@ -14,7 +14,7 @@ from harness.options import Options
 from harness.passes import Passes
 from harness.records.bench import AGAIN, BASELINE, CONTROLS, STEPWISE, TWO_PASS, Times
 from harness.records.run import Run
-from harness.runner import Runner
+from harness.runner import Runner, score
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject
 
@@ -56,7 +56,7 @@ def _of_one_batch(
     passes = Passes(model, contenders, with_controls)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        Runner(passes, subject.loaded.name, run, Path(folder)).score(windows)
+        score([Runner(passes, subject.loaded.name, run, Path(folder))], windows)
         seconds = time.perf_counter() - started
     timings, count = passes.timings, len(windows)
     controls = sum(sum(taken) for name, taken in timings.items() if name.startswith("control"))

@@ -154,6 +154,19 @@ class SchemeContender:
         return "; ".join(sentences)
 
 
+def matched(contender: Contender, tail: int | None, sinks: int | None) -> Contender:
+    """The contender with so many newest, and first, tokens exact, whatever its scheme has; None leaves it as it is. UserError
+    for what is no scheme of ours."""
+    given = [f"{name}={count}" for name, count in (("tail", tail), ("sinks", sinks)) if count is not None]
+    if contender.lossless or not given:
+        return contender
+    if not isinstance(contender, SchemeContender):
+        raise UserError(
+            f"{contender.label} has exact tokens of its own, which --match-tail and --match-sinks cannot set; leave one of them out"
+        )
+    return SchemeContender(contender.label, parse_scheme(f"matched({contender.name}):{','.join(given)}"))
+
+
 def goes_alone(contender: Contender) -> bool:
     """Whether it takes the windows of a batch one after another: it mixes them, or may."""
     return contender.foreign or contender.mixes_rows

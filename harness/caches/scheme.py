@@ -153,7 +153,9 @@ class SchemeCache(DynamicCache):
             self.layers[index] = SchemeLayer(self.scheme.for_layer(index), mirrored)
         self._last = stored[-1]
 
-    def update(self, key_states: New, value_states: New, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Whole, Whole]:
+    def update(
+        self, key_states: New, value_states: New, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Whole, Whole]:
         """As `SchemeLayer`; after the last layer, what waits in all of them is quantized, those alike in one call."""
         read = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self._last:

@@ -63,6 +63,11 @@ class Settings(Typed):
         return self.advance is None or self.advance >= self.score_length - 1
 
 
+def named(settings: Settings) -> str:
+    """The protocol with its step: "two-pass", "stepwise (step 16)"."""
+    return settings.protocol + (f" (step {settings.step})" if settings.step else "")
+
+
 class Bytes(Typed):
     """Of one side (or of both, where they cannot be told apart), at the prefix length, summed over quantized layers. held: by part; counted: with exact tokens at
     16 bits; elements: numbers that they stand for."""
@@ -88,7 +93,9 @@ class ContenderRecord(Typed):
     note: str = ""
     window_by_window: bool = False  # though the run takes several together
     evicts: bool = False  # drops tokens, which changes what is attended
-    kl_999: float | None = None  # nats: the 99.9 % quantile over all scored tokens; None: failed, running, or an older record
+    kl_999: float | None = (
+        None  # nats: the 99.9 % quantile over all scored tokens; None: failed, running, or an older record
+    )
     error: str | None = None  # why it has no score: one line; its sums are NaN from the window on where it failed
 
 
@@ -186,6 +193,16 @@ class Run(Header):
         return sorted(window.index for window in self.windows)
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folder, or those in it where it holds a comparison by several protocols: in the order in which they were asked for
+    as far as one can tell, two-pass first, then long steps before short ones."""
+    if (folder / RUN_FILE).is_file():
+        return [folder]
+    found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")]
+    steps = {one: one.name.removeprefix("stepwise-") for one in found}
+    return sorted(found, key=lambda one: -int(steps[one]) if steps[one].isdecimal() else -math.inf) or [folder]
+
+
 def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
     write_file(folder / file, (run.model_dump_json(indent=1) + "\n").encode())
 
@@ -206,7 +223,7 @@ def has_tokens(folder: Path) -> bool:
 
 
 def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
-    """"nll" or "kl" of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
+    """ "nll" or "kl" of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
     arrays = [load_tokens(folder, window.index)[what] for window in run.windows]
     return np.concatenate(arrays, axis=1).astype(np.float64)
 

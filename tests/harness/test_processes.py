@@ -230,12 +230,12 @@ def test_each_process_keeps_its_part_and_says_where_in_the_run_it_is(subject, op
         )
         for on_pass in (lambda windows, *_: seen.append(windows), lambda *_: None)
     ]
-    sharding.score(runners[1], subject.windows, second := Hand(1))
+    sharding.score([runners[1]], subject.windows, second := Hand(1))
     part = read_record(tmp_path, f"{sharding.PARTS}/1.json", Run)
     assert [window.index for window in part.windows] == [window.index for window in subject.windows[3:6]]
     assert (part.noise_floor, part.audit.identity_is_exact) == (None, None)
     assert part.audit.zeroed_codes_move_logits == {}
-    sharding.score(runners[0], subject.windows, Hand(0, [second.done]))
+    sharding.score([runners[0]], subject.windows, Hand(0, [second.done]))
     assert set(seen) == {range(0, 3), range(6, 8)}
     whole, _ = compare(contenders, options, subject=subject)
     assert load_run(tmp_path) == runners[0].run
