@@ -116,6 +116,8 @@ def _times(
     ratio = sum(many) / sum(few)
     rest = statistics.paired_delta(many, [ratio * x for x in few], ones, resamples=1)
     half = (rest.high - rest.low) / 2 / below.delta
+    if ratio > 0:  # on the scale of its logarithm, where it has no end
+        return ratio, ratio * math.exp(-half / ratio), ratio * math.exp(half / ratio)
     return ratio, ratio - half, ratio + half
 
 

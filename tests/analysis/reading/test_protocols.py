@@ -1,0 +1,80 @@
+"""What decoding costs beside two passes, against what a hand can compute."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from analysis.reading import protocols
+from schemes.errors import UserError
+
+
+@pytest.fixture
+def runs(run):
+    """Two passes, and stepwise: int4 loses three times as much, so that it falls behind kivi2, which loses the same."""
+    other = run.model_copy(deep=True)
+    other.settings.protocol, other.settings.step = "stepwise", 16
+    for i, (window, step) in enumerate(zip(run.windows, other.windows, strict=True)):
+        more = (9.0, 10.0, 11.0)[i]
+        for one, losses in ((window, (0, 1, more, 2 * more)), (step, (0, 1, 3 * more, 2 * more))):
+            one.nll = [100 + x for x in losses]
+            one.kl = [x / 10 for x in losses]
+    return [run, other]
+
+
+def test_times_are_a_ratio_of_means_over_windows(runs):
+    runs[1].windows[0].kl[2] = 3.3
+    _, int4, kivi2 = protocols.protocol_rows(runs)
+    few, many = (sum(window.kl[2] for window in run.windows) for run in runs)
+    ratio = many / few
+    rest = [b.kl[2] - ratio * a.kl[2] for a, b in zip(runs[0].windows, runs[1].windows, strict=True)]
+    half = stats.t.ppf(0.975, 2) * stats.sem(rest) / (few / 3)
+    assert int4[1].kl_times == pytest.approx(ratio)
+    assert int4[1].kl_times_high == pytest.approx(ratio * math.exp(half / ratio))
+    assert (int4[1].times, int4[1].times_low) == pytest.approx((3, 3))
+    assert (kivi2[1].times, kivi2[0].times) == (pytest.approx(1), None)
+
+
+def test_rows_whose_order_changes_are_named(runs):
+    _, int4, kivi2 = protocols.protocol_rows(runs)
+    assert (int4[1].reversed, kivi2[1].reversed, int4[0].reversed) == (("kivi2",), ("int4",), ())
+    (said,) = protocols.order_notes(protocols.protocol_rows(runs))
+    assert "int4 loses less than kivi2 by two-pass" in said
+    assert "more by stepwise (step 16)" in said
+    header, body = protocols.protocol_tables([int4, kivi2])[0]
+    assert header == ["scheme", "bits", "ΔNLL two-pass", "ΔNLL step 16", "times"]
+    assert [line[0] for line in body] == ["int4 ⇅", "kivi2 ⇅"]
+
+
+def test_an_order_that_the_windows_do_not_tell_is_no_order(runs):
+    for i, window in enumerate(runs[1].windows):
+        window.nll[2] = window.nll[3] + (-5, 6, 0)[i]
+    assert not any(row.reversed for line in protocols.protocol_rows(runs) for row in line)
+
+
+def test_what_costs_nothing_has_no_times(runs):
+    for i, window in enumerate(runs[0].windows):
+        window.nll[2] = 100 + (-1, 1, 0)[i]
+    row = protocols.protocol_rows(runs)[1][1]
+    assert row.times is None
+    assert row.kl_times is not None
+    assert protocols.protocol_tables([[row, row]])[0][1][0][-1] == "–"
+
+
+def test_only_runs_of_the_same_windows_stand_side_by_side(runs):
+    assert protocols.alike(runs)
+    assert not protocols.alike(runs[:1])
+    assert not protocols.alike([runs[0], runs[0]])
+    runs[1].windows.pop()
+    assert not protocols.alike(runs)
+    with pytest.raises(UserError, match="one by one"):
+        protocols.protocol_rows(runs)
+
+
+def test_the_verdict(runs):
+    shown, sentences = protocols.verdict(protocols.protocol_rows(runs))
+    assert shown
+    assert "int4 3.0" in sentences[0]
+    for window, step in zip(runs[0].windows, runs[1].windows, strict=True):
+        step.kl = window.kl
+    assert not protocols.verdict(protocols.protocol_rows(runs))[0]
