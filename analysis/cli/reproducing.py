@@ -60,7 +60,7 @@ def reproduce_decoding(
 
     protocols = options.by(["two-pass", "stepwise"], step or STEPS)
     schemes = [*(scheme or DECODED)]
-    schemes += [f"matched({spec}):tail={match_tail}" for spec in map(canonical, schemes) if spec != "exact"]
+    schemes += [f"matched({spec}):tail={match_tail}" for spec in schemes if canonical(spec) != "exact"]
     for spec in schemes:
         canonical(spec)
     subject = load_subject(options)

@@ -212,6 +212,6 @@ def verdict(found: Sequence[Sequence[ProtocolRow]]) -> tuple[bool, list[str]]:
     )
     return True, [
         f"By {last[0].protocol} KL is so many times that of two passes: {said}.",
-        "In pass 2 the suffix's own tokens are exact, and attention looks mostly at near ones: a scheme without exact newest "
-        "tokens is flattered most. Two rows with different exact tails are compared by their tails as well as by their codes.",
+        "In pass 2 the suffix's own tokens are exact, and attention looks mostly at near ones: a scheme without exact newest",
+        "tokens is flattered most. Rows with different exact tails are compared by their tails as well as by their codes.",
     ]

@@ -201,12 +201,22 @@ def contenders_of(schemes: Sequence[str | Contender], note: Any = lambda text: N
 
 
 def merged(contenders: Sequence[ContenderT], note: Callable[[str], None]) -> list[ContenderT]:
-    """Without those whose canonical name came before, wherever its files lie; each says so."""
+    """Without those whose canonical name came before, wherever its files lie, or that store alike under another; each says
+    so."""
     once: list[ContenderT] = []
     for contender in contenders:
-        twin = next((other for other in once if identity_of(other.name) == identity_of(contender.name)), None)
+        twin = next((other for other in once if _same(other, contender)), None)
         if twin:
             note(f"{contender.label} is the same scheme as {twin.label}: taken once")
         else:
             once.append(contender)
     return once
+
+
+def _same(one: Contender, other: Contender) -> bool:
+    if isinstance(one, SchemeContender) and isinstance(other, SchemeContender):
+        if one.lossless or other.lossless:  # a control is a row, whatever it is called
+            return identity_of(one.name) == identity_of(other.name)
+        a, b = ([(i, rule.key, rule.value) for i, rule in [(None, s), *s.layers]] for s in (one.scheme, other.scheme))
+        return a == b
+    return identity_of(one.name) == identity_of(other.name)

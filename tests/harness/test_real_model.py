@@ -82,3 +82,18 @@ def test_keys_are_the_outlier_side(tmp_path, monkeypatch, capsys):
     keys, values = ([ratio[side, layer] for layer in range(30)] for side in ("key", "value"))
     assert min(keys) > 5
     assert sum(key > value for key, value in zip(keys, values, strict=True)) > 20
+
+
+def test_the_second_trap_shows(tmp_path, monkeypatch, capsys):
+    """Decoding costs int4 twice and more what two passes say; with its newest tokens exact hardly more."""
+    sizes = ["--windows", "3", "--window-length", "256", "--score-length", "64", "--device", "cpu"]
+    words = ["--step", "4", "--match-tail", "64", "--scheme", "int4", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["kvdelta", "reproduce", "decoding", *sizes, *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert "KL is so many times that of two passes: int4" in capsys.readouterr().out
+    runs = [load_run(tmp_path / "run" / name) for name in ("two-pass", "stepwise-4")]
+    own, matched = (sum(w.kl[i] for w in runs[1].windows) / sum(w.kl[i] for w in runs[0].windows) for i in (1, 2))
+    assert own > 2
+    assert matched < 1.3

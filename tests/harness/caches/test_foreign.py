@@ -247,7 +247,7 @@ def test_a_foreign_failure_is_its_own_row(subject, options, tmp_path, when):
     assert loaded.model_dump_json() == run.model_dump_json()
     assert failures(loaded) == run.audit.failures
     _, body = run_tables.cells(list(there.values()))
-    assert body[2] == ["bad", "–", "–", "failed", *["–"] * 7]
+    assert body[2] == ["bad", "–", "–", "failed", *["–"] * 9]
     assert run_tables.notes(list(there.values())) == [f"bad: failed: {run.contenders[2].error}"]
     with pytest.raises(ValueError, match="bad failed, so there are no deltas against it"):
         summary.summarize(loaded, "bad")
