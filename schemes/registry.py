@@ -172,12 +172,12 @@ def _with_scheme_rules(scheme: Scheme, only: Any, first: Any, last: Any) -> Sche
 
 
 def canonical_name(family: Family, values: dict[str, object], inner: Scheme | None = None) -> str:
-    """The spec that names bits always, own fields and those of the whole scheme where they differ from their default, and
+    """The spec that names bits and types always, own fields and those of the whole scheme where they differ from their default, and
     rules for tokens wherever there are values of them; in a fixed order."""
     known, both = fields_of(family), shorthands(family)
     sides = {side: name for name, pair in both.items() for side in pair}
     rules = {rule.name for rule in TOKEN_RULES} & values.keys() - own_fields(family).keys()
-    always = {"bits", "key_bits", "value_bits"} | rules
+    always = {f"{side}{what}" for what in ("bits", "type") for side in ("", "key_", "value_")} | rules
     parts: list[str] = []
     for name, field in known.items():
         short = sides.get(name)
