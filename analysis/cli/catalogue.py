@@ -120,8 +120,10 @@ def _bit_lines(family: Family) -> list[str]:
     """Every width of code, for heads of 64 and of 128 channels."""
     names = own_fields(family).keys() | shorthands(family).keys()
     if "bits" in names:
-        field = own_fields(family).get("bits") or own_fields(family)["key_bits"]
-        settings = [f"bits={bits}" for bits in alternatives(field.type)[0]]
+        own = own_fields(family)
+        first, *other = [own["bits"]] if "bits" in own else [own["key_bits"], own["value_bits"]]
+        widths = alternatives(first.type)[0]
+        settings = [f"bits={bits}" for bits in widths if all(bits in alternatives(side.type)[0] for side in other)]
     else:
         settings = [""]
     if family.calibrate is not None:

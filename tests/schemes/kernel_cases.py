@@ -33,6 +33,7 @@ EXACT = [
         "turbo4",
     ),
     *("hadamard(asym4)", "hadamard(int3):signs=random", "turboquant:bits=2,rotation=hadamard,correct_norm=true"),
+    *("turboquant:bits=2.5", "turboquant-vllm:key_bits=3", "llama.cpp:type=q4_0"),
     *("kivi2", "oscar", "hqq3:stop=reference", "clip(asym2:axis=channel)", "centred(hadamard(asym3))"),
 ]
 SOLVED = [
