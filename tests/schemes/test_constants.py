@@ -36,7 +36,12 @@ OTHERS = {  # the same for other formats, whatever the group that is not named
     "q5_0": 0.0427,
     "q5_1": 0.0379,
     "nvfp4": 0.0951,
+    "nvfp4:scales=2": 0.0951,
     "mxfp4": 0.1150,
+    "mxfp4:rule=even": 0.1118,  # these and mlx as torchao and MLX give them
+    "mxfp4:rule=rceil": 0.1153,
+    "mlx:bits=2,group_size=32": 0.3620,
+    "mlx:bits=4": 0.0910,
     **{f"fp8:scale={scale}": 0.0265 for scale in ("none", "tensor", "head")},
     **{f"fp8:format=e5m2,scale={scale}": 0.0528 for scale in ("none", "tensor", "head")},
     **{
