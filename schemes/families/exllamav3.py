@@ -51,6 +51,6 @@ FAMILY = Family(
     "b + 16/32.",
     good="values and keys alike at 4 bits and 4.5 in all: the rotation evens out a group, and all 2^b codes are used.",
     fails="keys whose loud channels are alone in their 32: they are spread over 32 neighbours, not over the head.",
-    compared="its CUDA kernels, transcribed and run in float32 on real keys and values: codes but for those near a boundary. "
+    compared="with its CUDA kernels, transcribed and run in float32 on real keys and values: codes but for those near a boundary. "
     "Departs: codes are taken with the rounded scale; 5, 6 and 7 bits and the compander (off unless asked for) are missing.",
 )

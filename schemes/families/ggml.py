@@ -20,7 +20,7 @@ _SOURCE = (
     "ggml (llama.cpp), ggml-quants.c; llama.cpp rotates its cache types of the same names first since April 2026: that is "
     "llama.cpp:type=q4_0"
 )
-_COMPARED = "the gguf package and ggml's C: equal bytes"
+_COMPARED = "with the gguf package, on real keys and values too: equal bytes."
 _SYMMETRIC = (
     "d = (signed number of largest magnitude)/−2^(b−1), code = trunc(x/d + 2^(b−1) + ½), x̂ = (code − 2^(b−1))·d"
 )
@@ -67,7 +67,7 @@ FAMILIES = (
         "q6_0", "ik_llama.cpp's format, unrotated: 6 bits without offset, blocks of 32 channels",
         formula=f"{_SYMMETRIC}. Bits: 6 + 16/32.", good="between 5 and 8 bits, where 5 cost too much.",
         source="ik_llama.cpp, whose cache type it is (llama.cpp has none); -khad and -vhad rotate there: hadamard(q6_0)",
-        compared="its CUDA cache kernel's block function, compiled and run on real keys and values: equal bytes. Departs from "
+        compared="with its CUDA cache kernel's block function, compiled and run on real keys and values: equal bytes. Departs from "
         "its CPU code, which fits d again by least squares.",
     ),
     _family(
@@ -75,7 +75,7 @@ FAMILIES = (
         formula="x̂ = level·d, the nearest of 16 levels from −127 to 113; d by least squares, weighted by x²; codes=first keeps the levels "
         "that d was fitted to. Bits: 4 + 16/32.",
         good="bell-shaped blocks: values, rotated keys.",
-        compared="ggml's block function, compiled and run on real keys and values: with codes=first equal codes, and a scale "
+        compared="with ggml's block function, compiled and run on real keys and values: with codes=first equal codes, and a scale "
         "within one step of float16, since sums are taken in another order. Departs by default: the nearest level for the "
         "stored scale, where ggml keeps its first codes.",
     ),

@@ -25,8 +25,8 @@ FAMILY = Family(
     "Bits: those of the format, 4.5 for q4_0 and iq4_nl.",
     good="what llama.cpp does with -ctk q4_0 -ctv q4_0; a loud channel no longer sets the scale of its block alone.",
     fails="widths that 64 does not divide, such as 80 or 96: they stay unrotated. LLAMA_ATTN_ROT_DISABLE=1 is the bare format.",
-    compared="the block functions of ik_llama.cpp's copy of ggml after its Hadamard matrix, compiled and run on real keys and "
-    "values: equal codes up to rounding ties. Departs: llama.cpp multiplies by a matrix, in another order of sums, and a "
+    compared="with ggml's block functions for CUDA behind its Hadamard matrix, compiled as C and run on real keys and "
+    "values: equal bytes. Departs: llama.cpp multiplies by a matrix, in another order of sums, and a "
     "GPU may fuse multiply and add.",
     called="llama.cpp",
 )

@@ -50,7 +50,7 @@ FAMILY = Family(
     "e)/s), x̂ = code·s + e. Bits: b + 32/G.",
     good="what mlx-lm's --kv-bits does; 0 stays 0.",
     fails="as asymmetric; at 2 bits the changed scale may be too small by a quarter, and the other end saturates.",
-    compared="mlx.core.quantize (0.32, on a CPU), run on real keys and values: codes but for those near a boundary. Departs: "
+    compared="with mlx.core.quantize (0.32, on a CPU), run on real keys and values: codes but for those near a boundary. Departs: "
     "codes are taken with the rounded scale and end; 5 and 6 bits are missing, and so is mlx-lm's wait for 5000 tokens before "
     "it quantizes any.",
 )

@@ -64,6 +64,6 @@ FAMILY = Family(
     "largest numbers, or nothing.",
     fails="a scale that is a power of two wastes up to half the range or saturates amax: error .115 on normal data (floor), where "
     "4.25 bits of symmetric integers with groups of 64 have .108.",
-    compared="torchao 0.18's to_mx in its floor, even and rceil modes, run on real keys and values: equal scales, and codes but "
+    compared="with torchao 0.18's to_mx in its floor, even and rceil modes, run on real keys and values: equal scales, and codes but "
     "for ties, which here go to the lower level, there to the even one. Departs: −0 has no code.",
 )

@@ -84,7 +84,7 @@ FAMILY = Family(
     good="hardware that multiplies it; small groups hold an outlier channel to 15 neighbours. scales=2 for any range of numbers.",
     fails="groups with amax under 0.01, as small values have them: with one scale there is no finer step. "
     "Asymmetric integers with groups of 64 have the same 4.5 bits and a lower error (.090 against .095).",
-    compared="torchao 0.18's nvfp4_quantize, run on real keys and values with and without its per-tensor scale: equal scales, and "
-    "codes but for ties. Departs: by default there is no second scale; scales=2 takes it from each head and block, since a "
+    compared="with torchao 0.18's nvfp4_quantize, run on real keys and values with and without its per-tensor scale: equal scales, and "
+    "codes but for ties. Departs: scales down to 2⁻⁹, where torchao ends at 2⁻⁶; by default there is no second scale; scales=2 takes it from each head and block, since a "
     "cache that grows has no whole tensor, where engines calibrate one a layer.",
 )

@@ -30,7 +30,7 @@ FAMILY = Family(
     good="what vLLM serves under these names; values lose nothing by a rotation that they do not need.",
     fails="keys with channel offsets, as turboquant; values at 3 bits over a whole head.",
     called="turboquant-vllm",
-    compared="vLLM's store kernels, and its levels, transcribed and run in float32 on real keys and values: codes but for "
+    compared="with vLLM's store kernels, and its levels, transcribed and run in float32 on real keys and values: codes but for "
     "those near a boundary. Departs: levels are the exact ones (vLLM integrates numerically and is up to 0.1 % off), and "
     "values are coded with the rounded scale and minimum.",
 )
