@@ -177,7 +177,7 @@ def test_a_prefix_that_does_not_fit_is_refused(subject, options, refused, spec, 
 
 
 def test_names_of_engines_are_left_to_the_schemes_parser():
-    assert parse_cache_spec("vllm/int4_per_token_head") is None
-    assert parse_cache_spec("int4_per_token_head:sink_tokens=4") is None
+    assert specs.parse_cache_spec("vllm/int4_per_token_head") is None
+    assert specs.parse_cache_spec("int4_per_token_head:sink_tokens=4") is None
     with pytest.raises(ValueError, match="scheme 'vlm/fp8': no engine 'vlm'; did you mean 'vllm'"):
-        parse_cache_spec("vlm/fp8")
+        specs.parse_cache_spec("vlm/fp8")
