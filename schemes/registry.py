@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from schemes import families, maps
+from schemes import engines, families, maps
 from schemes.base import TensorScheme
 from schemes.errors import UserError
 from schemes.family import Family
 from schemes.fields import RULES, SCHEME_RULES, TOKEN_RULES, Field, read_items, shown, unknown
 from schemes.lossless import exactly
 from schemes.scheme import Scheme
-from schemes.spec import split_spec
+from schemes.spec import Spec, split_spec
 
 
 def _families() -> dict[str, Family]:
@@ -64,8 +64,8 @@ def shorthands(family: Family) -> dict[str, tuple[str, str]]:
 
 def parse_scheme(spec: str) -> Scheme:
     """A scheme from "name" or "name:field=value,field=value", from a short name such as "int4" or "kivi2", from a
-    wrapper around another as "hadamard(asym2):sides=key", or from a file that maps layers to schemes, as "@FILE"
-    (schemes.maps).
+    wrapper around another as "hadamard(asym2):sides=key", from an engine's name such as "vllm/int4_per_token_head"
+    (schemes.engines), or from a file that maps layers to schemes, as "@FILE" (schemes.maps).
 
     Raises UserError for an unknown name, field or value (with the nearest match and what is allowed) and for values
     that do not go together.
@@ -80,12 +80,15 @@ def _parse(spec: str, within: maps.Within) -> Scheme:
         return maps.read(spec, _parse, within)
     try:
         parts = split_spec(spec)
-        family, values = lookup(parts.name)
-        inner = _inner(family, parts.name, parts.inner, within)
-        given = read_items(parts.items, fields_of(family), shorthands(family), family.name)
+        base = _preset(parts) or parts
+        family, values = lookup(base.name)
+        inner = _inner(family, base.name, base.inner, within)
+        both = shorthands(family)
+        given = read_items(parts.items, fields_of(family), both, family.name)
+        if base is not parts:
+            given = read_items(base.items, fields_of(family), both, family.name) | given
     except UserError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None
-    both = shorthands(family)
     for short, value in values.items():  # a short name's own fields give way to what is spelled out
         for target in both.get(short, (short,)):
             given.setdefault(target, value)
@@ -102,6 +105,16 @@ def calibrated_family(spec: str) -> tuple[Family, dict[str, object]]:
         raise UserError(f"scheme {spec!r} needs no calibration: it can be scored as it is")
     given = values | read_items(parts.items, fields_of(family), shorthands(family), family.name)
     return family, {name: given.get(name, field.default) for name, field in own_fields(family).items()}
+
+
+def _preset(parts: Spec) -> Spec | None:
+    """What an engine's name stands for (schemes.engines), taken apart; None for a scheme's own name."""
+    if parts.name in SCHEMES or parts.name in SHORT_NAMES:
+        return None
+    preset = engines.find(parts.name)
+    if preset is not None and parts.inner is not None:
+        raise UserError(f"{parts.name} is a whole scheme, {preset.spec}, and wraps no other")
+    return None if preset is None else split_spec(preset.spec)
 
 
 def _inner(family: Family, name: str, inside: str | None, within: maps.Within) -> Scheme | None:
@@ -172,12 +185,12 @@ def _with_scheme_rules(scheme: Scheme, only: Any, first: Any, last: Any) -> Sche
 
 
 def canonical_name(family: Family, values: dict[str, object], inner: Scheme | None = None) -> str:
-    """The spec that names bits always, own fields and those of the whole scheme where they differ from their default, and
+    """The spec that names bits and types always, own fields and those of the whole scheme where they differ from their default, and
     rules for tokens wherever there are values of them; in a fixed order."""
     known, both = fields_of(family), shorthands(family)
     sides = {side: name for name, pair in both.items() for side in pair}
     rules = {rule.name for rule in TOKEN_RULES} & values.keys() - own_fields(family).keys()
-    always = {"bits", "key_bits", "value_bits"} | rules
+    always = {f"{side}{what}" for what in ("bits", "type") for side in ("", "key_", "value_")} | rules
     parts: list[str] = []
     for name, field in known.items():
         short = sides.get(name)
@@ -195,9 +208,12 @@ def canonical_name(family: Family, values: dict[str, object], inner: Scheme | No
 
 
 def lookup(name: str) -> tuple[Family, dict[str, object]]:
-    """The family of a name, and the fields that a short name sets; UserError for a name that there is not."""
+    """The family of a name, and the fields that a short name sets; of an engine's name the family that it resolves to.
+    UserError for a name that there is not."""
     if name in SCHEMES:
         return SCHEMES[name], {}
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
+    if preset := _preset(Spec(name, None, ())):
+        return lookup(preset.name)
     raise UserError(unknown("scheme", name, [*SCHEMES, *SHORT_NAMES]))

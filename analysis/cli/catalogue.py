@@ -8,6 +8,7 @@ import torch
 
 from analysis.reading import tables
 from schemes import SCHEMES, TokenStore, parse_scheme
+from schemes.engines import ENGINES, presets
 from schemes.errors import UserError
 from schemes.family import Family
 from schemes.fields import RULES, Field, alternatives, shown
@@ -31,8 +32,12 @@ def catalogue() -> tuple[list[str], list[list[str]]]:
 def _bits(family: Family, items: str = "", channels: int = LISTED_CHANNELS) -> str:
     if family.calibrate is not None:
         return "measured once it is calibrated"
+    return _measured(family.example + (f":{items}" if items else ""), channels)
+
+
+def _measured(spec: str, channels: int) -> str:
     x = torch.randn(1, HEADS, TOKENS, channels, generator=torch.Generator().manual_seed(0))
-    scheme = parse_scheme(family.example + (f":{items}" if items else ""))
+    scheme = parse_scheme(spec)
     try:
         scheme.check(channels)
     except UserError as error:
@@ -45,21 +50,37 @@ def _bits(family: Family, items: str = "", channels: int = LISTED_CHANNELS) -> s
     return " / ".join(measured)
 
 
+def engine_names(engine: str, format: str) -> str:
+    """The names of an engine, with what they resolve to, bits and where that departs, as table (for people), md, json or
+    csv. UserError for an engine that is not known."""
+    body = [
+        [f"{engine}/{name}", preset.spec, _measured(preset.spec, LISTED_CHANNELS), preset.note or "–"]
+        for name, preset in presets(engine).items()
+    ]
+    return _printed(["scheme", "spec", "bits K / V", "departs"], body, format)
+
+
 def listing(format: str) -> str:
     """All of it as table (for people), md, json or csv."""
     header, body = catalogue()
+    printed = _printed(header, body, format)
+    if format in ("json", "csv", "md"):
+        return printed
+    rules = ", ".join(f"{rule.name}={shown(rule.default)}" for rule in RULES)
+    return "\n".join([printed, SPECS.format(rules=rules, engines=", ".join(ENGINES))])
+
+
+def _printed(header: list[str], body: list[list[str]], format: str) -> str:
     if format == "json":
         return json.dumps([dict(zip(header, row, strict=True)) for row in body], indent=1, ensure_ascii=False)
     if format == "csv":
         return tables.csv_text(header, body).rstrip("\n")
     if format == "md":
         return tables.as_markdown(header, body).rstrip("\n")
-    entries = [
+    return "\n".join(
         "\n".join([name, *(f"    {what}: {text}" for what, text in zip(header[1:], rest, strict=True))])
         for name, *rest in body
-    ]
-    rules = ", ".join(f"{rule.name}={shown(rule.default)}" for rule in RULES)
-    return "\n".join([*entries, SPECS.format(rules=rules)])
+    )
 
 
 SPECS = """
@@ -67,7 +88,8 @@ A spec is name:field=value,field=value, such as kivi:bits=2,group_size=64. A fie
 sets both sides; a short name with fields, such as int4:group_size=32, changes its settings. Wrappers nest, fields of each
 behind its parentheses: hadamard(clip(asym2:group_size=128):c=0.9). A map of layers to schemes is a file, @map.json.
 Every scheme also takes {rules}.
-kvdelta schemes --detail NAME explains one.
+kvdelta schemes --detail NAME explains one; kvdelta schemes --engine NAME has the names of an engine's own cache types, such as
+vllm/int4_per_token_head: {engines}.
 
 Beside schemes --scheme takes caches that evict, sliding-window:bits=4 and sink-window:sinks=4,bits=4 (or tokens=384), and
 transformers' own, hf-hqq:bits=4,axis=0, hf-quanto:bits=4,axis=0 and hf-fp8; any other cache comes with --cache."""
@@ -83,6 +105,7 @@ def detail(name: str) -> str:
         "good for": family.good,
         "fails at": family.fails,
         "source": family.source,
+        "compared": family.compared or "with no other code yet",
         "short names": ", ".join(_short(short, values) for short, values in family.short.items()) or "none",
     }
     lines = [f"{head}: {family.summary}", ""]
@@ -119,8 +142,10 @@ def _bit_lines(family: Family) -> list[str]:
     """Every width of code, for heads of 64 and of 128 channels."""
     names = own_fields(family).keys() | shorthands(family).keys()
     if "bits" in names:
-        field = own_fields(family).get("bits") or own_fields(family)["key_bits"]
-        settings = [f"bits={bits}" for bits in alternatives(field.type)[0]]
+        own = own_fields(family)
+        first, *other = [own["bits"]] if "bits" in own else [own["key_bits"], own["value_bits"]]
+        widths = alternatives(first.type)[0]
+        settings = [f"bits={bits}" for bits in widths if all(bits in alternatives(side.type)[0] for side in other)]
     else:
         settings = [""]
     if family.calibrate is not None:

@@ -124,12 +124,26 @@ def show(
 @app.command("schemes")
 def list_schemes(
     detail: Annotated[str | None, typer.Option("--detail", metavar="NAME", help="explain one scheme")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="NAME", help="an engine's names for what it stores, such as vllm's, as schemes"
+        ),
+    ] = None,
     format: Format = "table",
 ) -> int:
-    """List every scheme with its fields, defaults, source and measured bits."""
+    """List every scheme with its fields, defaults, source and measured bits; or the names of an engine."""
     from analysis.cli import catalogue
 
-    print(catalogue.detail(detail) if detail else catalogue.listing(format))
+    if engine and detail:
+        raise UserError("--engine lists names, --detail explains one: give one of them")
+    print(
+        catalogue.engine_names(engine, format)
+        if engine
+        else catalogue.detail(detail)
+        if detail
+        else catalogue.listing(format)
+    )
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemes import SCHEMES, parse_scheme
+from schemes import SCHEMES, engines, parse_scheme
 from schemes.errors import UserError
 from schemes.fields import Field, read_items, shown, unknown
 from schemes.registry import SHORT_NAMES
@@ -65,7 +65,7 @@ def parse_cache_spec(spec: str) -> CacheSpec | None:
     kind, bits = SHORT.get(parts.name, (parts.name, None))
     try:
         if kind not in KINDS:
-            if parts.name not in SCHEMES and parts.name not in SHORT_NAMES:
+            if not (parts.name in SCHEMES or parts.name in SHORT_NAMES or engines.find(parts.name)):
                 raise UserError(unknown("scheme", parts.name, [*SCHEMES, *SHORT_NAMES, *KINDS, *SHORT]))
             return None
         if parts.inner is not None:

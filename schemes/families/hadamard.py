@@ -33,4 +33,6 @@ FAMILY = Family(
     good="few loud channels and per-token groups: their energy is spread over the whole width, so the range falls.",
     fails="around per-channel groups, which hold a loud channel apart already: the rotation mixes it into all others. Of "
     "smooth data it changes nothing.",
+    compared="with vLLM's rotation (int4_per_token_head, turboquant-vllm) and llama.cpp's, in front of their grids. QuaRot's own code was not "
+    "run.",
 )

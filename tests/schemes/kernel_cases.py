@@ -33,6 +33,8 @@ EXACT = [
         "turbo4",
     ),
     *("hadamard(asym4)", "hadamard(int3):signs=random", "turboquant:bits=2,rotation=hadamard,correct_norm=true"),
+    *("turboquant:bits=2.5", "turboquant-vllm:key_bits=3"),
+    *("mxfp4:rule=rceil,group_size=16", "nvfp4:scales=2", "mlx:bits=3", "exllamav3:bits=3", "polarquant:radius_bits=3"),
     *("kivi2", "oscar", "hqq3:stop=reference", "clip(asym2:axis=channel)", "centred(hadamard(asym3))"),
 ]
 SOLVED = [

@@ -106,5 +106,7 @@ def test_error_falls_with_bits(family, side):
     errors, x = [], torch.randn(1, 2, 256, 64)
     for bits in choices(family)["bits"]:
         quantizer = parse_scheme(f"{family.name}:{side}_bits={bits}").sides[side].quantizer
-        errors.append((rebuild(quantizer, x) - x).norm())
-    assert all(1.5 * next_ < error for error, next_ in pairwise(errors))  # a bit more about halves the step
+        errors.append((float(bits), (rebuild(quantizer, x) - x).norm()))
+    for (bits, error), (more, next_) in pairwise(errors):
+        # a bit more about halves the step; half a bit is one more for a quarter of the channels
+        assert (1.5 if more - bits >= 1 else 1.05) * next_ < error

@@ -1,9 +1,12 @@
 """The list of schemes is the registry's."""
 
+import json
+
 import pytest
 
-from analysis.cli.catalogue import catalogue, detail
+from analysis.cli.catalogue import catalogue, detail, engine_names, listing
 from schemes import SCHEMES
+from schemes.engines import ENGINES
 from schemes.registry import fields_of
 
 
@@ -29,7 +32,7 @@ def test_detail_explains_a_scheme(name):
     """Formula, source, every field, effective bits, when it is good, when it fails; lines that fit a terminal."""
     family, text = SCHEMES[name], detail(name)
     flat = " ".join(text.split())
-    for part in (family.summary, family.formula, family.good, family.fails, family.source):
+    for part in (family.summary, family.formula, family.good, family.fails, family.source, family.compared):
         assert " ".join(part.split()) in flat
     assert all(f"  {field}=" in text for field in fields_of(family))
     assert "bits K / V" in text
@@ -42,3 +45,23 @@ def test_detail_of_a_short_name_and_of_none():
     assert "64 channels 2.50 / 2.62" in detail("kvarn")
     with pytest.raises(ValueError, match="no scheme 'kvarm'; did you mean 'kvarn'"):
         detail("kvarm")
+
+
+@pytest.mark.usefixtures("measured_once")
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_names_of_an_engine(engine):
+    """Name, spec, bits and what departs, of each; the list of schemes says which engines there are."""
+    rows = json.loads(engine_names(engine, "json"))
+    assert {row["scheme"]: row["spec"] for row in rows} == {
+        f"{engine}/{name}": preset.spec for name, preset in ENGINES[engine].items()
+    }
+    assert all(all(row.values()) for row in rows)
+    assert all(row["scheme"] in engine_names(engine, "table") for row in rows)
+    assert engine in listing("table")
+
+
+def test_bits_of_an_engine_and_no_such_engine():
+    bits = {row["scheme"]: row["bits K / V"] for row in json.loads(engine_names("vllm", "json"))}
+    assert bits["vllm/turboquant_k8v4"] == "8.00 / 4.50"
+    with pytest.raises(ValueError, match="no engine 'vlm'; did you mean 'vllm'"):
+        engine_names("vlm", "table")

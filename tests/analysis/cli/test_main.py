@@ -280,6 +280,16 @@ def test_functions_of_hqq_are_compiled_when_called(monkeypatch):
     assert seen == [("plain", {}), ("with_options", {"fullgraph": True})]
 
 
+def test_schemes_of_an_engine(kvdelta):
+    code, out, _ = kvdelta("schemes", "--engine", "mlx-lm", "--format", "md")
+    assert code == 0
+    assert "| mlx-lm/kv-bits-4 | mlx:bits=4 | 4.50 / 4.50 |" in out
+    code, _, err = kvdelta("schemes", "--engine", "mlx")
+    assert code == 2
+    assert "no engine 'mlx'; did you mean 'mlx-lm'" in err
+    assert kvdelta("schemes", "--engine", "vllm", "--detail", "kivi")[0] == 2
+
+
 def test_schemes_in_detail(kvdelta, measured_once):
     code, out, _ = kvdelta("schemes", "--detail", "kvarn")
     assert code == 0

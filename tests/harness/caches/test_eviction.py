@@ -174,3 +174,10 @@ def test_bad_specs(spec, refused):
 def test_a_prefix_that_does_not_fit_is_refused(subject, options, refused, spec, message):
     with refused(message):
         compare([spec], options, subject=subject)
+
+
+def test_names_of_engines_are_left_to_the_schemes_parser():
+    assert specs.parse_cache_spec("vllm/int4_per_token_head") is None
+    assert specs.parse_cache_spec("int4_per_token_head:sink_tokens=4") is None
+    with pytest.raises(ValueError, match="scheme 'vlm/fp8': no engine 'vlm'; did you mean 'vllm'"):
+        specs.parse_cache_spec("vlm/fp8")
