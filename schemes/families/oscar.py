@@ -11,6 +11,7 @@ from schemes.affine import MinMaxQuantizer, stored_scale
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
 from schemes.grouping import require_whole_groups
+from schemes.integer_zero import IntegerZeroQuantizer
 from schemes.rotation import RotatedQuantizer
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
@@ -53,12 +54,19 @@ class TokenNormQuantizer(Wrapper):
 
 
 def oscar(
-    *, key_bits: Bits = 2, value_bits: Bits = 2, group_size: int = 32, block: int = 128
+    *,
+    key_bits: Bits = 2,
+    value_bits: Bits = 2,
+    group_size: int = 32,
+    block: int = 128,
+    zero: Literal["float", "integer"] = "integer",
 ) -> tuple[TensorScheme, TensorScheme]:
-    """Keys in blocks of `block` tokens, per-channel groups of `group_size`; values per token."""
-    key = RotatedQuantizer(TokenNormQuantizer(MinMaxQuantizer(key_bits, group_size, "channel")))
-    value = RotatedQuantizer(MinMaxQuantizer(value_bits, group_size, "token"))
-    return TensorScheme(key, flush_every=block), TensorScheme(value)
+    """Keys per channel over `group_size` tokens, values per token; both are quantized when `block` tokens wait. zero: the
+    published code's is an integer."""
+    quantizer = IntegerZeroQuantizer if zero == "integer" else MinMaxQuantizer
+    key = RotatedQuantizer(TokenNormQuantizer(quantizer(key_bits, group_size, "channel")))
+    value = RotatedQuantizer(quantizer(value_bits, group_size, "token"))
+    return TensorScheme(key, flush_every=block), TensorScheme(value, flush_every=block)
 
 
 FAMILY = Family(
