@@ -10,7 +10,7 @@ from torch import Tensor
 from schemes.affine import stored_offset
 from schemes.base import KV
 from schemes.errors import UserError
-from schemes.grouping import Axis
+from schemes.grouping import Axis, require_whole_groups
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 BYTE, WORD = 256, 65536  # places that 8 and 16 bits can name
@@ -59,6 +59,7 @@ class VectorOutliersQuantizer(Wrapper):
         self.inner.check(channels)
 
     def quantize(self, x: KV) -> VectorOutliersTensor:
+        require_whole_groups(x.shape[2], self.block)
         axis = self.grouping.axis
         vectors = rearrange(x.float(), f"b h (n t) d -> {VECTORS[axis]}", t=self.block)
         length = vectors.shape[-1]

@@ -146,9 +146,11 @@ FAMILY = Family(
     kvarn,
     "rotation, then variances of tokens and channels evened out in each tile; keys per channel, values per token",
     "Muller et al. 2026 (KVarN), arXiv 2606.03458",
-    formula="Y = X·H; eight alternating divisions by the standard deviations of channels and tokens; asymmetric codes, K per "
-    "channel over the tile, V per token; one scale is folded into those, the other stored as a vector. Bits at 64 channels "
-    "and tiles of 128: K b + .5, V b + .625.",
+    formula="Y = X·H; `iterations` pairs of divisions by standard deviations, K of tokens, then channels, V of channels, then "
+    "tokens; of the start and what each pair leaves the most even; asymmetric codes, K per channel over the tile, V per token; one "
+    "scale is folded into those, the other stored as a vector. Bits at 64 channels and tiles of 128: K b + .5, V b + .625. "
+    "kvarn-vllm is what is released: the first 128 tokens stay exact.",
     good="loud channels and loud tokens at once: .204 where per-channel groups of 32 have .313 (planted data, 2 bits).",
     fails="even data: it pays metadata for nothing. A tile must fill, so up to 127 tokens stay exact.",
+    short={"kvarn-vllm": {"sink_tokens": 128}},
 )
