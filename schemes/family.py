@@ -15,7 +15,7 @@ class Family:
 
     A factory with the positional arguments `key` and `value` wraps another scheme: it is given how that stores them.
     formula, good and fails: how it works, where it is good, where it is not. short: short names and the fields that
-    they set. own_residual: the family has its own rule for recent exact tokens, so that `keep_recent` and
+    they set. compared: with which published code it was compared, and where it departs from that. own_residual: the family has its own rule for recent exact tokens, so that `keep_recent` and
     `flush_every` are not offered. calibrate: for one that is calibrated on a text, (layer, samples, weights, fields) →
     the tables of a layer.
     """
@@ -30,6 +30,7 @@ class Family:
     own_residual: bool = False
     called: str = ""  # where the name is no Python name
     calibrate: Callable[..., dict[str, Tensor]] | None = None
+    compared: str = ""
 
     @property
     def name(self) -> str:

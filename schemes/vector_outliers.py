@@ -55,7 +55,9 @@ class VectorOutliersQuantizer(Wrapper):
 
     def check(self, channels: int) -> None:
         if self.grouping.axis == "channel" and self.block < 2:
-            raise UserError("a channel of one token has no smallest and largest number; give a block of at least 2 tokens")
+            raise UserError(
+                "a channel of one token has no smallest and largest number; give a block of at least 2 tokens"
+            )
         self.inner.check(channels)
 
     def quantize(self, x: KV) -> VectorOutliersTensor:

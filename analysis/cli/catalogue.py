@@ -83,6 +83,7 @@ def detail(name: str) -> str:
         "good for": family.good,
         "fails at": family.fails,
         "source": family.source,
+        "compared": family.compared or "with no other code yet",
         "short names": ", ".join(_short(short, values) for short, values in family.short.items()) or "none",
     }
     lines = [f"{head}: {family.summary}", ""]

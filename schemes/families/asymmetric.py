@@ -10,6 +10,7 @@ from schemes.integer_zero import IntegerZeroQuantizer
 
 Bits = Literal[1, 2, 3, 4, 8]
 
+
 def asymmetric(
     *,
     key_bits: Bits = 4,
@@ -34,4 +35,6 @@ FAMILY = Family(
     good="the plain grid to compare others with; key_axis=channel holds loud channels of keys apart.",
     fails="per-token groups over loud channels of keys at 2 and 3 bits; per-channel groups of values.",
     short={f"asym{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
+    compared="float zero with KIVI's published code, integer zero with OScaR's, which took QuaRot's functions: equal but for ties "
+    "(kivi, oscar)",
 )

@@ -121,4 +121,10 @@ FAMILY = Family(
     good="an inner scheme with coherent errors: of rank 4 over 256 tokens the keys of Qwen2.5's first layer lose half of their "
     "error at 2 bits, those of SmolLM2's layer 15 a twelfth.",
     fails="equal bits: rank 2 in blocks of 64 at 64 channels costs a bit, for which a smaller group or a third bit gives more.",
+    compared="with the published code (opengear-project/GEAR, efe0bfe): codes with the outliers apart are equal but for ties, and the "
+    "low-rank part leaves what theirs leaves, to 8 %. Departs: blocks are alike, where they give the whole prompt one part of rank 4 "
+    "and each later buffer of 64 tokens one of rank 2: block=64,rank=2 is the buffers' rule, the default, block=N,rank=4 that of a "
+    "prompt of N tokens; the number of outliers is of the vector's own length, as in the paper, theirs in a channel of heads × "
+    "channels. gear(asym2:key_axis=channel) has their KIVI backbone with groups of 64, gear(kcvt4) KCVT; their codes of 3 bits have 9 "
+    "levels, here 8",
 )

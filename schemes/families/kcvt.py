@@ -26,4 +26,6 @@ FAMILY = Family(
     good="4 bits with little metadata, and as the inner scheme of gear: gear(kcvt4).",
     fails="2 bits: a group of a whole width has a wide range.",
     short={f"kcvt{bits}": {"bits": bits} for bits in (2, 4)},
+    compared="with the published code of GEAR (opengear-project/GEAR, efe0bfe), keys alone: codes are equal but for ties. Values: a "
+    "group is a token of one head, there of all heads",
 )

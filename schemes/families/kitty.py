@@ -116,4 +116,7 @@ FAMILY = Family(
     fails="values: nothing is done for them. Channels are ranked by size, not by what the queries look at.",
     short={"kitty25": {"boost": 0.25}},
     own_residual=True,
+    compared="with the published code (Summer-Summer/Kitty, dfd2c07): boosted channels are the same, codes and what is read equal but for "
+    "ties. Default is the paper's eighth of the channels; the released cache boosts a quarter (kitty25), and quantizes a block of keys "
+    "one token later than here",
 )

@@ -77,4 +77,7 @@ FAMILY = Family(
     "asymmetric per token. Bits: K b + 32/G + 16/(H·D), V b + 32/G.",
     good="tokens of different loudness, which spoil per-channel groups: .154 where those have .313 (planted data, 2 bits).",
     fails="loud tokens in one head only: the norm is shared by all. Blocks of 128 tokens stay exact until they fill.",
+    compared="with the published code (ZunhaiSu/OScaR-KV-Quant, d2109f5): zeros, codes and what is read are equal but for ties. The norm "
+    "and the scale are rounded to float16 before codes are taken; blocks wait as there (residual_length, here block). zero=float is "
+    "not published: 10, 26 and 17 % less KL at 2, 3 and 4 bits, for the same size",
 )

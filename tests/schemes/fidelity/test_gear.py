@@ -40,11 +40,11 @@ def test_outliers_and_codes(name, case):
 
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_what_the_low_rank_part_leaves(name, case):
-    """Both draw a start and take three steps, so neither is the best of its rank. With starts of ten seeds ours spread over
-    up to 5 % (a singular value next to one as large is not told apart); the reference has one seed: 10 %."""
+    """Both draw a start and take three steps, so neither is the best of its rank. Of ten seeds ours leaves
+    amounts that are up to 7 % apart (Qwen's keys, 2 % elsewhere), and up to 7 % off the reference's one: 8 %."""
     x, _, ours = parts(name, *SETTINGS[case])
     left = (ours - x).norm(dim=(2, 3)).flatten().double()
-    assert torch.allclose(left, GOLDEN[f"{name}.{case}.error"][1], rtol=0.1)
+    assert torch.allclose(left, GOLDEN[f"{name}.{case}.error"][1], rtol=0.08)
 
 
 def test_without_the_low_rank_part_it_would_be_seen():

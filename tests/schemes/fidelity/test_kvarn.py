@@ -1,7 +1,6 @@
 """KVarN against its published code: the scales of tiles, codes, and what is read."""
 
 import pytest
-import torch
 
 from schemes import parse_scheme
 from schemes.packing import unpack
@@ -42,10 +41,7 @@ def test_codes(name, bits):
     affine, golden = held.inner.inner, GOLDEN[f"{name}.codes{bits}"]
     turned = rotate(INPUTS[name].float(), "hadamard", 0).unflatten(2, (2, 128))
     vector = held.inner.vector.float()
-    if side_of(name) == "key":
-        numbers = (turned / vector[..., None]).mT
-    else:
-        numbers = turned / vector[..., None, :]
+    numbers = (turned / vector[..., None]).mT if side_of(name) == "key" else turned / vector[..., None, :]
     scale, offset = (part.float().reshape(*golden.shape[:-1], 1) for part in (affine.scale, affine.offset))
     at = (numbers - offset) / scale
     slack = (2 * HALF + SOLVED) * (numbers.abs() + offset.abs()) / scale
