@@ -119,6 +119,4 @@ FAMILY = Family(
     fails="numbers of size 10 and more, where beta = 10 shrinks nothing (normalize=true helps); 4 bits, where the loss is "
     "that of min–max and KL a tenth lower. Costs the time of 20 quantizations.",
     short={f"hqq{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
-    compared="with the package hqq 0.2.8, in the tests: stop=reference gives its codes bit for bit on a CPU, before scale and zero are "
-    "rounded. The default keeps each group's best zero, where the package keeps the last before one error over the tensor grows",
 )

@@ -36,5 +36,4 @@ FAMILY = Family(
     short={f"kivi-hqq{bits}": {"bits": bits} for bits in (2, 4)},
     own_residual=True,
     called="kivi-hqq",
-    compared="with no other code: KIVI's layout and HQQ's solver are (kivi, hqq)",
 )
