@@ -18,8 +18,7 @@ class Family:
     they set. compared: with which published code it was compared, and where it departs from that. own_residual: the family
     has its own rule for recent exact tokens, so that `keep_recent` and `flush_every` are not offered. keeps_rules: a wrapper
     that changes how a scheme is used, not its numbers, so that the inner spec may say that too. calibrate: for one that is
-    calibrated on a text, (layer, samples, weights, fields) →
-    the tables of a layer.
+    calibrated on a text, (layer, samples, weights, fields) → the tables of a layer.
     """
 
     build: Callable[..., tuple[TensorScheme, TensorScheme]]

@@ -11,6 +11,7 @@ from schemes.affine import MinMaxQuantizer, stored_scale
 from schemes.base import KV, TensorScheme
 from schemes.family import Family
 from schemes.grouping import require_whole_groups
+from schemes.integer_zero import IntegerZeroQuantizer
 from schemes.rotation import RotatedQuantizer
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
@@ -53,12 +54,19 @@ class TokenNormQuantizer(Wrapper):
 
 
 def oscar(
-    *, key_bits: Bits = 2, value_bits: Bits = 2, group_size: int = 32, block: int = 128
+    *,
+    key_bits: Bits = 2,
+    value_bits: Bits = 2,
+    group_size: int = 32,
+    block: int = 128,
+    zero: Literal["float", "integer"] = "integer",
 ) -> tuple[TensorScheme, TensorScheme]:
-    """Keys in blocks of `block` tokens, per-channel groups of `group_size`; values per token."""
-    key = RotatedQuantizer(TokenNormQuantizer(MinMaxQuantizer(key_bits, group_size, "channel")))
-    value = RotatedQuantizer(MinMaxQuantizer(value_bits, group_size, "token"))
-    return TensorScheme(key, flush_every=block), TensorScheme(value)
+    """Keys per channel over `group_size` tokens, values per token; both are quantized when `block` tokens wait. zero: the
+    published code's is an integer."""
+    quantizer = IntegerZeroQuantizer if zero == "integer" else MinMaxQuantizer
+    key = RotatedQuantizer(TokenNormQuantizer(quantizer(key_bits, group_size, "channel")))
+    value = RotatedQuantizer(quantizer(value_bits, group_size, "token"))
+    return TensorScheme(key, flush_every=block), TensorScheme(value, flush_every=block)
 
 
 FAMILY = Family(
@@ -69,4 +77,7 @@ FAMILY = Family(
     "asymmetric per token. Bits: K b + 32/G + 16/(H·D), V b + 32/G.",
     good="tokens of different loudness, which spoil per-channel groups: .154 where those have .313 (planted data, 2 bits).",
     fails="loud tokens in one head only: the norm is shared by all. Blocks of 128 tokens stay exact until they fill.",
+    compared="with the published code (ZunhaiSu/OScaR-KV-Quant, d2109f5): zeros, codes and what is read are equal but for ties. The norm "
+    "and the scale are rounded to float16 before codes are taken; blocks wait as there (residual_length, here block). zero=float is "
+    "not published: 22, 17 and 20 % less KL at 2, 3 and 4 bits on SmolLM2 (4 windows of WikiText-2), for the same size",
 )

@@ -27,7 +27,7 @@ def _std(factor, total, squares, count: tl.constexpr, low, high):
 @triton.jit
 @no_type_check
 def _even_out(
-    x, divided, vectors, limits, BY_TOKEN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    x, divided, vectors, limits, BY_TOKEN: tl.constexpr, ITERATIONS: tl.constexpr, BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
@@ -41,21 +41,22 @@ def _even_out(
     token_log, channel_log = tl.zeros((BLOCK,), tl.float64), tl.zeros((CHANNELS,), tl.float64)
     best_token, best_channel = token_log, channel_log
     least = tl.full((), float("inf"), tl.float64)
-    for step in range(STEPS + 1):
+    FIRST: tl.constexpr = 0 if BY_TOKEN else 1  # in which steps tokens are divided
+    for step in range(2 * ITERATIONS + 1):
         by_token, by_channel = tl.exp(-token_log), tl.exp(-channel_log)
         part = values * by_token[:, None]
         channel_std = _std(by_channel, tl.sum(part, 0), tl.sum(part * part, 0), BLOCK, least_std, most_std)
         part = values * by_channel[None, :]
         token_std = _std(by_token, tl.sum(part, 1), tl.sum(part * part, 1), CHANNELS, least_std, most_std)
         spread = tl.max(channel_std, 0) / tl.min(channel_std, 0) + tl.max(token_std, 0) / tl.min(token_std, 0)
-        better = spread < least
+        better = (step % 2 == 0) & (spread <= least)  # pairs of divisions alone are compared
         best_token = tl.where(better, token_log, best_token)
         best_channel = tl.where(better, channel_log, best_channel)
         least = tl.where(better, spread, least)
-        if step % 2 == 0:
-            channel_log = tl.minimum(tl.maximum(channel_log + tl.log(channel_std), least_log), most_log)
-        else:
+        if step % 2 == FIRST:
             token_log = tl.minimum(tl.maximum(token_log + tl.log(token_std), least_log), most_log)
+        else:
+            channel_log = tl.minimum(tl.maximum(channel_log + tl.log(channel_std), least_log), most_log)
 
     scale = tl.exp(best_token).to(tl.float32) if BY_TOKEN else tl.exp(best_channel).to(tl.float32)
     stored = tl.minimum(tl.maximum(scale, 5.9604644775390625e-08), 65504.0).to(tl.float16)
@@ -73,7 +74,7 @@ def works(block: int, channels: int) -> bool:
 
 
 def evened(
-    x: Tensor, block: int, along: Literal["token", "channel"], steps: int, limits: Tensor
+    x: Tensor, block: int, along: Literal["token", "channel"], iterations: int, limits: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x [batch, heads, tokens, channels] float32, divided in each block of tokens by one stored scale a token or channel,
     and those scales [batch, heads, blocks, block or channels]; limits: of standard deviations, and of logarithms of scales,
@@ -86,6 +87,6 @@ def evened(
         _even_out, x.numel() // (block * channels),
         x.contiguous(), divided, vectors, limits,
         warps=max(1, min(16, block * channels // A_WARP)),
-        BY_TOKEN=along == "token", STEPS=steps, BLOCK=block, CHANNELS=channels,
+        BY_TOKEN=along == "token", ITERATIONS=iterations, BLOCK=block, CHANNELS=channels,
     )  # fmt: skip
     return divided, vectors

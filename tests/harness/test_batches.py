@@ -26,6 +26,7 @@ NARROW = {  # blocks that a prefix of 96 tokens fills
     "centred": "centred(asym4):block=32",
     "fp8": "fp8:block=32",
     "gear": "gear(asym4):block=32",
+    "kcvt": "kcvt:block=32",
     "kitty": "kitty:group_size=32,residual_length=32",
     "kivi": "kivi:bits=2,group_size=8,residual_length=16",
     "kivi-hqq": "kivi-hqq:bits=2,group_size=8,residual_length=16",

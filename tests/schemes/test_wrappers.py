@@ -130,8 +130,11 @@ def test_kitty_boosts_the_loud_channels():
     assert error[[4, 9, 30]].max() < 0.15 < error[[0, 1, 2]].min()
 
 
-@pytest.mark.parametrize(("boost", "channels", "boosted"), [(0.13, 64, 9), (0.125, 64, 8), (0.9, 4, 3)])
-def test_kitty_boosts_a_share_of_the_channels_rounded_up_and_never_all(boost, channels, boosted):
+@pytest.mark.parametrize(
+    ("boost", "channels", "boosted"),
+    [(0.14, 64, 8), (0.125, 64, 8), (0.3, 10, 3), (0.9, 4, 3), (0.99, 4, 3), (0.1, 4, 1)],
+)
+def test_kitty_boosts_a_share_of_the_channels_rounded_down_never_none_and_never_all(boost, channels, boosted):
     held = parse_scheme(f"kitty:boost={boost}").key.quantizer.quantize(torch.randn(1, 1, 128, channels))
     assert held.boosted.shape[-1] == boosted
 

@@ -12,8 +12,10 @@ from ...schemes.test_kvquant import bound, written
 
 HEADS, CHANNELS, TOKENS = 4, 64, 4096
 
-OUTLIERS = 164 * 32 / (128 * 64)  # 2 % of a block of 128 tokens, value and place in 16 bits each
-LOW_RANK = 4 * 16 / 64 + 4 * 16 / 128  # rank 4: a row of 4 numbers a token, and one a channel and block
+OUTLIERS = (
+    24 * 2 / 64 + 24 * 4 / 256
+) / 2  # one and one of a channel's 64 tokens, two and two of a token over all heads: 24 bits each
+LOW_RANK = 2 * 16 / 64 + 2 * 16 / 64  # rank 2: a row of 2 numbers a token, and one a channel and block
 BITS = {  # a number of what is packed: its code, and 16 for each parameter of a group
     "exact": 32,  # as the run has them: float32
     "int8": 8 + 16 / 64,
