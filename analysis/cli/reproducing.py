@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.ending import AUDIT_FAILED
-from analysis.cli.flags import Style, check_style, takes_options
+from analysis.cli.flags import MatchSinks, Style, check_style, takes_options
 from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
 
@@ -54,13 +54,15 @@ def reproduce_decoding(
     match_tail: Annotated[
         int, typer.Option("--match-tail", min=0, help="exact newest tokens of the rows that have them alike")
     ] = 128,
+    match_sinks: MatchSinks = None,
 ) -> int:
     """Show what two passes leave out: the same schemes decoding, with their own exact tails and with equal ones."""
     from harness.caches.specs import canonical
 
     protocols = options.by(["two-pass", "stepwise"], step or STEPS)
     schemes = [*(scheme or DECODED)]
-    schemes += [f"matched({spec}):tail={match_tail}" for spec in schemes if canonical(spec) != "exact"]
+    equal = f"tail={match_tail}" + ("" if match_sinks is None else f",sinks={match_sinks}")
+    schemes += [f"matched({spec}):{equal}" for spec in schemes if canonical(spec) != "exact"]
     for spec in schemes:
         canonical(spec)
     subject = load_subject(options)
