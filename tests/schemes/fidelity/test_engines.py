@@ -1,6 +1,6 @@
 """Names of engines against the arithmetic of vLLM's and SGLang's own code on real keys and values.
 
-Goldens: codes of every 32nd token (ORIGINS-engines.md). Ours are taken with a float16 scale, theirs with a float32 one: a
+Goldens: codes of every 32nd token (README.md). Ours are taken with a float16 scale, theirs with a float32 one: a
 position moves by 2⁻¹² of at most 15 steps (int4), or relative to itself (fp8, whose steps are 2⁻³ of it); on both sides of a
 boundary that is 1 % of codes at most. SGLang's powers of two are exact, so only ties may differ.
 """

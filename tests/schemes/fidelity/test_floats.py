@@ -1,6 +1,6 @@
 """4-bit floats against torchao, MLX's grid against mlx.core.quantize, ExLlamaV3's cells against its kernels' arithmetic.
 
-Goldens, of every 32nd token (ORIGINS-engines.md): scales as bytes, and levels or codes. The floats are equal but for ties,
+Goldens, of every 32nd token (README.md): scales as bytes, and levels or codes. The floats are equal but for ties,
 which are checked to be ties. MLX and ExLlamaV3 take codes before they round the scale (and the end) to float16, we after:
 a position moves by 2⁻¹² of up to 2^b steps, and, for the end, by 2⁻¹² of |end|/scale steps, at most as many again. It crosses a boundary
 with twice that chance, on both sides: 2^b · 2⁻¹⁰ of codes, 0.4 % at 4 bits; 1/4 at 8 bits, where a tenth is allowed.

@@ -1,6 +1,6 @@
 """ggml's formats, bare and behind llama.cpp's rotation, against ggml's own block functions on real keys and values.
 
-The goldens are bytes of blocks (ORIGINS-engines.md). Bare q6_0 and iq4_nl: equal codes; a scale that is a quotient of sums
+The goldens are bytes of blocks (README.md). Bare q6_0 and iq4_nl: equal codes; a scale that is a quotient of sums
 may be the next float16, since C adds one number after the other. Behind the rotation each rotated number is a sum of 64
 or 128 products in another order, some 1e-6 of the largest apart: a code moves where it lay that near to a boundary. With at most
 64 codes between two numbers of a block that is a chance of 64·1e-6, or one code in 10,000; 1 in 1,000 is allowed.

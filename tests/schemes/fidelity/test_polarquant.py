@@ -1,4 +1,4 @@
-"""PolarQuant's keys against the published quantize_and_pack_nbit on real keys (ORIGINS-engines.md), every 32nd token.
+"""PolarQuant's keys against the published quantize_and_pack_nbit on real keys (README.md), every 32nd token.
 
 Its codes are taken with scale and minimum in float32, ours with what is stored. Where they differ, the number lies no further
 from the boundary than float16 moves that: 2⁻¹¹ of the offset, and of the scale for each of 2^b steps.

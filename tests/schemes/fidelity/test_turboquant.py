@@ -1,6 +1,6 @@
 """TurboQuant against a float64 transcription of the paper, and vLLM's presets against its kernels' arithmetic.
 
-Goldens, of every 32nd token (ORIGINS-engines.md): decoded numbers, and codes of vLLM's. Where all codes of a token agree, its
+Goldens, of every 32nd token (README.md): decoded numbers, and codes of vLLM's. Where all codes of a token agree, its
 decoded numbers differ by the rounding of a float16 norm, 2⁻¹¹ relative, and of levels given with four digits, 5e-5: 6e-4
 together. Codes may differ where a number lies that near to a boundary between levels: with 15 boundaries, a density under 0.4
 and 64 numbers that is one token in ten at most. vLLM's own levels are off by up to 0.002, so boundaries by 0.001: 15 · 0.2 ·
