@@ -26,6 +26,9 @@ LOG_RANGE = (-0.3, 10.0)
 Side = Literal["token", "channel"]
 
 
+MOST = 1000  # pairs of divisions; after some ten the best is found
+
+
 def even_out(tiles: Blocks, first: Side, iterations: int) -> tuple[Tensor, Tensor]:
     """Scales of channels [..., channels, 1] and tokens [..., 1, block] that even out the standard deviations of both:
     alternating divisions in the log domain, `first` first. Of the start and what each whole pair of divisions leaves, the one
@@ -86,8 +89,8 @@ class EvenedQuantizer(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 1:
-            raise UserError(f"iterations={self.iterations}: a tile is evened out at least once")
+        if not 1 <= self.iterations <= MOST:
+            raise UserError(f"iterations={self.iterations}: a tile is evened out once or more, at most {MOST} times")
         if self.block < 2:
             raise UserError(f"tile={self.block}: one token has no standard deviation; a tile has at least 2 tokens")
 
