@@ -21,6 +21,7 @@ from analysis.cli.bench import bench
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Style, check_style, takes_options
 from analysis.cli.from_records import from_records
+from analysis.cli.replay import replaying, show_replay
 from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
 from harness.processes import rank
@@ -91,10 +92,14 @@ def show(
 ) -> int:
     """Print the table of saved runs, any scheme against any other."""
     from analysis.cli.runs import report_failures, worst
+    from harness.records.replay import has_replay
     from harness.records.run import load_run
 
     codes = []
     for folder in runs:
+        if has_replay(folder):
+            codes.append(show_replay(folder, format))
+            continue
         run = load_run(folder)
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
@@ -201,7 +206,7 @@ def audit(
     return report_failures(run)
 
 
-app.registered_commands += [*analyzer.registered_commands, *from_records.registered_commands]
+app.registered_commands += [*analyzer.registered_commands, *from_records.registered_commands, *replaying.registered_commands]
 
 
 def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
