@@ -6,11 +6,20 @@ if TYPE_CHECKING:
     from harness.caches.scheme import SchemeCache
     from harness.comparison import compare
     from harness.options import Options
+    from harness.replaying.options import ReplayOptions
+    from harness.replaying.replay import replay
     from harness.subject.model import load_model
 
-__all__ = ["Options", "SchemeCache", "compare", "load_model"]
+__all__ = ["Options", "ReplayOptions", "SchemeCache", "compare", "load_model", "replay"]
 
-_HOMES = {"SchemeCache": "caches.scheme", "load_model": "subject.model", "Options": "options", "compare": "comparison"}
+_HOMES = {
+    "SchemeCache": "caches.scheme",
+    "load_model": "subject.model",
+    "Options": "options",
+    "compare": "comparison",
+    "ReplayOptions": "replaying.options",
+    "replay": "replaying.replay",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from analysis.cli.bench import bench
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
+from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
 from harness.options import Options
@@ -105,11 +106,14 @@ def show(
     """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side."""
     from analysis.cli.runs import report_failures, show_protocols, show_run, worst
     from analysis.reading.protocols import alike
+    from harness.records.replay import has_replay
     from harness.records.run import load_run, run_folders
 
-    loaded = [(load_run(folder), folder) for given in runs for folder in run_folders(given)]
+    codes = [show_replay(folder, format) for folder in runs if has_replay(folder)]
+
+    folders = [folder for given in runs if not has_replay(given) for folder in run_folders(given)]
+    loaded = [(load_run(folder), folder) for folder in folders]
     beside = alike([run for run, _ in loaded])
-    codes = []
     for run, folder in loaded:
         if run.status != "complete":
             note(f"{folder} is not complete: {len(run.windows)} of {len(run.settings.windows)} windows")
@@ -198,7 +202,11 @@ def audit(
     return report_failures(run)
 
 
-app.registered_commands += [*analyzer.registered_commands, *from_records.registered_commands]
+app.registered_commands += [
+    *analyzer.registered_commands,
+    *from_records.registered_commands,
+    *replaying.registered_commands,
+]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from analysis.plots.costs import cost_by_context, cost_by_scheme
 from analysis.plots.layers import bits_by_layer, errors_by_layer, sensitivity_by_layer
 from analysis.plots.pictures import heat_maps, surfaces
 from analysis.plots.points import Series, bits_against_loss, has_point, measure_scatter
+from analysis.plots.replays import replay_figure
 
 __all__ = [
     "Figure",
@@ -23,6 +24,7 @@ __all__ = [
     "measure_scatter",
     "persistence_by_layer",
     "ratio_by_layer",
+    "replay_figure",
     "save",
     "sensitivity_by_layer",
     "styled",

@@ -10,13 +10,14 @@ import numpy as np
 from analysis import plots
 from analysis.plots.style import scheme_label
 from analysis.plots.together import draw_together
-from analysis.reading import costs, summary
+from analysis.reading import costs, replays, summary
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joined import gather
 from analysis.reading.rows import left_out
 from analysis.reading.summary import SummaryRow
 from harness.records.bench import load_bench
 from harness.records.measurement import Arrays, Measurement
+from harness.records.replay import has_replay, load_replay, load_steps
 from harness.records.run import Header, Run
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def draw(folder: Path, style: str | None = None, on_note: Callable[[str], None] 
 
     on_note is told what a figure leaves out, since it cannot be believed.
     """
+    if has_replay(folder):
+        return draw_replay(folder, style)
     joined = gather([folder])
     paths: list[Path] = []
     with plots.styled(style):
@@ -72,6 +75,15 @@ def draw_bench(folder: Path, style: str | None = None) -> list[Path]:
                 plots.cost_by_context(rows, bench.contenders, title), folder / "figures", "cost-by-context"
             )
     return paths
+
+
+def draw_replay(folder: Path, style: str | None = None) -> list[Path]:
+    replay, steps = load_replay(folder), load_steps(folder)
+    title = "\n".join(replays.heading(replay, steps)[:2])
+    with plots.styled(style):
+        return plots.save(
+            plots.replay_figure(replay, replays.bin_rows(replay, steps), title), folder / "figures", "replay"
+        )
 
 
 def draw_relations(

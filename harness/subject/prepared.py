@@ -37,8 +37,8 @@ def own_device(device: str) -> str:
     return device
 
 
-def prepare(options: Options) -> Subject:
-    """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
+def load_named(options: Options) -> LoadedModel:
+    """The model that `options` name, on the device and in the dtype that they name. ValueError where it cannot be had."""
     if options.device_map and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(
             "device_map spreads a model over all GPUs of the machine, so no second process finds room: start one process, "
@@ -46,18 +46,28 @@ def prepare(options: Options) -> Subject:
         )
     device = own_device(pick_device(options.device))
     dtype = pick_dtype(options.dtype, device)
-    text = load_text(options.text)
-    loaded = load_model(
+    return load_model(
         options.model, revision=options.revision, device=device, dtype=dtype, device_map=options.device_map
     )
-    positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    check_positions(options.window_length, positions)
-    tokens = tokenize(text, loaded.tokenizer)
+
+
+def bos_of(options: Options, loaded: LoadedModel) -> int | None:
+    """The token that windows begin with; None where they do without."""
     bos = loaded.tokenizer.bos_token_id
     if options.bos == "always" and bos is None:
         raise UserError(f"bos=always, but the tokenizer of {loaded.name} has no BOS token; use --bos never")
     wanted = options.bos == "always" or (options.bos == "auto" and adds_bos(loaded.tokenizer))
-    bos_token_id = int(bos) if wanted else None  # type: ignore[arg-type]
+    return int(bos) if wanted else None  # type: ignore[arg-type]
+
+
+def prepare(options: Options) -> Subject:
+    """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
+    text = load_text(options.text)
+    loaded = load_named(options)
+    positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    check_positions(options.window_length, positions)
+    tokens = tokenize(text, loaded.tokenizer)
+    bos_token_id = bos_of(options, loaded)
     windows = cut_windows(
         tokens,
         window_length=options.window_length,

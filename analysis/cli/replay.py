@@ -1,0 +1,107 @@
+"""`kvdelta replay`: the exact model's own text, fed to every scheme token by token. Light: imports what it needs in it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.cli.flags import Format, Style, check_style, takes_options
+from analysis.cli.starting import note, say
+from harness.options import Options
+from harness.replaying.options import ReplayOptions
+
+replaying = typer.Typer()
+ITS_OWN = ("until_se", "protocol", "step", "text", "windows", "window_length", "score_length", "stride")
+"""Flags that follow from prompts and tokens."""
+
+
+@replaying.command("replay")
+@takes_options(without=ITS_OWN)
+def replay(
+    options: Options,
+    scheme: Annotated[
+        list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")
+    ] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="SOURCE",
+            help="a text (its paragraphs), JSON lines (text, prompt or messages) or a data set, NAME:SPLIT:FIELD; default: "
+            "wikipedia-excerpt",
+        ),
+    ] = None,
+    prompt_count: Annotated[int, typer.Option(help="how many prompts: the unit of all intervals")] = 4,
+    prompt_length: Annotated[int, typer.Option(help="tokens that each prompt is cut to")] = 256,
+    tokens: Annotated[int, typer.Option(help="tokens that are scored after each prompt")] = 64,
+    step: Annotated[int, typer.Option(help="tokens per forward; 1 is decoding")] = 1,
+    greedy: Annotated[bool, typer.Option("--greedy", help="write the likeliest tokens")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="of the text; default: the model's own sampling settings, or 1")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw from the likeliest tokens of this share")] = None,
+    free_run: Annotated[
+        bool, typer.Option("--free-run", help="each scheme also writes by itself: length, repetition, departure")
+    ] = False,
+    style: Style = None,
+    format: Format = "table",
+) -> int:
+    """Does the error grow along a long generation? Schemes store the exact model's own text, token by token."""
+    from harness.caches.specs import canonical
+
+    for spec in scheme or []:
+        canonical(spec)  # a typing error shows before anything is loaded
+    check_style(style)
+    how = ReplayOptions(prompts, prompt_count, prompt_length, tokens, step, greedy, temperature, top_p, free_run)
+    from harness.records.provenance import versions
+    from harness.subject.imports import import_quickly
+
+    versions()
+    import_quickly()
+    from analysis.cli import terminal
+    from harness.caches.contenders import contenders_of
+    from harness.caches.foreign import user_cache
+    from harness.comparison import DEFAULT_SCHEMES
+    from harness.replaying.replay import replay as run_replay
+
+    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    _, folder = run_replay(contenders, options, how, progress=terminal.progress, on_note=note)
+    code = show_replay(folder, format)
+    from analysis.plots import figures
+
+    paths = figures.draw(folder, style, note)
+    note(f"record: {folder}, with {len(paths)} figures in {folder / 'figures'}")
+    return code
+
+
+def show_replay(folder: Path, format: str) -> int:
+    """Print a saved replay; the exit code that its audit asks for."""
+    from analysis.cli import terminal
+    from analysis.cli.runs import report_failures
+    from analysis.reading import measurement_tables, replays, tables
+    from harness.records.replay import load_replay, load_steps
+    from schemes.errors import UserError
+
+    record = load_replay(folder)
+    if record.status != "complete":
+        raise UserError(f"{folder} is not complete; give its command again to go on: {record.command}")
+    steps = load_steps(folder)
+    rows, bins = replays.whole_rows(record, steps), replays.bin_rows(record, steps)
+    if format in ("json", "csv"):
+        print(measurement_tables.as_text([*rows, *bins], format), end="")
+        return report_failures(steps)
+    shown = {"": replays.whole_table(record, rows), "KL by tokens written": replays.bin_table(record, bins)}
+    say(*replays.heading(record, steps), format=format)
+    for title, table in shown.items():
+        if format == "md":
+            print("\n".join(["", f"**{title}**", ""] if title else [""]))
+            print(tables.as_markdown(*table), end="")
+        else:
+            terminal.print_table(*table, title)
+    if format == "table":
+        print(replays.LEGEND, *([replays.FREE_LEGEND] if record.rows[0].free_run else []), sep="\n")
+    return report_failures(steps)

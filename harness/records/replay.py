@@ -1,0 +1,98 @@
+"""The record of a replay, replay.json: how the text was sampled, and sums by prompt, scheme and position. The token ids lie
+beside it (sampled.npz), and the two runs that the sums are from in a folder each."""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from harness.records.run import Header, Run, Sum, Typed, load_run, read_record
+from harness.records.writing import load_arrays, save_arrays, write_file
+
+REPLAY_FILE = "replay.json"
+SAMPLED_FILE = "sampled.npz"
+STEPS, ONE_FORWARD = "stepwise", "two-pass"
+"""The folders of the runs: token by token, and the same tokens in one forward."""
+
+
+class Sampling(Typed):
+    """temperature: None of greedy text. top_p, top_k: what the draw is cut to."""
+
+    temperature: float | None
+    top_p: float = 1.0
+    top_k: int | None = None
+
+
+class FreeRun(Typed):
+    """The text that a scheme writes by itself, by prompt. length: tokens before the first that ends a text; distinct:
+    share of 4-grams that are no repetition, NaN of a text too short to have any; departs: the first token that is another
+    than exact's, from 1; None where there is none."""
+
+    length: list[int]
+    distinct: list[Sum]
+    departs: list[int | None]
+
+
+class ReplayRow(Typed):
+    """One contender. kl, tvd, top1: sums by prompt and bin of positions; one_forward_kl: of the same tokens in one forward.
+    slope: by prompt, least squares of KL over position, nats a token for each token more. agree: S(t), the mean over
+    prompts of Π(1 − TVD), at the record's grid, with its standard error. departs: where S(t) is ½ or less; None: nowhere."""
+
+    label: str
+    name: str
+    kl: list[list[Sum]]
+    tvd: list[list[Sum]]
+    top1: list[list[int]]
+    one_forward_kl: list[list[Sum]] | None
+    slope: list[Sum]
+    agree: list[Sum]
+    agree_se: list[Sum]
+    departs: int | None
+    free_run: FreeRun | None = None
+
+
+class Replay(Header):
+    """Positions count the model's own tokens in the cache: after `t` of them the prediction at position t is made. edges:
+    the last position of each bin; grid: positions at which `agree` is kept."""
+
+    sampling: Sampling
+    edges: list[int]
+    grid: list[int]
+    skipped: int = 0  # prompts that were too short
+    rows: list[ReplayRow] = Field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are scored."""
+        return self.settings.score_length - 1
+
+    @property
+    def prompt_length(self) -> int:
+        return self.settings.window_length - self.settings.score_length
+
+
+def load_replay(folder: str | Path) -> Replay:
+    """UserError where `folder` holds none."""
+    return read_record(folder, REPLAY_FILE, Replay)
+
+
+def has_replay(folder: str | Path) -> bool:
+    return (Path(folder) / REPLAY_FILE).exists()
+
+
+def save_replay(replay: Replay, folder: Path) -> None:
+    write_file(folder / REPLAY_FILE, (replay.model_dump_json(indent=1) + "\n").encode())
+
+
+def load_steps(folder: str | Path) -> Run:
+    """The run token by token, with bytes, noise floor and audit."""
+    return load_run(Path(folder) / STEPS)
+
+
+def save_sampled(folder: Path, tokens: np.ndarray) -> None:
+    """Prompts with what the model wrote after them, [prompts, prompt + written]."""
+    save_arrays(folder / SAMPLED_FILE, {"tokens": tokens.astype(np.int32)})
+
+
+def load_sampled(folder: Path) -> np.ndarray:
+    return load_arrays(folder / SAMPLED_FILE)["tokens"].astype(np.int64)

@@ -1,0 +1,65 @@
+"""Each scheme writes a text of its own over its own cache: how long it is, how it repeats itself, where it leaves exact's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from harness.caches.contenders import Contender, goes_alone
+from harness.protocols import prefill
+from harness.records.replay import FreeRun, Sampling
+from harness.replaying.sampling import carried_on, picker
+from harness.subject.windows import Batch, Window
+
+GRAM = 4
+
+
+def write_freely(
+    model: Any, contender: Contender, windows: Sequence[Window], count: int, sampling: Sampling, seed: int, batch: int
+) -> Int64[np.ndarray, "prompts written"]:
+    """What the model writes over this cache after each prompt, with the randomness that exact had. The first token is
+    exact's: it comes from the prompt's own logits."""
+    size = 1 if goes_alone(contender) else batch
+    texts = []
+    for i in range(0, len(windows), size):
+        some = Batch(tuple(windows[i : i + size]))
+        cache = contender.empty(model)
+        contender.fill(cache, model, some, prefill(model, some.prefix))
+        pick = picker(sampling, seed, [window.index for window in some.windows])
+        texts.append(carried_on(model, cache, some.suffix[:, 0].to(model.device), count, pick))
+    return torch.cat(texts).numpy()
+
+
+def compared(texts: Int64[np.ndarray, "prompts n"], exact: Int64[np.ndarray, "prompts n"], stops: set[int]) -> FreeRun:
+    lengths = [_length(text, stops) for text in texts]
+    return FreeRun(
+        length=lengths,
+        distinct=[_distinct(text[:length]) for text, length in zip(texts, lengths, strict=True)],
+        departs=[_departs(text, other) for text, other in zip(texts, exact, strict=True)],
+    )
+
+
+def stop_tokens(model: Any) -> set[int]:
+    """Those that end a text, as `generate` would."""
+    config = getattr(model, "generation_config", None) or model.config
+    found = config.eos_token_id
+    return set() if found is None else {found} if isinstance(found, int) else set(found)
+
+
+def _length(text: np.ndarray, stops: set[int]) -> int:
+    ends = np.flatnonzero(np.isin(text, list(stops)))
+    return int(ends[0]) if ends.size else len(text)
+
+
+def _distinct(text: np.ndarray) -> float:
+    if len(text) < GRAM:
+        return float("nan")
+    grams = np.lib.stride_tricks.sliding_window_view(text, GRAM)
+    return len(np.unique(grams, axis=0)) / len(grams)
+
+
+def _departs(text: np.ndarray, exact: np.ndarray) -> int | None:
+    other = np.flatnonzero(text != exact)
+    return int(other[0]) + 1 if other.size else None

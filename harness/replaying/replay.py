@@ -1,0 +1,198 @@
+"""Replay: the exact model writes after each prompt, and every scheme is fed what it wrote, so that all of it passes through
+its cache. Two runs over these windows, token by token and in one forward, and a record of what is kept by position."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.batching import batch_size, in_batches
+from harness.caches.contenders import Contender, contenders_of
+from harness.comparison import DEFAULT_SCHEMES, compare
+from harness.options import Options
+from harness.records.provenance import open_folder
+from harness.records.replay import (
+    ONE_FORWARD,
+    REPLAY_FILE,
+    SAMPLED_FILE,
+    STEPS,
+    Replay,
+    ReplayRow,
+    Sampling,
+    load_replay,
+    load_sampled,
+    save_replay,
+    save_sampled,
+)  # fmt: skip
+from harness.records.run import Run, load_tokens
+from harness.records.writing import save_arrays
+from harness.replaying import sums
+from harness.replaying.free_run import compared, stop_tokens, write_freely
+from harness.replaying.options import ReplayOptions
+from harness.replaying.prompts import Prompts, load_prompts
+from harness.replaying.sampling import picker, sampling_of, written
+from harness.runner import Progress
+from harness.settings import header_of, settings_of
+from harness.subject.model import LoadedModel
+from harness.subject.prepared import Subject, bos_of, load_named
+from harness.subject.probing import continues
+from harness.subject.text import Text
+from harness.subject.windows import Batch, Window
+from schemes.errors import UserError
+
+FREE_FILE = "free-run.npz"
+
+
+def replay(
+    schemes: Sequence[str | Contender] = DEFAULT_SCHEMES,
+    options: Options | None = None,
+    how: ReplayOptions | None = None,
+    *,
+    loaded: LoadedModel | None = None,
+    progress: Callable[[int, int], Progress] = lambda prompts, contenders: Progress(),
+    on_note: Callable[[str], None] = lambda text: None,
+) -> tuple[Replay, Path]:
+    """Score schemes on the exact model's own text; the record and its folder.
+
+    options: model, device, dtype, batch, seed and folder; text, windows and protocol follow from `how`. loaded: a model that
+    there is already. progress: of a run over so many prompts and contenders. A folder with the same settings is continued,
+    a complete one is read. UserError: bad input, and as `compare`.
+    """
+    how = how or ReplayOptions()
+    options = how.windows(options or Options())
+    contenders = contenders_of(schemes, on_note)
+    loaded = loaded or load_named(options)
+    _check(how, loaded, contenders)
+    bos = bos_of(options, loaded)
+    prompts = load_prompts(how.prompts, how.prompt_count, how.prompt_length, loaded.tokenizer, bos)
+    given = _subject(loaded, prompts, prompts.tokens, how, bos)
+    sampling = sampling_of(how, loaded.model)
+    measured = {"sampling": sampling.model_dump(), "free_run": how.free_run}
+    settings = settings_of(options, given, [contender.name for contender in contenders], measured)
+    folder, record = open_folder(options.out, REPLAY_FILE, settings, load_replay)
+    if record is None:
+        shape = {"edges": sums.edges_of(how.tokens), "grid": sums.edges_of(how.tokens, sums.GRID)}
+        record = Replay(**header_of(options, given, settings), sampling=sampling, skipped=prompts.skipped, **shape)
+        save_replay(record, folder)
+    if record.status == "complete":
+        on_note(f"{folder} holds this replay already, complete; its record is printed again")
+        return record, folder
+    tokens = _sampled(folder, given, options, how, sampling, on_note)
+    subject = _subject(loaded, prompts, tokens, how, bos)
+    runs = {}
+    for protocol in (STEPS, ONE_FORWARD) if continues(loaded.model) else (STEPS,):
+        step = how.step if protocol == STEPS else None
+        on_note(f"{protocol}:" if step is None else f"{protocol}, {step} token{'s' * (step > 1)} a forward:")
+        asked = replace(options, protocol=protocol, step=step, out=str(folder / protocol))
+        runs[protocol], _ = compare(
+            contenders, asked, subject=subject, progress=progress(how.prompt_count, len(contenders))
+        )
+    if ONE_FORWARD not in runs:
+        on_note("this model goes on from its state one token at a time only: the same text in one forward is left out")
+    record.rows = _rows(folder, runs, record)
+    if how.free_run:
+        _free_runs(folder, record, contenders, subject, runs[STEPS].batch, on_note)
+    record.status = "complete"
+    save_replay(record, folder)
+    return record, folder
+
+
+def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contender]) -> None:
+    positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if positions is not None and how.length > positions:
+        raise UserError(
+            f"prompts of {how.prompt_length} tokens and {how.tokens} after them, with the first, take {how.length} "
+            f"positions, the model has {positions}; use a smaller --prompt-length or --tokens"
+        )
+    for contender in contenders:
+        contender.check(loaded.model, how.prompt_length)
+
+
+def _subject(
+    loaded: LoadedModel, prompts: Prompts, tokens: torch.Tensor, how: ReplayOptions, bos: int | None
+) -> Subject:
+    """Each row of tokens is a window, whose prefix is the prompt."""
+    length = tokens.shape[1]
+    windows = [Window(i, i * length, row, how.prompt_length) for i, row in enumerate(tokens)]
+    name = f"{loaded.name}'s own text after prompts of {prompts.name}"
+    return Subject(loaded, Text(name, "", prompts.source), tokens.flatten(), windows, bos)
+
+
+def _sampled(
+    folder: Path, given: Subject, options: Options, how: ReplayOptions, sampling: Sampling, on_note: Any
+) -> torch.Tensor:
+    """Prompts and what the exact model writes after them, made once."""
+    if not (folder / SAMPLED_FILE).exists():
+        model, count = given.loaded.model, how.tokens + 1
+        found: list[torch.Tensor] = []
+
+        def work(batch: Batch) -> None:
+            pick = picker(sampling, options.seed, [window.index for window in batch.windows])
+            found.append(torch.cat([batch.prefix, written(model, batch, count, pick)], dim=1))
+
+        on_note(f"the exact model writes {count} tokens after each of {how.prompt_count} prompts")
+        size = batch_size(options.batch, model, how.length, 2, step=1)  # it needs the logits of one token
+        in_batches(given.windows, size, work, lambda windows, size: None)
+        save_sampled(folder, torch.cat(found).numpy())
+    return torch.from_numpy(load_sampled(folder))
+
+
+def _rows(folder: Path, runs: dict[str, Run], record: Replay) -> list[ReplayRow]:
+    arrays = {
+        protocol: [load_tokens(folder / protocol, index) for index in record.settings.windows] for protocol in runs
+    }
+
+    def scores(protocol: str, what: str, row: int) -> np.ndarray:
+        return np.stack([one[what][row] for one in arrays[protocol]]).astype(np.float64)
+
+    return [
+        row_of(scores, row, contender, record, ONE_FORWARD in runs)
+        for row, contender in enumerate(runs[STEPS].contenders)
+    ]
+
+
+def row_of(
+    scores: Callable[[str, str, int], np.ndarray], row: int, contender: Any, record: Replay, both: bool
+) -> ReplayRow:
+    """scores(protocol, what, row): of every token [prompts, tokens]."""
+    kl, tvd = scores(STEPS, "kl", row), scores(STEPS, "tvd", row)
+    agree, places = sums.agreement(tvd), np.array(record.grid) - 1
+    return ReplayRow(
+        label=contender.label,
+        name=contender.name,
+        kl=sums.by_bin(kl, record.edges),
+        tvd=sums.by_bin(tvd, record.edges),
+        top1=np.array(sums.by_bin(scores(STEPS, "top1", row), record.edges)).astype(int).tolist(),
+        one_forward_kl=sums.by_bin(scores(ONE_FORWARD, "kl", row), record.edges) if both else None,
+        slope=sums.slopes(kl),
+        agree=agree.mean(axis=0)[places].tolist(),
+        agree_se=sums.standard_errors(agree)[places].tolist(),
+        departs=sums.departure(agree.mean(axis=0)),
+    )
+
+
+def _free_runs(
+    folder: Path, record: Replay, contenders: Sequence[Contender], subject: Subject, batch: int, on_note: Any
+) -> None:
+    """Exact's own text is the one that was sampled."""
+    model, stops = subject.loaded.model, stop_tokens(subject.loaded.model)
+    exact = np.stack([window.suffix[0].numpy() for window in subject.windows])
+    texts = {record.rows[0].label: exact}
+    for contender in contenders[1:]:
+        on_note(f"{contender.label} writes by itself")
+        try:
+            texts[contender.label] = write_freely(
+                model, contender, subject.windows, exact.shape[1], record.sampling, record.settings.seed, batch
+            )
+        except Exception as error:
+            if not contender.foreign:
+                raise
+            on_note(f"{contender.label} failed, the others go on: {error}")
+    for row in record.rows:
+        if row.label in texts:
+            row.free_run = compared(texts[row.label], exact, stops)
+    arrays = [texts.get(row.label, np.full_like(exact, -1)) for row in record.rows]
+    save_arrays(folder / FREE_FILE, {"tokens": np.stack(arrays).astype(np.int32)})
