@@ -3,6 +3,7 @@ JSON lines file, or rows of a data set."""
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +18,7 @@ from harness.subject.errors import TextError, one_line
 from harness.subject.text import TEXTS, Text, load_text
 
 FIELDS = ("text", "prompt", "messages")
+PARAGRAPH = r".+?(?:\n[ \t]*\n|\Z)"  # to a line without words
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -65,7 +67,7 @@ def _enough(found: list[list[int]], short: list[list[int]], count: int, length: 
 
 def _of_paragraphs(text: Text, length: int, tokenizer: Any, bos: int | None) -> list[list[int]]:
     """Every prompt that begins with a paragraph and runs on through the next ones; none shares a token with another."""
-    pieces = [piece + "\n\n" for piece in text.content.split("\n\n") if piece.strip()]
+    pieces = [piece for piece in re.findall(PARAGRAPH, text.content, re.DOTALL) if piece.strip()]
     ids = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
     first = [] if bos is None else [bos]
     found, current = [], list(first)
