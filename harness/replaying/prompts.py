@@ -68,6 +68,8 @@ def _enough(found: list[list[int]], short: list[list[int]], count: int, length: 
 def _of_paragraphs(text: Text, length: int, tokenizer: Any, bos: int | None) -> list[list[int]]:
     """Every prompt that begins with a paragraph and runs on through the next ones; none shares a token with another."""
     pieces = [piece for piece in re.findall(PARAGRAPH, text.content, re.DOTALL) if piece.strip()]
+    if len(pieces) == 1:  # WikiText: a paragraph a line
+        pieces = text.content.splitlines(keepends=True)
     ids = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
     first = [] if bos is None else [bos]
     found, current = [], list(first)
