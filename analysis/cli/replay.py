@@ -104,4 +104,6 @@ def show_replay(folder: Path, format: str) -> int:
             terminal.print_table(*table, title)
     if format == "table":
         print(replays.LEGEND, *([replays.FREE_LEGEND] if record.rows[0].free_run else []), sep="\n")
+    if lines := replays.notes(rows):
+        say("", *lines, format=format)
     return report_failures(steps)

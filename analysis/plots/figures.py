@@ -79,7 +79,7 @@ def draw_bench(folder: Path, style: str | None = None) -> list[Path]:
 
 def draw_replay(folder: Path, style: str | None = None) -> list[Path]:
     replay, steps = load_replay(folder), load_steps(folder)
-    title = "\n".join(replays.heading(replay, steps)[:2])
+    title = "\n".join(replays.heading(replay, steps)[:3])
     with plots.styled(style):
         return plots.save(plots.replay_figure(replay, replays.bin_rows(replay, steps), title), folder / "figures", "replay")
 

@@ -9,7 +9,7 @@ from scipy import special
 
 from analysis.reading.rows import Row
 from analysis.reading.summary import SummaryRow, summarize
-from analysis.reading.tables import Table, interval, number, table
+from analysis.reading.tables import Table, interval, table
 from harness import statistics
 from harness.records.replay import Replay, ReplayRow
 from harness.records.run import Run
@@ -49,6 +49,7 @@ class PositionRow(Row):
     free_length: float | None = None
     free_distinct: float | None = None
     free_departs: float | None = None
+    note: str | None = None
 
     @property
     def refused(self) -> str:
@@ -63,7 +64,7 @@ def whole_rows(replay: Replay, steps: Run) -> list[PositionRow]:
         slope, low, high = mean_interval(100 * np.array(kept.slope))
         row = _row(replay, kept, said, slice(None))
         row = replace(row, bits=said.bits, slope=slope, slope_low=low, slope_high=high)
-        row = replace(row, departs=kept.departs, agree_last=100 * kept.agree[-1])
+        row = replace(row, departs=kept.departs, agree_last=100 * kept.agree[-1], note=kept.note or None)
         if kept.free_run:
             departs = [replay.tokens + 2 if at is None else at for at in kept.free_run.departs]
             row = replace(
@@ -129,16 +130,16 @@ def whole_table(replay: Replay, rows: Sequence[PositionRow]) -> Table:
         "scheme": lambda row: row.scheme,
         "bits": lambda row: "–" if row.bits is None else f"{row.bits:.2f}",
         "KL [95 %]": lambda row: row.refused or _with_interval(row.kl, row.kl_low, row.kl_high),
-        "one forward": shown(lambda row: number(row.one_forward_kl, 2)),
-        "×": shown(lambda row: number(row.times, 2)),
+        "one forward": shown(lambda row: _short(row.one_forward_kl)),
+        "×": shown(lambda row: _short(row.times)),
         "same %": shown(lambda row: f"{row.same:.1f}"),
         "top-1 %": shown(lambda row: f"{row.top1:.1f}"),
         "slope per 100 tokens [95 %]": shown(_slope),
         "half departed": shown(lambda row: f">{replay.tokens}" if row.departs is None else str(row.departs)),
     }
     if any(row.free_length is not None for row in rows):
-        columns["own text: length"] = shown(lambda row: number(row.free_length or nan))
-        columns["4-grams %"] = shown(lambda row: number(row.free_distinct or nan))
+        columns["own text: length"] = shown(lambda row: "–" if row.free_length is None else f"{row.free_length:.0f}")
+        columns["4-grams %"] = shown(lambda row: "–" if row.free_distinct is None else f"{row.free_distinct:.1f}")
         columns["departs"] = shown(lambda row: _own_departure(replay, row))
     return table(rows, columns)
 
@@ -150,7 +151,7 @@ def bin_table(replay: Replay, rows: Sequence[PositionRow]) -> Table:
         by_scheme.setdefault(row.scheme, []).append(row)
     ends = [0, *replay.edges]
     header = ["scheme", *(span(first + 1, last) for first, last in zip(ends, replay.edges, strict=False))]
-    shown = {name: ["–" if row.refused else number(row.kl, 2) for row in own] for name, own in by_scheme.items()}
+    shown = {name: ["–" if row.refused else _short(row.kl) for row in own] for name, own in by_scheme.items()}
     return header, [[name, *cells] for name, cells in shown.items()]
 
 
@@ -158,13 +159,12 @@ def span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
+def _short(figure: float) -> str:
+    return "–" if np.isnan(figure) else f"{figure:.2g}"
+
+
 def _with_interval(figure: float, low: float, high: float) -> str:
-    """To two digits of the interval's width."""
-    return (
-        number(figure, 2)
-        if np.isnan(low) or figure == 0
-        else f"{number(figure, 2)} [{number(low, 2)}, {number(high, 2)}]"
-    )
+    return _short(figure) if np.isnan(low) or figure == 0 else f"{_short(figure)} [{_short(low)}, {_short(high)}]"
 
 
 def _slope(row: PositionRow) -> str:
@@ -176,7 +176,7 @@ def _slope(row: PositionRow) -> str:
 def _own_departure(replay: Replay, row: PositionRow) -> str:
     if row.free_departs is None:
         return "–"
-    return f">{replay.tokens + 1}" if row.free_departs > replay.tokens + 1 else number(row.free_departs)
+    return f">{replay.tokens + 1}" if row.free_departs > replay.tokens + 1 else f"{row.free_departs:g}"
 
 
 def heading(replay: Replay, steps: Run) -> list[str]:
@@ -184,13 +184,23 @@ def heading(replay: Replay, steps: Run) -> list[str]:
     step = f"{settings.step} token{'s' * (settings.step != 1)} a forward"
     many = "s" * (prompts > 1)
     lines = [
-        replay.text_name,
+        replay.model_name,
+        f"{replay.text_name}, {_sampling(replay)}",
         f"{prompts} prompt{many} of {replay.prompt_length} tokens, {replay.tokens} tokens scored after each, {step}, "
-        f"{_sampling(replay)}, {settings.dtype} on {settings.device}",
+        f"{settings.dtype} on {settings.device}",
     ]
     if steps.noise_floor:
         lines.append(f"noise floor (exact by another route): KL {steps.noise_floor.kl:.1e} nats")
     return lines
+
+
+def notes(rows: Sequence[PositionRow]) -> list[str]:
+    """A line for what rows with the same note say, and one for each that failed."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for note in filter(None, [row.note, row.error and f"failed: {row.error}"]):
+            said.setdefault(note, []).append(row.scheme)
+    return [f"{', '.join(schemes)}: {note}" for note, schemes in said.items()]
 
 
 def _sampling(replay: Replay) -> str:
@@ -202,7 +212,7 @@ def _sampling(replay: Replay) -> str:
 
 
 LEGEND = """All schemes are fed the text that the exact cache wrote, and store it. KL from exact: nats a token, intervals over prompts.
-one forward: KL of the same tokens fed at once, which see each other exactly; ×: how many times less that is. same: 1 − TVD,
+one forward: KL of the same tokens fed at once, which see each other exactly; ×: how many times that KL is. same: 1 − TVD,
 the share of next tokens that agree where both draw as alike as they can (at temperature 1). slope: of KL over position.
 half departed: the token by which half of such draws have left exact's text, Π(1 − TVD) = ½. bits: after the prompt."""
 FREE_LEGEND = """own text: each scheme writes by itself with the randomness that exact had; tokens before one that ends a text, 4-grams that are

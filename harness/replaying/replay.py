@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from harness.batching import batch_size, in_batches
-from harness.caches.contenders import Contender, contenders_of
+from harness.caches.contenders import Contender, SchemeContender, contenders_of
 from harness.comparison import DEFAULT_SCHEMES, compare
 from harness.options import Options
 from harness.records.provenance import open_folder
@@ -93,6 +93,8 @@ def replay(
     if ONE_FORWARD not in runs:
         on_note("this model goes on from its state one token at a time only: the same text in one forward is left out")
     record.rows = _rows(folder, runs, record)
+    for row, contender in zip(record.rows, contenders, strict=True):
+        row.note = _kept_exact(contender, how)
     if how.free_run:
         _free_runs(folder, record, contenders, subject, runs[STEPS].batch, on_note)
     record.status = "complete"
@@ -111,13 +113,25 @@ def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contend
         contender.check(loaded.model, how.prompt_length)
 
 
+def _kept_exact(contender: Contender, how: ReplayOptions) -> str:
+    """Says so of a scheme that quantizes none of the written tokens, since the newest stay exact: its figures are the
+    prompt's. Empty of every other."""
+    if not isinstance(contender, SchemeContender) or contender.lossless:
+        return ""
+    rules = [rule for one in contender.scheme.variants for rule in one.sides.values()]
+    reach = max(rule.sink_tokens + rule.packed_tokens(how.prompt_length + how.tokens) for rule in rules)
+    return (
+        "" if reach > how.prompt_length else "quantized the prompt alone: what was written stayed within its exact tail"
+    )
+
+
 def _subject(
     loaded: LoadedModel, prompts: Prompts, tokens: torch.Tensor, how: ReplayOptions, bos: int | None
 ) -> Subject:
     """Each row of tokens is a window, whose prefix is the prompt."""
     length = tokens.shape[1]
     windows = [Window(i, i * length, row, how.prompt_length) for i, row in enumerate(tokens)]
-    name = f"{loaded.name}'s own text after prompts of {prompts.name}"
+    name = f"own text after prompts of {prompts.name}"
     return Subject(loaded, Text(name, "", prompts.source), tokens.flatten(), windows, bos)
 
 
