@@ -206,7 +206,11 @@ def audit(
     return report_failures(run)
 
 
-app.registered_commands += [*analyzer.registered_commands, *from_records.registered_commands, *replaying.registered_commands]
+app.registered_commands += [
+    *analyzer.registered_commands,
+    *from_records.registered_commands,
+    *replaying.registered_commands,
+]
 
 
 def _show(run: "Run", folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:
