@@ -82,7 +82,7 @@ def show_replay(folder: Path, format: str) -> int:
     """Print a saved replay; the exit code that its audit asks for."""
     from analysis.cli import terminal
     from analysis.cli.runs import report_failures
-    from analysis.reading import measurement_tables, replays, tables
+    from analysis.reading import measurement_tables, replay_tables, replays, tables
     from harness.records.replay import load_replay, load_steps
     from schemes.errors import UserError
 
@@ -94,8 +94,8 @@ def show_replay(folder: Path, format: str) -> int:
     if format in ("json", "csv"):
         print(measurement_tables.as_text([*rows, *bins], format), end="")
         return report_failures(steps)
-    shown = {"": replays.whole_table(record, rows), "KL by tokens written": replays.bin_table(record, bins)}
-    say(*replays.heading(record, steps), format=format)
+    shown = {"": replay_tables.whole_table(record, rows), "KL by tokens written": replay_tables.bin_table(record, bins)}
+    say(*replay_tables.heading(record, steps), format=format)
     for title, table in shown.items():
         if format == "md":
             print("\n".join(["", f"**{title}**", ""] if title else [""]))
@@ -103,5 +103,7 @@ def show_replay(folder: Path, format: str) -> int:
         else:
             terminal.print_table(*table, title)
     if format == "table":
-        print(replays.LEGEND, *([replays.FREE_LEGEND] if record.rows[0].free_run else []), sep="\n")
+        print(replay_tables.LEGEND, *([replay_tables.FREE_LEGEND] if record.rows[0].free_run else []), sep="\n")
+    if lines := replay_tables.notes(rows):
+        say("", *lines, format=format)
     return report_failures(steps)

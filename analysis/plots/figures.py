@@ -10,7 +10,7 @@ import numpy as np
 from analysis import plots
 from analysis.plots.style import scheme_label
 from analysis.plots.together import draw_together
-from analysis.reading import costs, replays, summary
+from analysis.reading import costs, replay_tables, replays, summary
 from analysis.reading.error_measures import MEASURES
 from analysis.reading.joined import gather
 from analysis.reading.rows import left_out
@@ -79,7 +79,7 @@ def draw_bench(folder: Path, style: str | None = None) -> list[Path]:
 
 def draw_replay(folder: Path, style: str | None = None) -> list[Path]:
     replay, steps = load_replay(folder), load_steps(folder)
-    title = "\n".join(replays.heading(replay, steps)[:2])
+    title = "\n".join(replay_tables.heading(replay, steps)[:3])
     with plots.styled(style):
         return plots.save(
             plots.replay_figure(replay, replays.bin_rows(replay, steps), title), folder / "figures", "replay"

@@ -1,6 +1,5 @@
 """What a replay says of each scheme: over all positions and by bins of them, from its record alone."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
@@ -9,7 +8,6 @@ from scipy import special
 
 from analysis.reading.rows import Row
 from analysis.reading.summary import SummaryRow, summarize
-from analysis.reading.tables import Table, interval, number, table
 from harness import statistics
 from harness.records.replay import Replay, ReplayRow
 from harness.records.run import Run
@@ -49,6 +47,7 @@ class PositionRow(Row):
     free_length: float | None = None
     free_distinct: float | None = None
     free_departs: float | None = None
+    note: str | None = None
 
     @property
     def refused(self) -> str:
@@ -63,7 +62,7 @@ def whole_rows(replay: Replay, steps: Run) -> list[PositionRow]:
         slope, low, high = mean_interval(100 * np.array(kept.slope))
         row = _row(replay, kept, said, slice(None))
         row = replace(row, bits=said.bits, slope=slope, slope_low=low, slope_high=high)
-        row = replace(row, departs=kept.departs, agree_last=100 * kept.agree[-1])
+        row = replace(row, departs=kept.departs, agree_last=100 * kept.agree[-1], note=kept.note or None)
         if kept.free_run:
             departs = [replay.tokens + 2 if at is None else at for at in kept.free_run.departs]
             row = replace(
@@ -119,91 +118,3 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     mean, error = statistics.clustered_mean(values, np.ones(len(values)))
     half = float(special.stdtrit(len(values) - 1, 0.975)) * error if len(values) > 1 else nan
     return mean, mean - half, mean + half
-
-
-def whole_table(replay: Replay, rows: Sequence[PositionRow]) -> Table:
-    def shown(cell: Callable[[PositionRow], str]) -> Callable[[PositionRow], str]:
-        return lambda row: "–" if row.refused else cell(row)
-
-    columns: dict[str, Callable[[PositionRow], str]] = {
-        "scheme": lambda row: row.scheme,
-        "bits": lambda row: "–" if row.bits is None else f"{row.bits:.2f}",
-        "KL [95 %]": lambda row: row.refused or _with_interval(row.kl, row.kl_low, row.kl_high),
-        "one forward": shown(lambda row: number(row.one_forward_kl, 2)),
-        "×": shown(lambda row: number(row.times, 2)),
-        "same %": shown(lambda row: f"{row.same:.1f}"),
-        "top-1 %": shown(lambda row: f"{row.top1:.1f}"),
-        "slope per 100 tokens [95 %]": shown(_slope),
-        "half departed": shown(lambda row: f">{replay.tokens}" if row.departs is None else str(row.departs)),
-    }
-    if any(row.free_length is not None for row in rows):
-        columns["own text: length"] = shown(lambda row: number(row.free_length or nan))
-        columns["4-grams %"] = shown(lambda row: number(row.free_distinct or nan))
-        columns["departs"] = shown(lambda row: _own_departure(replay, row))
-    return table(rows, columns)
-
-
-def bin_table(replay: Replay, rows: Sequence[PositionRow]) -> Table:
-    """KL of each scheme by bin."""
-    by_scheme: dict[str, list[PositionRow]] = {}
-    for row in rows:
-        by_scheme.setdefault(row.scheme, []).append(row)
-    ends = [0, *replay.edges]
-    header = ["scheme", *(span(first + 1, last) for first, last in zip(ends, replay.edges, strict=False))]
-    shown = {name: ["–" if row.refused else number(row.kl, 2) for row in own] for name, own in by_scheme.items()}
-    return header, [[name, *cells] for name, cells in shown.items()]
-
-
-def span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}–{last}"
-
-
-def _with_interval(figure: float, low: float, high: float) -> str:
-    """To two digits of the interval's width."""
-    return (
-        number(figure, 2)
-        if np.isnan(low) or figure == 0
-        else f"{number(figure, 2)} [{number(low, 2)}, {number(high, 2)}]"
-    )
-
-
-def _slope(row: PositionRow) -> str:
-    if row.slope is None or np.isnan(row.slope) or row.kl == 0:
-        return "–"
-    return interval(row.slope, row.slope_low or 0.0, row.slope_high or 0.0, 4)
-
-
-def _own_departure(replay: Replay, row: PositionRow) -> str:
-    if row.free_departs is None:
-        return "–"
-    return f">{replay.tokens + 1}" if row.free_departs > replay.tokens + 1 else number(row.free_departs)
-
-
-def heading(replay: Replay, steps: Run) -> list[str]:
-    settings, prompts = replay.settings, len(replay.settings.windows)
-    step = f"{settings.step} token{'s' * (settings.step != 1)} a forward"
-    many = "s" * (prompts > 1)
-    lines = [
-        replay.text_name,
-        f"{prompts} prompt{many} of {replay.prompt_length} tokens, {replay.tokens} tokens scored after each, {step}, "
-        f"{_sampling(replay)}, {settings.dtype} on {settings.device}",
-    ]
-    if steps.noise_floor:
-        lines.append(f"noise floor (exact by another route): KL {steps.noise_floor.kl:.1e} nats")
-    return lines
-
-
-def _sampling(replay: Replay) -> str:
-    how = replay.sampling
-    if how.temperature is None:
-        return "greedy"
-    cuts = [f", top-p {how.top_p:g}" if how.top_p < 1 else "", f", top-k {how.top_k}" if how.top_k else ""]
-    return f"sampled at temperature {how.temperature:g}{''.join(cuts)}"
-
-
-LEGEND = """All schemes are fed the text that the exact cache wrote, and store it. KL from exact: nats a token, intervals over prompts.
-one forward: KL of the same tokens fed at once, which see each other exactly; ×: how many times less that is. same: 1 − TVD,
-the share of next tokens that agree where both draw as alike as they can (at temperature 1). slope: of KL over position.
-half departed: the token by which half of such draws have left exact's text, Π(1 − TVD) = ½. bits: after the prompt."""
-FREE_LEGEND = """own text: each scheme writes by itself with the randomness that exact had; tokens before one that ends a text, 4-grams that are
-no repetition, and the median token at which it leaves exact's text."""

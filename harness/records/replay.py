@@ -48,6 +48,7 @@ class ReplayRow(Typed):
     agree: list[Sum]
     agree_se: list[Sum]
     departs: int | None
+    note: str = ""  # what was stored of the text, where that is not all
     free_run: FreeRun | None = None
 
 

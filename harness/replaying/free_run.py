@@ -1,6 +1,7 @@
 """Each scheme writes a text of its own over its own cache: how long it is, how it repeats itself, where it leaves exact's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,44 @@ from jaxtyping import Int64
 
 from harness.caches.contenders import Contender, goes_alone
 from harness.protocols import prefill
-from harness.records.replay import FreeRun, Sampling
+from harness.records.replay import FreeRun, Replay, Sampling
+from harness.records.writing import save_arrays
 from harness.replaying.sampling import carried_on, picker
+from harness.subject.errors import one_line
+from harness.subject.prepared import Subject
 from harness.subject.windows import Batch, Window
 
+FREE_FILE = "free-run.npz"
 GRAM = 4
+
+
+def run_freely(
+    folder: Path,
+    record: Replay,
+    contenders: Sequence[Contender],
+    subject: Subject,
+    batch: int,
+    on_note: Callable[[str], None],
+) -> None:
+    """The texts of all contenders, and what they are like, into the record. Exact's is the one that was sampled."""
+    model, stops = subject.loaded.model, stop_tokens(subject.loaded.model)
+    exact = np.stack([window.suffix[0].numpy() for window in subject.windows])
+    texts = {record.rows[0].label: exact}
+    for contender in contenders[1:]:
+        on_note(f"{contender.label} writes by itself")
+        try:
+            texts[contender.label] = write_freely(
+                model, contender, subject.windows, exact.shape[1], record.sampling, record.settings.seed, batch
+            )
+        except Exception as error:
+            if not contender.foreign:
+                raise
+            on_note(f"{contender.label} failed, the others go on: {one_line(error)}")
+    for row in record.rows:
+        if row.label in texts:
+            row.free_run = compared(texts[row.label], exact, stops)
+    arrays = [texts.get(row.label, np.full_like(exact, -1)) for row in record.rows]
+    save_arrays(folder / FREE_FILE, {"tokens": np.stack(arrays).astype(np.int32)})
 
 
 def write_freely(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from harness.batching import batch_size, in_batches
-from harness.caches.contenders import Contender, contenders_of
+from harness.caches.contenders import Contender, SchemeContender, contenders_of
 from harness.comparison import DEFAULT_SCHEMES, compare
 from harness.options import Options
 from harness.records.provenance import open_folder
@@ -28,9 +28,8 @@ from harness.records.replay import (
     save_sampled,
 )  # fmt: skip
 from harness.records.run import Run, load_tokens
-from harness.records.writing import save_arrays
 from harness.replaying import sums
-from harness.replaying.free_run import compared, stop_tokens, write_freely
+from harness.replaying.free_run import run_freely
 from harness.replaying.options import ReplayOptions
 from harness.replaying.prompts import Prompts, load_prompts
 from harness.replaying.sampling import picker, sampling_of, written
@@ -42,8 +41,6 @@ from harness.subject.probing import continues
 from harness.subject.text import Text
 from harness.subject.windows import Batch, Window
 from schemes.errors import UserError
-
-FREE_FILE = "free-run.npz"
 
 
 def replay(
@@ -74,8 +71,9 @@ def replay(
     settings = settings_of(options, given, [contender.name for contender in contenders], measured)
     folder, record = open_folder(options.out, REPLAY_FILE, settings, load_replay)
     if record is None:
-        shape = {"edges": sums.edges_of(how.tokens), "grid": sums.edges_of(how.tokens, sums.GRID)}
-        record = Replay(**header_of(options, given, settings), sampling=sampling, skipped=prompts.skipped, **shape)
+        header = header_of(options, given, settings) | {"sampling": sampling, "skipped": prompts.skipped}
+        grid = sums.edges_of(how.tokens, sums.GRID)
+        record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
         save_replay(record, folder)
     if record.status == "complete":
         on_note(f"{folder} holds this replay already, complete; its record is printed again")
@@ -93,8 +91,10 @@ def replay(
     if ONE_FORWARD not in runs:
         on_note("this model goes on from its state one token at a time only: the same text in one forward is left out")
     record.rows = _rows(folder, runs, record)
+    for row, contender in zip(record.rows, contenders, strict=True):
+        row.note = _kept_exact(contender, how)
     if how.free_run:
-        _free_runs(folder, record, contenders, subject, runs[STEPS].batch, on_note)
+        run_freely(folder, record, contenders, subject, runs[STEPS].batch, on_note)
     record.status = "complete"
     save_replay(record, folder)
     return record, folder
@@ -111,13 +111,25 @@ def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contend
         contender.check(loaded.model, how.prompt_length)
 
 
+def _kept_exact(contender: Contender, how: ReplayOptions) -> str:
+    """Says so of a scheme that quantizes none of the written tokens, since the newest stay exact: its figures are the
+    prompt's. Empty of every other."""
+    if not isinstance(contender, SchemeContender) or contender.lossless:
+        return ""
+    rules = [rule for one in contender.scheme.variants for rule in one.sides.values()]
+    reach = max(rule.sink_tokens + rule.packed_tokens(how.prompt_length + how.tokens) for rule in rules)
+    return (
+        "" if reach > how.prompt_length else "quantized the prompt alone: what was written stayed within its exact tail"
+    )
+
+
 def _subject(
     loaded: LoadedModel, prompts: Prompts, tokens: torch.Tensor, how: ReplayOptions, bos: int | None
 ) -> Subject:
     """Each row of tokens is a window, whose prefix is the prompt."""
     length = tokens.shape[1]
     windows = [Window(i, i * length, row, how.prompt_length) for i, row in enumerate(tokens)]
-    name = f"{loaded.name}'s own text after prompts of {prompts.name}"
+    name = f"own text after prompts of {prompts.name}"
     return Subject(loaded, Text(name, "", prompts.source), tokens.flatten(), windows, bos)
 
 
@@ -172,27 +184,3 @@ def row_of(
         agree_se=sums.standard_errors(agree)[places].tolist(),
         departs=sums.departure(agree.mean(axis=0)),
     )
-
-
-def _free_runs(
-    folder: Path, record: Replay, contenders: Sequence[Contender], subject: Subject, batch: int, on_note: Any
-) -> None:
-    """Exact's own text is the one that was sampled."""
-    model, stops = subject.loaded.model, stop_tokens(subject.loaded.model)
-    exact = np.stack([window.suffix[0].numpy() for window in subject.windows])
-    texts = {record.rows[0].label: exact}
-    for contender in contenders[1:]:
-        on_note(f"{contender.label} writes by itself")
-        try:
-            texts[contender.label] = write_freely(
-                model, contender, subject.windows, exact.shape[1], record.sampling, record.settings.seed, batch
-            )
-        except Exception as error:
-            if not contender.foreign:
-                raise
-            on_note(f"{contender.label} failed, the others go on: {error}")
-    for row in record.rows:
-        if row.label in texts:
-            row.free_run = compared(texts[row.label], exact, stops)
-    arrays = [texts.get(row.label, np.full_like(exact, -1)) for row in record.rows]
-    save_arrays(folder / FREE_FILE, {"tokens": np.stack(arrays).astype(np.int32)})
