@@ -12,6 +12,7 @@ from harness import statistics
 from harness.records.run import Run, named
 from schemes.errors import UserError
 
+NAMED = 6  # rows in a sentence
 REVERSED = "⇅"  # marks a row whose place among the others changes from protocol to protocol
 LEGEND = f"""ΔNLL: nats a token more than exact by the same protocol, 95 % interval over windows. times: what the protocol costs over what
 the first does, ΔNLL or KL, where that is above 0; 95 % interval, paired by window. {REVERSED}: loses less than another row by one
@@ -207,9 +208,11 @@ def verdict(found: Sequence[Sequence[ProtocolRow]]) -> tuple[bool, list[str]]:
         return False, [
             "Not as expected: no row's KL is above that of two passes beyond its interval; give more windows."
         ]
-    said = ", ".join(
-        f"{row.scheme} {row.kl_times:.1f}" for row in last if row.kl_times and not math.isnan(row.kl_times)
-    )
+    if len(last) > NAMED:
+        least, *_, most = sorted(last, key=lambda row: row.kl_times or 0.0)
+        said = f"from {least.kl_times:.1f} ({least.scheme}) to {most.kl_times:.1f} ({most.scheme})"
+    else:
+        said = ", ".join(f"{row.scheme} {row.kl_times:.1f}" for row in last)
     return True, [
         f"By {last[0].protocol} KL is so many times that of two passes: {said}.",
         "In pass 2 the suffix's own tokens are exact, and attention looks mostly at near ones: a scheme without exact newest",
