@@ -23,7 +23,7 @@ def pack_together(stores: Iterable[TokenStore]) -> None:
 
 def at_once(x: Tensor) -> int:
     """How many layers with a tensor like this go together."""
-    return max(1, AT_ONCE.get(x.device.type, AT_ONCE["cpu"]) // x.numel())
+    return max(1, AT_ONCE.get(x.device.type, AT_ONCE["cpu"]) // max(1, x.numel()))
 
 
 def alike(stores: Sequence[tuple[TokenStore, Tensor]]) -> list[list[int]]:

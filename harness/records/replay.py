@@ -1,6 +1,7 @@
 """The record of a replay, replay.json: how the text was sampled, and sums by prompt, scheme and position. The token ids lie
 beside it (sampled.npz), and the two runs that the sums are from in a folder each."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def load_replay(folder: str | Path) -> Replay:
 
 
 def has_replay(folder: str | Path) -> bool:
-    return (Path(folder) / REPLAY_FILE).exists()
+    return os.path.isfile(Path(folder) / REPLAY_FILE)  # False too where the system refuses the name
 
 
 def save_replay(replay: Replay, folder: Path) -> None:

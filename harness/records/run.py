@@ -5,6 +5,7 @@ Everything that a table shows is recomputed from here.
 
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -196,7 +197,7 @@ class Run(Header):
 def run_folders(folder: Path) -> list[Path]:
     """The folder, or those in it where it holds a comparison by several protocols: in the order in which they were asked for
     as far as one can tell, two-pass first, then long steps before short ones."""
-    if (folder / RUN_FILE).is_file():
+    if os.path.isfile(folder / RUN_FILE):  # False too where the system refuses the name
         return [folder]
     found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")]
     steps = {one: one.name.removeprefix("stepwise-") for one in found}
