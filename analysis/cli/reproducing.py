@@ -67,7 +67,8 @@ def reproduce_decoding(
         canonical(spec)
     subject = load_subject(options)
     from analysis.cli.runs import make_runs, report_failures, show_protocols, worst
-    from analysis.reading.protocols import protocol_rows, verdict
+    from analysis.reading.protocol_tables import verdict
+    from analysis.reading.protocols import protocol_rows
     from harness.caches.contenders import contenders_of
 
     runs = [run for run, _ in make_runs(contenders_of(schemes, note), protocols, subject)]

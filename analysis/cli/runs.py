@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from analysis.cli import terminal
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
 from analysis.cli.starting import note, say
-from analysis.reading import measurement_tables, protocols, run_tables, summary
+from analysis.reading import measurement_tables, protocol_tables, protocols, run_tables, summary
 from analysis.reading.rows import plain
 from analysis.reading.summary import summarize
 from analysis.reading.tables import as_markdown
@@ -65,14 +65,14 @@ def show_protocols(runs: Sequence[Run], format: str) -> None:
         print(measurement_tables.as_text(rows, format), end="")
         return
     say(*run_tables.heading_of_several(runs), format=format)
-    for shown in protocols.protocol_tables(found):
+    for shown in protocol_tables.protocol_tables(found):
         if format == "md":
             print("\n" + as_markdown(*shown), end="")
         else:
             terminal.print_table(*shown)
     if format == "table":
-        print(protocols.LEGEND)
-    notes = protocols.order_notes(found)
+        print(protocol_tables.LEGEND)
+    notes = protocol_tables.order_notes(found)
     if notes:
         say("", *notes, format=format)
 

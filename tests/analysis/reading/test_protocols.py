@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from analysis.reading import protocols
+from analysis.reading import protocol_tables, protocols
 from schemes.errors import UserError
 
 
@@ -38,10 +38,10 @@ def test_times_are_a_ratio_of_means_over_windows(runs):
 def test_rows_whose_order_changes_are_named(runs):
     _, int4, kivi2 = protocols.protocol_rows(runs)
     assert (int4[1].reversed, kivi2[1].reversed, int4[0].reversed) == (("kivi2",), ("int4",), ())
-    (said,) = protocols.order_notes(protocols.protocol_rows(runs))
+    (said,) = protocol_tables.order_notes(protocols.protocol_rows(runs))
     assert "int4 loses less than kivi2 by two-pass" in said
     assert "more by stepwise (step 16)" in said
-    header, body = protocols.protocol_tables([int4, kivi2])[0]
+    header, body = protocol_tables.protocol_tables([int4, kivi2])[0]
     assert header == ["scheme", "bits", "ΔNLL two-pass", "ΔNLL step 16", "times"]
     assert [line[0] for line in body] == ["int4 ⇅", "kivi2 ⇅"]
 
@@ -58,7 +58,7 @@ def test_what_costs_nothing_has_no_times(runs):
     row = protocols.protocol_rows(runs)[1][1]
     assert row.times is None
     assert row.kl_times is not None
-    assert protocols.protocol_tables([[row, row]])[0][1][0][-1] == "–"
+    assert protocol_tables.protocol_tables([[row, row]])[0][1][0][-1] == "–"
 
 
 def test_only_runs_of_the_same_windows_stand_side_by_side(runs):
@@ -72,9 +72,9 @@ def test_only_runs_of_the_same_windows_stand_side_by_side(runs):
 
 
 def test_the_verdict(runs):
-    shown, sentences = protocols.verdict(protocols.protocol_rows(runs))
+    shown, sentences = protocol_tables.verdict(protocols.protocol_rows(runs))
     assert shown
     assert "int4 3.0" in sentences[0]
     for window, step in zip(runs[0].windows, runs[1].windows, strict=True):
         step.kl = window.kl
-    assert not protocols.verdict(protocols.protocol_rows(runs))[0]
+    assert not protocol_tables.verdict(protocols.protocol_rows(runs))[0]
