@@ -13,13 +13,15 @@ from harness.caches.rotary import rotary_of
 from harness.caches.stepping import Buffers, Steps
 from schemes import Rotary, Scheme, TokenStore
 from schemes.errors import UserError
-from schemes.together import at_once, pack_together
+from schemes.together import pack_together
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]
 
 
 TokensT = TypeVar("TokensT", bound=Tensor)
+
+STEP = 16  # tokens of a forward, at most, that wait for the last layer to be quantized
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -51,7 +53,7 @@ class SchemeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.stores.values()
-        many = at_once(key_states) == 1  # tokens: a prefill holds no exact copy of more than one layer
+        many = key_states.shape[2] > STEP  # tokens: a prefill holds no exact copy of more than one layer
         return keys.read_with(key_states, pack=many), values.read_with(value_states, pack=many)
 
     def past_read(self) -> dict[str, int]:

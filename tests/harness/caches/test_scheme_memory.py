@@ -77,3 +77,22 @@ def test_ragged_outliers_are_held_once_too(tmp_path):
             store.append(chunk)
         parts = storages(store, skipped=[store.scheme, store.scheme.quantizer])
         assert sum(size for _, size in parts.values()) == sum(store.nbytes().values())
+
+
+def test_what_waits_for_the_last_layer_is_a_step_and_no_prefill():
+    """A layer of a prefill is packed at once; what a step has to pack waits, and goes with that of the last layer."""
+    config = LlamaConfig(num_hidden_layers=3, num_attention_heads=HEADS, hidden_size=HEADS * CHANNELS)
+    cache = SchemeCache(parse_scheme("int4"), config)
+
+    def forward(count: int) -> list[bool]:
+        """By layer, whether its keys wait after its own update."""
+        waits = []
+        for layer in range(3):
+            x = torch.randn(1, HEADS, count, CHANNELS)
+            cache.update(x, x, layer)
+            waits.append(cache.layers[layer].stores["key"].waiting is not None)
+        return waits
+
+    assert forward(100) == [False, False, False]
+    assert forward(1) == [True, True, False]
+    assert all(store.waiting is None and store.packed_tokens == 101 for _, _, store in cache.stores())
