@@ -7,7 +7,7 @@ from itertools import combinations
 
 from analysis.reading.rows import Row
 from analysis.reading.summary import SummaryRow, summarize
-from harness import statistics
+from harness import statistics, stopping
 from harness.records.run import Run, named
 from schemes.errors import UserError
 
@@ -15,7 +15,7 @@ from schemes.errors import UserError
 @dataclass(frozen=True)
 class ProtocolRow(Row):
     """One scheme by one protocol. times: its ΔNLL, kl_times: its KL, over those of the first protocol, with 95 % intervals;
-    None of the first, and where the first costs nothing to speak of. reversed: the schemes before which it is by the first protocol
+    None of the first, and where the first costs nothing to speak of, or has a KL within its noise floor. reversed: the schemes before which it is by the first protocol
     and behind by this one, or the other way round."""
 
     scheme: str
@@ -64,15 +64,21 @@ def protocol_rows(runs: Sequence[Run]) -> list[list[ProtocolRow]]:
     for i, contender in enumerate(runs[0].contenders):
         if i == 0 or contender.lossless:
             continue
-        found.append([_row(runs, way, i, summaries[way][i], turned[way].get(i, ())) for way in range(len(runs))])
+        kl = summaries[0][i].kl
+        found.append([_row(runs, way, i, summaries[way][i], kl, turned[way].get(i, ())) for way in range(len(runs))])
     return found
 
 
-def _row(runs: Sequence[Run], way: int, i: int, row: SummaryRow, turned: tuple[str, ...]) -> ProtocolRow:
+def _row(
+    runs: Sequence[Run], way: int, i: int, row: SummaryRow, first_kl: float, turned: tuple[str, ...]
+) -> ProtocolRow:
     times = kl_times = (None, None, None)
+    floor = runs[0].noise_floor
+    within_floor = floor is not None and first_kl <= floor.kl
     if way and not row.refused:
-        times = _times(_deltas(runs[0], i), _deltas(runs[way], i))
-        kl_times = _times(*([w.kl[i] for w in run.windows] for run in (runs[0], runs[way])), sure=True)
+        times = _times(runs[0], _deltas(runs[0], i), _deltas(runs[way], i))
+        if not within_floor:
+            kl_times = _times(runs[0], *([w.kl[i] for w in run.windows] for run in (runs[0], runs[way])), sure=True)
     return ProtocolRow(
         scheme=row.scheme,
         name=row.name,
@@ -99,16 +105,15 @@ def _deltas(run: Run, i: int, against: int = 0) -> list[float]:
 
 
 def _times(
-    few: Sequence[float], many: Sequence[float], sure: bool = False
+    run: Run, few: Sequence[float], many: Sequence[float], sure: bool = False
 ) -> tuple[float | None, float | None, float | None]:
     """Σ many / Σ few, with the interval of the ratio of two means of pairs, NaN of one window; none where Σ few may be 0 or
     less. sure: it is known to be more, as a KL is."""
-    ones = [1] * len(few)
-    below = statistics.paired_delta(few, [0.0] * len(few), ones, resamples=1)
+    below = _mean(run, few)
     if not (below.low > 0 or (sure and below.delta > 0)):
         return None, None, None
     ratio = sum(many) / sum(few)
-    rest = statistics.paired_delta(many, [ratio * x for x in few], ones, resamples=1)
+    rest = _mean(run, [more - ratio * x for more, x in zip(many, few, strict=True)])
     half = (rest.high - rest.low) / 2 / below.delta
     if ratio > 0:  # on the scale of its logarithm, where it has no end
         return ratio, ratio * math.exp(-half / ratio), ratio * math.exp(half / ratio)
@@ -128,5 +133,17 @@ def _reversed(first: Run, other: Run, rows: Sequence[SummaryRow]) -> dict[int, t
 
 def _order(run: Run, i: int, j: int) -> int:
     """1 where row i loses more than row j, −1 where less, 0 where the windows do not tell."""
-    paired = statistics.paired_delta(_deltas(run, i, j), [0.0] * len(run.windows), [1] * len(run.windows), resamples=1)
-    return (paired.low > 0) - (paired.high < 0)
+    mean = _mean(run, _deltas(run, i, j))
+    return (mean.low > 0) - (mean.high < 0)
+
+
+def _mean(run: Run, values: Sequence[float]) -> statistics.PairedDelta:
+    """Of one value a window, with the interval that the run's windows and looks allow."""
+    return statistics.paired_delta(
+        values,
+        [0.0] * len(values),
+        [1] * len(values),
+        independent=run.settings.independent,
+        looks=len(stopping.looks(run.settings)),
+        resamples=1,
+    )

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from analysis.reading import protocol_tables, protocols
+from harness.records.run import NoiseFloor
 from schemes.errors import UserError
 
 
@@ -59,6 +60,22 @@ def test_what_costs_nothing_has_no_times(runs):
     assert row.times is None
     assert row.kl_times is not None
     assert protocol_tables.protocol_tables([[row, row]])[0][1][0][-1] == "–"
+
+
+def test_windows_that_score_tokens_twice_have_no_interval_and_no_order(runs):
+    for run in runs:
+        run.settings.stride = 5  # each scores 10
+    row = protocols.protocol_rows(runs)[1][1]
+    assert (row.times, row.reversed) == (None, ())
+    assert math.isnan(row.kl_times_low)
+    assert row.kl_times == pytest.approx(3)
+
+
+def test_a_kl_within_the_noise_floor_has_no_times(runs):
+    runs[0].noise_floor = NoiseFloor(delta_nll=0.0, kl=0.11, routes={})
+    _, int4, kivi2 = protocols.protocol_rows(runs)
+    assert int4[1].kl_times is None
+    assert kivi2[1].kl_times == pytest.approx(1)
 
 
 def test_only_runs_of_the_same_windows_stand_side_by_side(runs):
