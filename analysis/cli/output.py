@@ -12,15 +12,22 @@ if TYPE_CHECKING:
     from harness.records.run import Header
 
 
-def show_rows(record: "Header", rows: "Sequence[Row]", shown: "Mapping[str, Table]", format: str, legend: str) -> None:
-    """rows: every figure, for programs; shown: titled tables for people."""
+def show_rows(
+    record: "Header",
+    rows: "Sequence[Row]",
+    shown: "Mapping[str, Table]",
+    format: str,
+    legend: str,
+    heading: "Sequence[str] | None" = None,
+) -> None:
+    """rows: every figure, for programs; shown: titled tables for people, below the record's heading, or the one given."""
     from analysis.cli import terminal
     from analysis.reading import measurement_tables, tables
 
     if format in ("json", "csv"):
         print(measurement_tables.as_text(rows, format), end="")
         return
-    say(*measurement_tables.heading(record), format=format)
+    say(*(heading or measurement_tables.heading(record)), format=format)
     for title, table in shown.items():
         if format == "md":
             print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))

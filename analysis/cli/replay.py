@@ -80,9 +80,9 @@ def replay(
 
 def show_replay(folder: Path, format: str) -> int:
     """Print a saved replay; the exit code that its audit asks for."""
-    from analysis.cli import terminal
+    from analysis.cli.output import show_rows
     from analysis.cli.runs import report_failures
-    from analysis.reading import measurement_tables, replay_tables, replays, tables
+    from analysis.reading import replay_tables, replays
     from harness.records.replay import load_replay, load_steps
     from schemes.errors import UserError
 
@@ -91,19 +91,11 @@ def show_replay(folder: Path, format: str) -> int:
         raise UserError(f"{folder} is not complete; give its command again to go on: {record.command}")
     steps = load_steps(folder)
     rows, bins = replays.whole_rows(record, steps), replays.bin_rows(record, steps)
-    if format in ("json", "csv"):
-        print(measurement_tables.as_text([*rows, *bins], format), end="")
-        return report_failures(steps)
     shown = {"": replay_tables.whole_table(record, rows), "KL by tokens written": replay_tables.bin_table(record, bins)}
-    say(*replay_tables.heading(record, steps), format=format)
-    for title, table in shown.items():
-        if format == "md":
-            print("\n".join(["", f"**{title}**", ""] if title else [""]))
-            print(tables.as_markdown(*table), end="")
-        else:
-            terminal.print_table(*table, title)
-    if format == "table":
-        print(replay_tables.LEGEND, *([replay_tables.FREE_LEGEND] if record.rows[0].free_run else []), sep="\n")
+    legend = "\n".join([replay_tables.LEGEND, *([replay_tables.FREE_LEGEND] if record.rows[0].free_run else [])])
+    show_rows(record, [*rows, *bins], shown, format, legend, replay_tables.heading(record, steps))
+    if format in ("json", "csv"):
+        return report_failures(steps)
     if lines := replay_tables.notes(rows):
         say("", *lines, format=format)
     return report_failures(steps)

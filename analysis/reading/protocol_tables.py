@@ -9,7 +9,7 @@ from analysis.reading.tables import Table, interval, signed
 NAMED = 6  # rows in a sentence
 REVERSED = "⇅"  # marks a row whose place among the others changes from protocol to protocol
 LEGEND = f"""ΔNLL: nats a token more than exact by the same protocol, 95 % interval over windows. times: what the protocol costs over what
-the first does, ΔNLL or KL, where that is above 0; 95 % interval, paired by window. {REVERSED}: loses less than another row by one
+the first does, ΔNLL or KL, where that is above 0 and above the noise floor; 95 % interval, paired by window. {REVERSED}: loses less than another row by one
 protocol and more by another, both beyond the 95 % interval of the pair."""
 
 
