@@ -96,7 +96,7 @@ def test_which_models_take_it_on_a_cpu():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_token_has_the_same_logits_every_time(subject):
     torch.manual_seed(0)
-    sizes = {"head_dim": 64, "num_attention_heads": 9, "num_key_value_heads": 3}
+    sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
     model = LlamaForCausalLM(tiny_config(**sizes)).eval().to("cuda", torch.float16)
     attention.use_where_it_pays(model)
     batch = Batch(tuple(subject.windows) * 21)
