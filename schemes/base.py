@@ -85,6 +85,11 @@ class QuantizedTensor(ABC):
         groups = -(-tokens // self.tokens_per_group)
         return self.with_parts({name: part[:, :, :groups] for name, part in self.parts().items()}, tokens)
 
+    def without_first(self, groups: int) -> Self:
+        """What is behind the first `groups` token groups."""
+        parts = {name: part[:, :, groups:] for name, part in self.parts().items()}
+        return self.with_parts(parts, self.tokens - groups * self.tokens_per_group)
+
     def index_select(self, rows: Int[Tensor, "rows"]) -> Self:
         return self.map_parts(lambda part: part.index_select(0, rows.to(part.device)))
 

@@ -54,6 +54,11 @@ class KeyTensor(QuantizedTensor):
         cropped = super().crop(tokens)
         return replace(cropped, outliers=self.outliers.first(cropped._kept))
 
+    def without_first(self, groups: int) -> Self:
+        gone = int(self.counts[:, :, :groups].sum())
+        start = self.start + groups * self.tokens_per_group
+        return replace(super().without_first(groups), outliers=self.outliers.after(gone), start=start)
+
     def extended(self, new: QuantizedTensor, room: Callable[[int], int]) -> Self:
         assert isinstance(new, KeyTensor)
         outliers = self.outliers.first(self._kept).followed_by(new.outliers)

@@ -48,6 +48,9 @@ class Ragged:
     def first(self, count: int) -> "Ragged":
         return Ragged(self.value[:count], self.index[:count])
 
+    def after(self, count: int) -> "Ragged":
+        return Ragged(self.value[count:], self.index[count:])
+
     def followed_by(self, other: "Ragged") -> "Ragged":
         return Ragged(torch.cat([self.value, other.value]), torch.cat([self.index, other.index]))
 

@@ -1,6 +1,6 @@
 """The keys, or the values, of one layer: exact sinks, quantized runs, exact tail. It only ever appends.
 
-Nothing is quantized twice. A run grows like a vector, in place, with spare capacity that is reported apart.
+Nothing is quantized twice. What a sliding window has left behind may be let go from the front.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,44 +11,8 @@ from torch import Tensor
 
 from schemes.base import KV, QuantizedTensor, TensorScheme
 from schemes.mirror import Mirror, PastAndNew
-from schemes.token_buffer import TokenBuffer, room, writable
-
-
-class _Run:
-    """Quantized tokens in buffers that have room for more groups along dim 2."""
-
-    def __init__(self, first: QuantizedTensor):
-        self.held = first  # its parts may be longer than its tokens need
-
-    @classmethod
-    def joined(cls, runs: "Sequence[_Run]") -> "_Run":
-        if len(runs) == 1:
-            return runs[0]
-        parts = [run.view().parts() for run in runs]
-        whole = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
-        return cls(runs[0].held.with_parts(whole, runs[0].tokens))
-
-    @property
-    def tokens(self) -> int:
-        return self.held.tokens
-
-    def view(self) -> QuantizedTensor:
-        return self.held.crop(self.tokens)
-
-    def takes_more(self) -> bool:
-        """A run cropped inside a group stays as it is: its last group must not be quantized again."""
-        return self.tokens % self.held.tokens_per_group == 0
-
-    def extend(self, new: QuantizedTensor) -> None:
-        if not all(map(writable, self.held.parts().values())):
-            self.held = self.held.map_parts(torch.clone)
-        self.held = self.held.extended(new, room)
-
-    def crop(self, tokens: int) -> None:
-        self.held = self.held.with_parts(self.held.parts(), tokens)
-
-    def spare_bytes(self) -> int:
-        return sum(self.held.nbytes().values()) - sum(self.view().nbytes().values())
+from schemes.packed_run import PackedRun
+from schemes.token_buffer import TokenBuffer
 
 
 class TokenStore:
@@ -68,18 +32,20 @@ class TokenStore:
         """One store with the batch rows of all, which are alike and hold equally many tokens. on_packed: is told where what is
         packed from now on begins, and what it decodes to."""
         whole, first = cls(stores[0].scheme), stores[0]
+        whole.dropped = first.dropped
         if first.sinks is not None:
             whole.sinks = torch.cat([store.sinks for store in stores if store.sinks is not None])
         if first.tail is not None:
             whole._tail.append(torch.cat([store.tail for store in stores if store.tail is not None]))
-        whole.runs = [_Run.joined(runs) for runs in zip(*(store.runs for store in stores), strict=True)]
+        whole.runs = [PackedRun.joined(runs) for runs in zip(*(store.runs for store in stores), strict=True)]
         whole._on_packed = on_packed
         return whole
 
     def reset(self) -> None:
+        self.dropped = 0  # first tokens that are no longer held
         self.sinks: Tensor | None = None
         self.waiting: Tensor | None = None
-        self.runs: list[_Run] = []
+        self.runs: list[PackedRun] = []
         self.saturated: int | Tensor = 0  # numbers beyond the largest of the format, among all that were ever packed
         self._tail = TokenBuffer()
         self._mirror: Mirror | None = None
@@ -103,13 +69,24 @@ class TokenStore:
         return self._tail.length
 
     @property
+    def packed_from(self) -> int:
+        """The position of the first token that is held packed."""
+        return self.dropped + self.sink_tokens
+
+    @property
+    def packed_until(self) -> int:
+        """The position behind the last one."""
+        return self.packed_from + self.packed_tokens
+
+    @property
     def length(self) -> int:
+        """Tokens that were stored, those let go among them."""
         waiting = 0 if self.waiting is None else self.waiting.shape[2]
-        return self.sink_tokens + self.packed_tokens + waiting + self.tail_tokens
+        return self.packed_until + waiting + self.tail_tokens
 
     @property
     def elements(self) -> int:
-        """Numbers that the store stands for. Decodes it: not for inner loops."""
+        """Numbers that the store holds. Decodes it: not for inner loops."""
         decoded = self.read()
         return 0 if decoded is None else decoded.numel()
 
@@ -175,7 +152,7 @@ class TokenStore:
     def quantized(self, waiting: KV) -> QuantizedTensor:
         """What waits, as it is to be stored; of several stores in one call the numbers beyond the largest are counted here: it
         is their sum that is reported."""
-        packed = self.scheme.quantizer.quantize_at(waiting, self.sink_tokens + self.packed_tokens)
+        packed = self.scheme.quantizer.quantize_at(waiting, self.packed_until)
         self.saturated = self.saturated + packed.saturated
         return packed
 
@@ -186,7 +163,7 @@ class TokenStore:
     def keep_packed(self, packed: QuantizedTensor, decoded: KV | None) -> None:
         """What waited is stored as `packed`, which stands for `decoded`, wanted where there is a mirror."""
         if decoded is not None:
-            start = self.sink_tokens + self.packed_tokens
+            start = self.packed_until
             if self._mirror is not None:
                 self._mirror.decode(start, decoded)
             if self._on_packed is not None:
@@ -194,11 +171,11 @@ class TokenStore:
         if self.runs and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:
-            self.runs.append(_Run(packed))
+            self.runs.append(PackedRun(packed))
         self.waiting = None
 
     def read(self) -> KV | None:
-        """All tokens, decoded; None where nothing is stored."""
+        """All tokens from `dropped` on, decoded; None where nothing is held."""
         pieces = [] if self.sinks is None else [self.sinks]
         pieces += [run.view().dequantize() for run in self.runs if run.tokens]
         pieces += [x for x in (self.waiting, self.tail) if x is not None]
@@ -208,7 +185,7 @@ class TokenStore:
         """Keep the first `tokens` tokens; the last block may be left with fewer valid tokens."""
         self.pack()
         self._mirror = None
-        keep = tokens
+        keep = tokens - self.dropped
         if self.sinks is not None:
             self.sinks = self.sinks[:, :, :keep].clone() if keep else None
         keep -= self.sink_tokens
@@ -217,6 +194,20 @@ class TokenStore:
             keep -= run.tokens
         self.runs = [run for run in self.runs if run.tokens]
         self._tail.keep_first(keep)
+
+    def forget(self, tokens: int) -> None:
+        """Let go of the first `tokens` tokens, as a sliding window does: exact ones, and groups that hold no other. What is not
+        packed yet stays: it will be, in whole groups."""
+        self._mirror = None
+        if self.sinks is not None and tokens > self.dropped:
+            gone = min(tokens - self.dropped, self.sink_tokens)
+            self.sinks = self.sinks[:, :, gone:].clone() if gone < self.sink_tokens else None
+            self.dropped += gone
+        while self.sinks is None and self.runs:
+            self.dropped += self.runs[0].drop_first(tokens - self.dropped)
+            if self.runs[0].tokens:
+                return
+            del self.runs[0]
 
     def index_select(self, rows: Int[Tensor, "rows"]) -> None:
         """Keep these batch rows, in this order."""
@@ -233,7 +224,7 @@ class TokenStore:
         """The destructive control: keep the scales, set every stored code to 0."""
         self.pack()
         self._mirror = None
-        self.runs = [_Run(run.held.with_zeroed_codes()) for run in self.runs]
+        self.runs = [PackedRun(run.held.with_zeroed_codes()) for run in self.runs]
 
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
         self.pack()
@@ -242,7 +233,9 @@ class TokenStore:
         tail, self._tail = self._tail, TokenBuffer()
         if tail.length:
             self._tail.append(exact(tail.view()))
-        self.runs = [_Run(packed(run.held)) for run in self.runs]  # with its spare capacity, which would stay unseen
+        self.runs = [
+            PackedRun(packed(run.held)) for run in self.runs
+        ]  # with its spare capacity, which would stay unseen
 
     def nbytes(self) -> dict[str, int]:
         """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", "spare" capacity, "mirror"."""

@@ -33,8 +33,8 @@ def alike(stores: Sequence[tuple[TokenStore, Tensor]]) -> list[list[int]]:
     for i, (store, like) in enumerate(stores):
         quantizer = store.scheme.quantizer
         alone = id(store) if quantizer.rows_independent is not True or quantizer.needs_place else 0
-        start = store.sink_tokens + store.packed_tokens
-        kinds.setdefault((alone, store.scheme, like.shape, like.dtype, like.device, start), []).append(i)
+        held = (store.dropped, store.packed_until)
+        kinds.setdefault((alone, store.scheme, like.shape, like.dtype, like.device, held), []).append(i)
     return list(kinds.values())
 
 

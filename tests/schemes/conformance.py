@@ -191,6 +191,9 @@ def check_transformations(scheme, dtype):
         assert torch.equal(cropped.dequantize(), rebuilt[:, :, :keep])
         assert all(part.shape[2] == cropped.groups for part in cropped.parts().values())
     rows = torch.tensor([1, 1, 0])
+    group = scheme.quantizer.tokens_per_group
+    assert torch.equal(held.without_first(1).dequantize(), rebuilt[:, :, group:])
+    assert all(part.shape[2] == held.groups - 1 for part in held.without_first(1).parts().values())
     assert torch.equal(held.index_select(rows).dequantize(), rebuilt[rows])
     assert torch.equal(held.repeat(2).dequantize(), rebuilt.repeat_interleave(2, dim=0))
     assert torch.equal(held.to("cpu").dequantize(), rebuilt)

@@ -261,3 +261,16 @@ def test_what_binding_refuses(file, tmp_path):
     facts_path(broken).write_text(json.dumps({"text": TEXT}))
     with pytest.raises(ValueError, match=r"is no calibration"):
         parse_scheme(f"kvquant:bits=3,calibration={broken}").bind(1, [0], lambda layer: Turning())
+
+
+def test_a_window_that_slides_keeps_positions_and_outliers(file):
+    """Keys are rotated back by their position in the text, whatever was let go before them."""
+    rule = bound(f"kvquant:bits=3,calibration={file}", "key")
+    x = sample(rule, torch.float32, tokens=50)
+    store, whole = TokenStore(rule), TokenStore(rule)
+    for part in x.split(7, dim=2):
+        store.append(part)
+        whole.append(part)
+        store.forget(store.length - 12)
+        assert torch.equal(store.read(), whole.read()[:, :, store.dropped :])
+    assert store.dropped == 38

@@ -168,3 +168,49 @@ def test_what_was_read_does_not_change_later(spec):
     assert torch.equal(read, before)
     read.zero_()
     assert store.read().count_nonzero() > 0
+
+
+@every_scheme
+@settings(max_examples=20)
+@given(steps=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=8))
+def test_what_is_let_go_changes_nothing_behind_it(scheme, steps):
+    """(tokens that come, tokens that a window of so many still sees): as of a store that lets none go."""
+    sliding, whole = filled(scheme), filled(scheme)
+    for i, (count, window) in enumerate(steps):
+        for store in (sliding, whole):
+            store.append(tokens(count, seed=i))
+        left = max(0, whole.length - window)
+        before = sliding.dropped
+        sliding.forget(left)
+        assert before <= sliding.dropped <= max(before, left)
+        assert min(left, whole.packed_until) - sliding.dropped < scheme.quantizer.tokens_per_group
+        assert (sliding.length, sliding.packed_until) == (whole.length, whole.packed_until)
+        if sliding.length > sliding.dropped:
+            assert torch.equal(sliding.read(), whole.read()[:, :, sliding.dropped :])
+    held = sum(part.numel() for part in (sliding.sinks, sliding.tail) if part is not None)
+    packed = [part for run in sliding.runs for part in run.view().parts().values()]
+    assert sum(sizes(sliding).values()) == 4 * held + sum(part.numel() * part.element_size() for part in packed)
+
+
+@every_scheme
+def test_what_is_let_go_frees_its_memory(scheme):
+    store = filled(scheme, tokens(400))
+    before = sum(store.nbytes().values())
+    store.forget(380)
+    parts = [part for run in store.runs for part in run.held.parts().values()]
+    exact = [x for x in (store.sinks, store.tail) if x is not None]
+    assert sum(x.untyped_storage().nbytes() for x in (*parts, *exact)) < before / 2
+
+
+@every_scheme
+def test_rows_and_crop_behind_what_is_let_go(scheme):
+    x = tokens(100)
+    store, whole = filled(scheme, x), filled(scheme, x)
+    store.forget(41)
+    for one in (store, whole):
+        one.crop(87)
+        one.index_select(torch.tensor([1, 0, 1]))
+    assert torch.equal(store.read(), whole.read()[:, :, store.dropped :])
+    joined = TokenStore.joined([store, store])
+    assert joined.dropped == store.dropped
+    assert torch.equal(joined.read(), store.read().repeat(2, 1, 1, 1))
