@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 from transformers import DynamicCache
 
-from harness.caches.scheme import full_layers
+from harness.caches.kinds import full_layers
 from harness.capture import exact_view
 from harness.protocols import suffix_logits
 from harness.subject.windows import Batch

@@ -35,9 +35,10 @@ class Reads:
 class Observer:
     """Watches a cache's `update` from `watch()` on, and counts what each of `layers` reads.
 
-    layers: those with full attention, alike for every cache; what a sliding layer drops is the model's own doing.
-    declared: the cache is ours, and each of these layers says in `past_read()` how many of the past tokens the next
-    forward reads from packed storage, or not at all. Of any other cache a pair counts as read from storage when the row that `update`
+    layers: those that the cache stores, or of a cache that is not ours those with full attention; what a sliding layer drops is
+    the model's own doing, and a pair is one of a query and a token in its window.
+    declared: the cache is ours, and each of these layers says in `past_read()` which positions the next forward reads from
+    packed storage, or not at all. Of any other cache a pair counts as read from storage when the row that `update`
     returned is missing or not bit-equal to the row written ("by value").
     Such a cache goes window by window; of a batch the counts are those of each of its windows.
     scored: how many of the suffix's queries are scored; later ones do not count.
@@ -74,8 +75,7 @@ class Observer:
             return self._update(keys, values, layer, *args, **kwargs)
         if self.declared:
             if self._scoring:
-                held = self.cache.layers[layer]
-                self._count(layer, held.get_seq_length(), keys.shape[2], held.past_read())
+                self._count(layer, self.cache.layers[layer], keys.shape[2])
             return self._update(keys, values, layer, *args, **kwargs)
         written = self._written.setdefault(layer, [])
         past = sum(key.shape[2] for key, _ in written)
@@ -89,8 +89,7 @@ class Observer:
     def _replayed(self, queries: int) -> None:
         """A recorded forward read what each layer says it reads."""
         for layer in self.layers if self._scoring else ():
-            held = self.cache.layers[layer]
-            self._count(layer, held.get_seq_length(), queries, held.past_read())
+            self._count(layer, self.cache.layers[layer], queries)
 
     def _rows(self, layer: int, queries: int) -> int:
         """How many of this forward's queries are scored."""
@@ -98,16 +97,27 @@ class Observer:
         self._queries[layer] = before + queries
         return max(0, min(queries, self.scored - before))
 
-    def _count(self, layer: int, past: int, queries: int, past_read: dict[str, int]) -> None:
-        rows = self._rows(layer, queries)
-        pairs = rows * past + rows * (rows + 1) // 2
-        self.reads.setdefault(layer, Reads()).add(Reads(pairs, rows * past_read["key"], rows * past_read["value"]))
+    def _count(self, layer: int, held: Any, queries: int) -> None:
+        past, rows, read = held.get_seq_length(), self._rows(layer, queries), held.past_read()
+        if not (window := getattr(held, "sliding_window", None)):
+            pairs = rows * past + rows * (rows + 1) // 2
+            counted = Reads(pairs, rows * len(read["key"]), rows * len(read["value"]))
+        else:
+            counted = Reads()
+            for end in range(past + 1, past + rows + 1):  # behind each query
+                seen = range(max(0, end - window), end)
+                counted.add(Reads(len(seen), _common(seen, read["key"]), _common(seen, read["value"])))
+        self.reads.setdefault(layer, Reads()).add(counted)
 
     def _count_rows(self, layer: int, past: int, queries: int, lost: list[Tensor]) -> None:
         rows = self._rows(layer, queries)
         # query i attends to tokens up to past + i
         key, value = (int(side.cumsum(0)[past : past + rows].sum()) for side in lost)
         self.reads.setdefault(layer, Reads()).add(Reads(rows * past + rows * (rows + 1) // 2, key, value))
+
+
+def _common(a: range, b: range) -> int:
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 
 
 def total(reads: Iterable[Reads]) -> Reads:

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.scheme import SchemeLayer
+from harness.caches.layers import SchemeLayer, WholeSlidingLayer
 from harness.subject.errors import one_line
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch, Window
@@ -53,7 +53,7 @@ def window_bytes(model: Any, window_length: int, score_length: int, backward: bo
     """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations. backward: what
     the gradient is of, what attention read, and the gradient; that of the logits; the suffix's activations in all layers."""
     config, size = model.config.get_text_config(decoder=True), model.dtype.itemsize
-    shapes = kv_shapes(model).values()
+    shapes = kv_shapes(model, "all").values()
     numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]
     caches = 3 * sum(numbers) * size + FLOAT32_COPIES * 4 * max(numbers)
     logits = 2 * score_length * config.vocab_size * size
@@ -124,7 +124,7 @@ def _rows_of(layer: Any, rows: slice) -> Any:
         some.keys, some.values = layer.keys[rows], layer.values[rows]
         return some
     indices = torch.arange(rows.start, rows.stop, device=getattr(layer, "device", None))
-    if isinstance(layer, SchemeLayer):
+    if isinstance(layer, SchemeLayer | WholeSlidingLayer):
         return layer.of_rows(indices)
     some = copy.deepcopy(layer)
     # recurrent states have no method of that name, and reorder_cache takes fewer rows too

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.caches.kinds import full_layers
 from harness.caches.rotary import rotary_of
-from harness.caches.scheme import full_layers
 from harness.capture import suffix_gradients
 from harness.leaks import seen_text
 from harness.protocols import prefill

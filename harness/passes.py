@@ -14,6 +14,7 @@ from harness import controls
 from harness.audit import Observer, Reads
 from harness.batching import rows_of
 from harness.caches.contenders import Contender, goes_alone
+from harness.caches.scheme import SchemeCache
 from harness.protocols import single_pass_logits, suffix_logits
 from harness.recorded import WORTH, Recorded
 from harness.records.run import Run
@@ -57,7 +58,6 @@ class Passes:
     timings: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._full_layers = list(kv_shapes(self.model))
         self._recording: tuple[int, Recorded] | None = None
         self._reference: Reference | None = None
 
@@ -122,10 +122,11 @@ class Passes:
         settings, contender = run.settings, self.contenders[position]
         cache, first = contender.empty(self.model), position == len(run.contenders)
         scored, declared = settings.score_length - 1, not self._by_value(contender)
+        layers = cache.quantized_layers if declared and isinstance(cache, SchemeCache) else list(kv_shapes(self.model))
         # by value it must see what is written; where it is declared, only what is scored
-        observer = None if declared else Observer(cache, scored, self._full_layers, declared)
+        observer = None if declared else Observer(cache, scored, layers, declared)
         if settings.protocol == "single-pass":
-            observer = observer or Observer(cache, scored, self._full_layers, declared)
+            observer = observer or Observer(cache, scored, layers, declared)
             observer.watch()
             started = time.perf_counter()
             logits = single_pass_logits(self.model, cache, batch.tokens, settings.score_length)
@@ -137,7 +138,7 @@ class Passes:
             self.time(f"{contender.name} fill", started)
             if first:
                 self._first_filled(contender, run, cache, batch, prefilled)
-            observer = observer or Observer(cache, scored, self._full_layers, declared)
+            observer = observer or Observer(cache, scored, layers, declared)
             observer.watch()
             started = time.perf_counter()
             logits = suffix_logits(self.model, cache, batch.suffix, settings.step, self._recorded(run, len(batch)))

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
+from harness.caches.kinds import sliding_windows
+from harness.caches.layers import WholeSlidingLayer
 from harness.caches.scheme import SchemeCache
 from harness.recorded import Recorded
 from harness.subject.forward import forward
@@ -18,9 +20,13 @@ Protocol = Literal["two-pass", "stepwise", "single-pass"]
 
 
 @torch.inference_mode()
-def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"]) -> DynamicCache:
-    """Pass 1: the prefix in one exact forward; its keys and values. It does not depend on the scheme."""
+def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"], *, whole: bool = False) -> DynamicCache:
+    """Pass 1: the prefix in one exact forward; its keys and values. It does not depend on the scheme.
+
+    whole: layers with a sliding window have those of all tokens too, for schemes that store them (layers=all)."""
     cache = DynamicCache(config=model.config)
+    for index, window in sliding_windows(cache, model.config).items() if whole else ():
+        cache.layers[index] = WholeSlidingLayer(window)
     fill_live(model, prefix, cache)
     return cache
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from harness import controls
 from harness.audit import Reads, total
 from harness.batching import halved, in_batches
+from harness.caches.contenders import stores_sliding
 from harness.failures import failures
 from harness.passes import Outcome, Passes
 from harness.protocols import prefill
@@ -122,7 +123,7 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
         before = [runner.run.model_copy(deep=True) for runner in runners]
         try:
             started = time.perf_counter()
-            prefilled = prefill(passes.model, batch.prefix)
+            prefilled = prefill(passes.model, batch.prefix, whole=any(map(stores_sliding, passes.contenders)))
             passes.time("prefill", started)
             for runner in runners:
                 runner.batch(batch, prefilled)

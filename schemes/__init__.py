@@ -6,12 +6,13 @@ if TYPE_CHECKING:
     from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
     from schemes.errors import UserError
     from schemes.registry import SCHEMES, parse_scheme
-    from schemes.scheme import Scheme
+    from schemes.scheme import LayerKinds, Scheme
     from schemes.store import TokenStore
 
 __all__ = [
     "KV",
     "SCHEMES",
+    "LayerKinds",
     "Place",
     "QuantizedTensor",
     "Quantizer",
@@ -26,7 +27,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("KV", "Place", "QuantizedTensor", "Quantizer", "Rotary", "TensorScheme"), "base"),
     **dict.fromkeys(("SCHEMES", "parse_scheme"), "registry"),
-    "Scheme": "scheme",
+    **dict.fromkeys(("LayerKinds", "Scheme"), "scheme"),
     "TokenStore": "store",
     "UserError": "errors",
 }

@@ -61,6 +61,12 @@ SCHEME_RULES = [
     Field("only", Literal["both", "key", "value"], "both", "the side that is quantized; the other stays exact"),
     Field("exact_first_layers", int, 0, "first layers that stay exact"),
     Field("exact_last_layers", int, 0, "last layers that stay exact"),
+    Field(
+        "layers",
+        Literal["full", "sliding", "all"],
+        "full",
+        "the layers that are stored so: those with full attention, those with a sliding window, or both; others stay exact",
+    ),
 ]
 RULES = [*TOKEN_RULES, *SCHEME_RULES]
 """What every scheme takes besides its own fields."""

@@ -111,7 +111,10 @@ def _scheme(entry: Any, parse: Parse, where: str) -> Scheme:
     ):
         raise UserError(f'{where}: give a spec, or {{"key": spec, "value": spec}}')
     try:
-        return joined(parse(entry["key"]), parse(entry["value"]))
+        sides = [parse(entry[side]) for side in ("key", "value")]
+        if any(side.kinds != "full" for side in sides):
+            raise UserError("layers=… is said of the whole map, not in it: matched(@FILE):layers=all")
+        return joined(*sides)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

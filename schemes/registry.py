@@ -159,12 +159,14 @@ def build_scheme(family: Family, given: dict[str, Any], spec: str, inner: Scheme
         key, value = (replace(side, **tokens) for side in plain(around))
         name = canonical_name(family, named, around)
         if around is None:
-            return Scheme(name, key, value)
+            return Scheme(name, key, value, kinds=full["layers"])
         alone = {field: value for field, value in named.items() if field not in scheme_rules}
         rules = tuple((index, built(scheme, alone)) for index, scheme in around.layers)
-        return Scheme(name, key, value, rules, around.fitted_on)
+        return Scheme(name, key, value, rules, around.fitted_on, full["layers"] if "layers" in given else around.kinds)
 
     try:
+        if inner and inner.kinds != "full" and "layers" in given:
+            raise UserError(f"layers={given['layers']} here, and {inner.kinds} in {inner.name}: say it once")
         said = {name: value for name, value in full.items() if name in own or name in scheme_rules}
         whole = built(inner, said | {name: value for name, value in tokens.items() if changes(name)})
         return _with_scheme_rules(whole, full["only"], full["exact_first_layers"], full["exact_last_layers"])

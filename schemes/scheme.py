@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from schemes.base import Place, Rotary, TensorScheme
 from schemes.errors import UserError
 from schemes.references import identity_of
+
+LayerKinds = Literal["full", "sliding", "all"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Scheme:
     path and hash; `identity` by the hash alone, so that equal content at another path gives an equal scheme.
 
     layers: rules, (index, scheme), of layers that are stored in another way. The last rule for a layer counts, and what it
-    names may have rules of its own; until `bind`, −1 is the last layer. fitted_on: the texts that a map of layers was
+    names may have rules of its own; until `bind`, −1 is the last layer. kinds: of a model that has layers with a sliding window
+    too, which are stored so; the others stay as they are. fitted_on: the texts that a map of layers was
     fitted on, as the map names them; those of quantizers come beside them in `calibrated_on`.
     """
 
@@ -24,6 +27,7 @@ class Scheme:
     value: TensorScheme
     layers: tuple[tuple[int, "Scheme"], ...] = ()
     fitted_on: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)  # part of the map, and so of its hash
+    kinds: LayerKinds = "full"
     identity: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +49,7 @@ class Scheme:
     def bind(self, layers: int, stored: Collection[int], rotary: Callable[[int], Rotary] | None = None) -> "Scheme":
         """The scheme for a model of so many layers: every quantizer that asks for its place has it.
 
-        stored: the layers whose whole cache is stored; rotary: the rotary embedding of a layer. UserError where the
+        stored: the layers that are stored, of `kinds`; rotary: the rotary embedding of a layer. UserError where the
         scheme would quantize a layer that there is not, or leaves none to quantize, or needs a rotary embedding and none
         is given.
         """
@@ -56,7 +60,8 @@ class Scheme:
         ]
         if unknown:
             raise UserError(
-                f"scheme {self.name} names layer {unknown[0]}, which the model has not, or not with a full cache"
+                f"scheme {self.name} names layer {unknown[0]}, which the model has not, or not among those with the kind of "
+                f"attention that it is for (layers={self.kinds})"
             )
         whole = replace(self, layers=())
         if self.quantized_sides and not any(rules.get(i, whole).quantized_sides for i in stored):

@@ -25,6 +25,15 @@ MatchSinks = Annotated[
     int | None,
     typer.Option("--match-sinks", min=0, help="so many first tokens exact in every scheme, in place of its own"),
 ]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        metavar="full|sliding|all",
+        help="which layers of a model that has both are quantized: those with full attention (the default), with a sliding window, "
+        "or all; repeatable: a row of each",
+    ),
+]
 
 
 def takes_options(

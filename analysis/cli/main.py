@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
 from analysis.cli.analyzer import analyzer
 from analysis.cli.bench import bench
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
-from analysis.cli.flags import Format, MatchSinks, MatchTail, takes_options
+from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
 from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
@@ -63,6 +63,7 @@ def compare(
     step: Annotated[list[int] | None, typer.Option("--step", help="tokens per forward in stepwise; repeatable")] = None,
     match_tail: MatchTail = None,
     match_sinks: MatchSinks = None,
+    layers: Layers = None,
     format: Format = "table",
     baseline: Baseline = None,
     sort: Sort = "run",
@@ -76,12 +77,12 @@ def compare(
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from harness.caches.contenders import contenders_of, matched, merged
+    from harness.caches.contenders import by_layers, contenders_of, matched, merged
     from harness.caches.foreign import user_cache
     from harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
-    contenders = merged([matched(one, match_tail, match_sinks) for one in given], note)
+    contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")

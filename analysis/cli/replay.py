@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.flags import Format, Style, check_style, takes_options
+from analysis.cli.flags import Format, Layers, Style, check_style, takes_options
 from analysis.cli.starting import note, say
 from harness.options import Options
 from harness.replaying.options import ReplayOptions
@@ -47,6 +47,7 @@ def replay(
     free_run: Annotated[
         bool, typer.Option("--free-run", help="each scheme also writes by itself: length, repetition, departure")
     ] = False,
+    layers: Layers = None,
     style: Style = None,
     format: Format = "table",
 ) -> int:
@@ -63,12 +64,13 @@ def replay(
     versions()
     import_quickly()
     from analysis.cli import terminal
-    from harness.caches.contenders import contenders_of
+    from harness.caches.contenders import by_layers, contenders_of
     from harness.caches.foreign import user_cache
     from harness.comparison import DEFAULT_SCHEMES
     from harness.replaying.replay import replay as run_replay
 
     contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    contenders = by_layers(contenders, layers or ["full"])
     _, folder = run_replay(contenders, options, how, progress=terminal.progress, on_note=note)
     code = show_replay(folder, format)
     from analysis.plots import figures

@@ -154,12 +154,19 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
         lines += [run.ended] if run.ended else []
         lines.append(_looked(stopping.looks(settings)))
     lines += overlap(settings.model_copy(update={"windows": run.scored}))
-    quantized = run.contenders[0].quantized_layers
-    if len(quantized) < run.layers:
-        lines.append(
-            f"quantized: layers {', '.join(map(str, quantized))} of {run.layers}; the others are kept as they are"
-        )
-    return lines
+    return lines + _layers(run)
+
+
+def _layers(run: Run) -> list[str]:
+    """Which layers the rows quantize, where these are not all."""
+    by_kind = {str(one.spec.get("kinds", "full")): one.quantized_layers for one in run.contenders}
+    if all(len(layers) == run.layers for layers in by_kind.values()):
+        return []
+    said = [
+        ", ".join(map(str, layers)) + (f" (layers={kind})" if len(by_kind) > 1 or kind != "full" else "")
+        for kind, layers in by_kind.items()
+    ]
+    return [f"quantized: layers {'; '.join(said)} of {run.layers}; the others are kept as they are"]
 
 
 def _matched(run: Run) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, get_args, runtime_checkable
 
 from transformers import DynamicCache
 
@@ -13,7 +13,7 @@ from harness.caches.specs import parse_cache_spec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch
-from schemes import Quantizer, Scheme, parse_scheme
+from schemes import LayerKinds, Quantizer, Scheme, parse_scheme
 from schemes.errors import UserError
 from schemes.references import identity_of
 
@@ -104,9 +104,11 @@ class SchemeContender:
         cache.fill(prefilled)
 
     def check(self, model: Any, prefix_length: int) -> None:
-        bound = self.empty(model).scheme
-        for layer, shape in kv_shapes(model).items():
-            bound.for_layer(layer).check(shape.key_channels, shape.value_channels)
+        empty, shapes = self.empty(model), kv_shapes(model, "all")
+        for layer in empty.quantized_layers:
+            here, shape = empty.scheme.for_layer(layer), shapes[layer]
+            here.check(shape.key_channels, shape.value_channels)
+            self._check_window(here, layer, shape.window, prefix_length)
         for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
             if not rule.packed_tokens(prefix_length):
                 kept = rule.keep_recent + rule.sink_tokens + rule.flush_every
@@ -115,18 +117,32 @@ class SchemeContender:
                     f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual"
                 )
 
+    def _check_window(self, here: Scheme, layer: int, window: int | None, prefix_length: int) -> None:
+        """UserError where a layer's window holds no packed token behind a prefix."""
+        for side in here.quantized_sides if window else ():
+            rule = here.sides[side]
+            exact = prefix_length - rule.sink_tokens - rule.packed_tokens(prefix_length)
+            if window is not None and exact >= window - 1:
+                raise UserError(
+                    f"scheme {self.label}: layer {layer} attends to a window of {window} tokens, and behind a prefix of "
+                    f"{prefix_length} the newest {exact} are exact on the {side} side, so it would read nothing from packed "
+                    "storage; use a shorter residual, or layers=full"
+                )
+
     def zero_codes(self, cache: SchemeCache) -> bool:
         cache.zero_codes()
         return not self.lossless
 
     def record(self, model: Any, cache: SchemeCache, prefilled: DynamicCache | None) -> ContenderRecord:
         sides: dict[str, Bytes] = {side: Bytes(held={}, counted=0.0, elements=0) for side in self.scheme.sides}
-        for _, side, store in cache.stores():
+        for layer, side, store in cache.stores():
             total = sides[side]
             for part, size in store.nbytes().items():
                 total.held[part] = total.held.get(part, 0) + size
             total.counted += store.counted_bytes()
-            total.elements += store.elements
+            # of a sliding window, what is still held of groups that it left in part has a cost and no use
+            visible: Any = cache.layers[layer]
+            total.elements += store.elements * visible.past_tokens // max(1, store.length - store.dropped)
         return ContenderRecord(
             label=self.label,
             name=self.name,
@@ -143,6 +159,8 @@ class SchemeContender:
         spec: dict[str, Any] = {side: _described(rule) for side, rule in self.scheme.sides.items()}
         if self.scheme.layers:
             spec["layers"] = {index: other.name for index, other in self.scheme.layers}
+        if self.scheme.kinds != "full":
+            spec["kinds"] = self.scheme.kinds
         if self.calibrated_on:
             spec["calibrated_on"] = {name: said for name, said in self.calibrated_on[0].items() if name != "runs"}
         return spec
@@ -165,6 +183,38 @@ def matched(contender: Contender, tail: int | None, sinks: int | None) -> Conten
             f"{contender.label} has exact tokens of its own, which --match-tail and --match-sinks cannot set; leave one of them out"
         )
     return SchemeContender(contender.label, parse_scheme(f"matched({contender.name}):{','.join(given)}"))
+
+
+def by_layers(contenders: Sequence[Contender], kinds: Sequence[str]) -> list[Contender]:
+    """Each contender once for each of the kinds of layers (full, sliding, all) that it is to store; what is lossless once."""
+    known: tuple[LayerKinds, ...] = get_args(LayerKinds)
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise UserError(f"layers {unknown[0]!r}: choose {', '.join(known)}")
+    chosen = sorted({kind for kind in known if kind in kinds}, key=list(kinds).index)
+    return [in_layers(one, kind) for one in contenders for kind in (chosen[:1] if one.lossless else chosen)]
+
+
+def in_layers(contender: Contender, kinds: LayerKinds) -> Contender:
+    """The contender stored in layers of these kinds; its label says so. UserError for what is no scheme of ours."""
+    if contender.lossless or kinds == "full":
+        return contender
+    if not isinstance(contender, SchemeContender):
+        raise UserError(f"{contender.label} has no choice of layers: leave it out, or --layers {kinds}")
+    label, name = (
+        f"matched({spec}):layers={kinds}" if spec.startswith("@") else f"{spec}{_more(spec)}layers={kinds}"
+        for spec in (contender.label, contender.name)
+    )
+    return SchemeContender(label, parse_scheme(name))
+
+
+def _more(spec: str) -> str:
+    """What stands before one more field of a spec."""
+    return "," if ":" in spec[spec.rfind(")") + 1 :] else ":"
+
+
+def stores_sliding(contender: Contender) -> bool:
+    """Whether it stores layers with a sliding window, and so is filled from a prefill that is whole."""
+    return isinstance(contender, SchemeContender) and contender.scheme.kinds != "full"
 
 
 def goes_alone(contender: Contender) -> bool:
@@ -217,6 +267,8 @@ def _same(one: Contender, other: Contender) -> bool:
     if isinstance(one, SchemeContender) and isinstance(other, SchemeContender):
         if one.lossless or other.lossless:  # a control is a row, whatever it is called
             return identity_of(one.name) == identity_of(other.name)
+        if one.scheme.kinds != other.scheme.kinds:
+            return False
         a, b = ([(i, rule.key, rule.value) for i, rule in [(None, s), *s.layers]] for s in (one.scheme, other.scheme))
         return a == b
     return identity_of(one.name) == identity_of(other.name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.scheme import full_layers
+from harness.caches.kinds import full_layers
 from harness.caches.specs import CacheSpec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import places_are_in_keys
@@ -98,9 +98,10 @@ class EvictingLayer(DynamicLayer):
         """Tokens kept."""
         return super().get_seq_length()
 
-    def past_read(self) -> dict[str, int]:
-        """By side, how many of the past tokens the next forward does not find."""
-        return dict.fromkeys(("key", "value"), self.seen - self.held)
+    def past_read(self) -> dict[str, range]:
+        """By side, the positions that the next forward does not find."""
+        sinks = self.rule.sinks
+        return dict.fromkeys(("key", "value"), range(sinks, sinks + self.seen - self.held))
 
     def get_seq_length(self) -> int:
         return self.seen

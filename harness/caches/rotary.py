@@ -71,11 +71,20 @@ _ROTARIES: WeakKeyDictionary[Any, dict[int, Rotary]] = WeakKeyDictionary()
 
 
 def rotary_of(model: Any, layer: int) -> Rotary:
-    """The rotary embedding of a layer that keeps all keys and values. UserError, before any whole forward, where the
+    """The rotary embedding of a layer that keeps keys and values, of all tokens or a window. UserError, before any whole forward, where the
     model's rotation is not one that we can undo, or where there is none."""
     if model not in _ROTARIES:
         _ROTARIES[model] = _rotaries(model)
+    if layer not in _ROTARIES[model]:
+        raise UserError(_cannot(model, layer))
     return _ROTARIES[model][layer]
+
+
+def _cannot(model: Any, layer: int) -> str:
+    return (
+        f"layer {layer} of this {model.config.model_type} model caches keys whose rotation cannot be undone, so there are no "
+        "pre-RoPE keys"
+    )
 
 
 def _rotaries(model: Any) -> dict[int, Rotary]:
@@ -95,7 +104,9 @@ def _rotaries(model: Any) -> dict[int, Rotary]:
     positions = torch.arange(tokens.shape[1], device=model.device)[None]
     here, later = (probe(model, tokens, position_ids=positions + start)[1] for start in (0, SHIFT))
     rotaries: dict[int, Rotary] = {}
-    for layer in kv_shapes(model):
+    for layer, shape in kv_shapes(model, "all").items():
+        if shape.window and shape.window <= tokens.shape[1]:  # it holds too few of them
+            continue
         keys, shifted = here.layers[layer].keys.float(), later.layers[layer].keys.float()
         words = _words(model, module, layer)
         own = [ModelRotary(module, apply, with_queries, words, partial) for partial in (False, True)]
@@ -107,9 +118,9 @@ def _rotaries(model: Any) -> dict[int, Rotary]:
         other = max(min(off[:-1]), off[-1])  # infinite where the module is of another form, which tells nothing
         far_nearer = isfinite(other) and min(off) <= CLEARLY * other
         if not (min(off) <= tolerance(model.dtype) or far_nearer):
-            raise UserError(
-                f"layer {layer} of {what} caches keys whose rotation cannot be undone, so there are no pre-RoPE keys"
-            )
+            if shape.window is None:
+                raise UserError(_cannot(model, layer))
+            del rotaries[layer]
     if not any(isinstance(rotary, ModelRotary) for rotary in rotaries.values()):
         raise UserError(f"{what} rotates no key that it caches, so there are no pre-RoPE keys")
     return rotaries

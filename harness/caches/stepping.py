@@ -60,9 +60,9 @@ class StepLayer(CacheLayerMixin):
             held[:, :, self.length : end] = new
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def past_read(self) -> dict[str, int]:
-        """By side, how many of the past tokens the next forward reads from packed storage."""
-        return {side: store.packed_tokens for side, store in self.packed.items()}
+    def past_read(self) -> dict[str, range]:
+        """By side, the positions that the next forward reads from packed storage."""
+        return {side: range(store.packed_from, store.packed_until) for side, store in self.packed.items()}
 
     def get_seq_length(self) -> int:
         return self.length
@@ -72,6 +72,28 @@ class StepLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+class SlidingStepLayer(StepLayer):
+    """One that attends to the newest `sliding_window` tokens, the query's own among them."""
+
+    is_sliding = True
+
+    def __init__(self, keys: Held, values: Held, length: int, packed: Mapping[str, TokenStore], sliding_window: int):
+        super().__init__(keys, values, length, packed)
+        self.sliding_window = sliding_window
+
+    def update(self, key_states: New, value_states: New, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        visible, _ = self.get_mask_sizes(key_states.shape[2])
+        keys, values = super().update(key_states, value_states)
+        return keys[:, :, -visible:], values[:, :, -visible:]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        past = min(self.length, self.sliding_window - 1)
+        return past + query_length, self.length - past
+
+    def get_max_length(self) -> int:
+        return self.sliding_window
 
 
 class _Decoded:
@@ -90,7 +112,7 @@ class _Decoded:
             some = stores[i : i + few]
             past = (some[0] if len(some) == 1 else TokenStore.joined(some)).read()
             assert past is not None
-            _Decoded(self.buffer, self.places[i : i + few]).decode(0, past)
+            _Decoded(self.buffer, self.places[i : i + few]).decode(some[0].dropped, past)
 
     def decode(self, start: int, decoded: KV) -> None:
         by_layer = decoded.unflatten(0, (len(self.places), -1))
@@ -110,13 +132,14 @@ class _Decoded:
 
 
 class Steps:
-    """Takes over the stores of layers, by index those of each side, and the shape of their tokens; room: tokens of the
-    whole window. once: there is one forward, which reads them and leaves them as they are."""
+    """Takes over the stores of layers, by index those of each side, and the shape of their tokens; windows: tokens that a sliding
+    layer attends to; room: tokens of the whole window. once: there is one forward, which reads them and leaves them as they are."""
 
     def __init__(
         self,
         stores: Mapping[int, Mapping[str, TokenStore]],
         like: Mapping[int, Mapping[str, Tensor]],
+        windows: Mapping[int, int],
         room: int,
         buffers: Buffers,
         once: bool = False,
@@ -141,9 +164,10 @@ class Steps:
                     self._stacks.append((store, mirror))
                     for place in places:
                         packed[indices[place]][side] = store
-        self.layers = {
-            index: StepLayer(sides["key"], sides["value"], self.length, packed[index]) for index, sides in views.items()
-        }
+        self.layers: dict[int, StepLayer] = {}
+        for index, sides in views.items():
+            own = (sides["key"], sides["value"], self.length, packed[index])
+            self.layers[index] = SlidingStepLayer(*own, windows[index]) if index in windows else StepLayer(*own)
 
     def advance(self, count: int, keep: bool) -> None:
         """A forward of `count` tokens is over. keep: they are stored, for the next to read."""

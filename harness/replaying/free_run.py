@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from harness.caches.contenders import Contender, goes_alone
+from harness.caches.contenders import Contender, goes_alone, stores_sliding
 from harness.protocols import prefill
 from harness.records.replay import FreeRun, Replay, Sampling
 from harness.records.writing import save_arrays
@@ -60,7 +60,7 @@ def write_freely(
     for i in range(0, len(windows), size):
         some = Batch(tuple(windows[i : i + size]))
         cache = contender.empty(model)
-        contender.fill(cache, model, some, prefill(model, some.prefix))
+        contender.fill(cache, model, some, prefill(model, some.prefix, whole=stores_sliding(contender)))
         pick = picker(sampling, seed, [window.index for window in some.windows])
         texts.append(carried_on(model, cache, some.suffix[:, 0].to(model.device), count, pick))
     return torch.cat(texts).numpy()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.subject.errors import one_line
 from harness.subject.forward import cache_keyword, forward
+from schemes import LayerKinds
 from schemes.errors import UserError
 
 TOKENS, SPLIT = 8, 5  # of a probe; where it is cut in two
@@ -17,36 +18,41 @@ TOKENS, SPLIT = 8, 5  # of a probe; where it is cut in two
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one full-attention layer caches of a token: KV heads, and channels of a head's key and of its value."""
+    """What one layer caches of a token: KV heads, and channels of a head's key and of its value. window: the tokens that it
+    attends to, where these are not all."""
 
     heads: int
     key_channels: int
     value_channels: int
+    window: int | None = None
 
 
-_SHAPES: WeakKeyDictionary[Any, dict[int, KVShape]] = WeakKeyDictionary()
+_SHAPES: WeakKeyDictionary[Any, tuple[dict[int, KVShape], str]] = WeakKeyDictionary()
 
 
-def kv_shapes(model: Any) -> dict[int, KVShape]:
-    """By layer, of the layers that keep the keys and values of every token and nothing else: what they hold after a tiny
-    prefill. UserError where there are none."""
-    from transformers.cache_utils import DynamicLayer
+def kv_shapes(model: Any, kinds: LayerKinds = "full") -> dict[int, KVShape]:
+    """By layer, of the layers that keep the keys and values of every token and nothing else, or of those that do so of a sliding
+    window, or both: what they hold after a tiny prefill. UserError where there are none."""
+    from harness.caches.kinds import layers_of_kind
 
     if model not in _SHAPES:
         _, cache = probe(model, tokens_for(model))
-        shapes = {
-            index: KVShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
-            for index, layer in enumerate(cache.layers)
-            if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None
-        }
-        if not shapes:
-            kinds = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
-            raise UserError(
-                f"this {model.config.model_type} model has no layer that keeps the keys and values of all tokens and nothing "
-                f"else; its cache layers: {kinds}"
-            )
-        _SHAPES[model] = shapes
-    return _SHAPES[model]
+        shapes: dict[int, KVShape] = {}
+        for index, window in layers_of_kind("all", cache, model.config).items():
+            keys, values = cache.layers[index].keys, cache.layers[index].values
+            if keys is not None and values is not None:
+                shapes[index] = KVShape(keys.shape[1], keys.shape[3], values.shape[3], window)
+        held = ", ".join(sorted({type(layer).__name__ for layer in cache.layers}))
+        _SHAPES[model] = (shapes, held)
+    shapes, held = _SHAPES[model]
+    found = {i: one for i, one in shapes.items() if kinds == "all" or (one.window is None) == (kinds == "full")}
+    if not found:
+        what = {"full": "of all tokens", "sliding": "of a sliding window", "all": "of its tokens"}[kinds]
+        raise UserError(
+            f"this {model.config.model_type} model has no layer that keeps the keys and values {what} and nothing "
+            f"else; its cache layers: {held}"
+        )
+    return found
 
 
 def tokens_for(model: Any) -> Tensor:

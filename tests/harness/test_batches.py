@@ -262,7 +262,7 @@ def test_the_batch_that_fits(model, monkeypatch):
         dtype, config = model.dtype, model.config
 
     needed = window_bytes(model, 128, 32)
-    monkeypatch.setattr("harness.batching.kv_shapes", lambda one: kv_shapes(model))
+    monkeypatch.setattr("harness.batching.kv_shapes", lambda one, kinds: kv_shapes(model, kinds))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     for windows, size in ((0.5, 1), (1, 1), (3.9, 2), (20, 16), (1e6, 64)):

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from harness.caches.contenders import SchemeContender
-from harness.caches.scheme import SchemeCache, SchemeLayer
+from harness.caches.layers import SchemeLayer
+from harness.caches.scheme import SchemeCache
 from harness.protocols import fill_live, prefill, suffix_logits
 from harness.subject.forward import cache_keyword
 from schemes import parse_scheme
