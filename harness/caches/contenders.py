@@ -190,7 +190,7 @@ def by_layers(contenders: Sequence[Contender], kinds: Sequence[str]) -> list[Con
     known: tuple[LayerKinds, ...] = get_args(LayerKinds)
     if unknown := [kind for kind in kinds if kind not in known]:
         raise UserError(f"layers {unknown[0]!r}: choose {', '.join(known)}")
-    chosen = sorted({kind for kind in known if kind in kinds}, key=list(kinds).index)
+    chosen: list[LayerKinds] = sorted((kind for kind in known if kind in kinds), key=list(kinds).index)
     return [in_layers(one, kind) for one in contenders for kind in (chosen[:1] if one.lossless else chosen)]
 
 

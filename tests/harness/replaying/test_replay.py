@@ -203,6 +203,21 @@ def test_prompts_of_a_data_set(loaded, monkeypatch, refused):
         load_prompts("org/other", 1, 20, loaded.tokenizer)
 
 
+def test_prompts_of_a_data_set_on_disk(loaded, monkeypatch, tmp_path, refused):
+    """Through the package itself, which takes a folder as it does a hub id."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "questions").mkdir()
+    rows = [{"question": f"w{i} " * 30, "other": ""} for i in range(5)]
+    (tmp_path / "questions/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_prompts(f"{tmp_path / 'questions'}:test:question", 3, 20, loaded.tokenizer)
+    assert (found.name, found.tokens.shape) == ("questions:test", (3, 20))
+    assert len(found.tokens[:, 0].unique()) == 3
+    with refused("has no text in answer; it has question, other"):
+        load_prompts(f"{tmp_path / 'questions'}:test:answer", 3, 20, loaded.tokenizer)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
