@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from schemes.base import Place, Rotary, TensorScheme
 from schemes.errors import UserError
 from schemes.references import identity_of
@@ -46,10 +48,17 @@ class Scheme:
                 break
         return replace(here, layers=(*here.layers, *from_end)) if from_end else here
 
-    def bind(self, layers: int, stored: Collection[int], rotary: Callable[[int], Rotary] | None = None) -> "Scheme":
+    def bind(
+        self,
+        layers: int,
+        stored: Collection[int],
+        rotary: Callable[[int], Rotary] | None = None,
+        key_bias: Callable[[int], Tensor] | None = None,
+    ) -> "Scheme":
         """The scheme for a model of so many layers: every quantizer that asks for its place has it.
 
-        stored: the layers that are stored, of `kinds`; rotary: the rotary embedding of a layer. UserError where the
+        stored: the layers that are stored, of `kinds`; rotary: the rotary embedding of a layer; key_bias: the bias [heads,
+        channels] of its key projection. UserError where the
         scheme would quantize a layer that there is not, or leaves none to quantize, or needs a rotary embedding and none
         is given.
         """
@@ -67,7 +76,7 @@ class Scheme:
         if self.quantized_sides and not any(rules.get(i, whole).quantized_sides for i in stored):
             raise UserError(f"scheme {self.name} leaves all {len(stored)} layers of the model exact")
         if any(side.quantizer.needs_place for one in self.variants for side in one.sides.values()):
-            rules = {i: _placed(rules.get(i, whole), i, rotary) for i in stored}
+            rules = {i: _placed(rules.get(i, whole), i, rotary, key_bias) for i in stored}
         bound = tuple(sorted(rules.items(), key=lambda rule: rule[0]))
         return self if bound == self.layers else replace(self, layers=bound)
 
@@ -110,11 +119,14 @@ class Scheme:
                     ) from None
 
 
-def _placed(scheme: Scheme, layer: int, rotary: Callable[[int], Rotary] | None) -> Scheme:
-    sides = {
-        name: replace(
-            side, quantizer=side.quantizer.bind(Place(layer, name, rotary(layer) if rotary else None, side.sink_tokens))
-        )
-        for name, side in scheme.sides.items()
-    }
+def _placed(
+    scheme: Scheme,
+    layer: int,
+    rotary: Callable[[int], Rotary] | None,
+    key_bias: Callable[[int], Tensor] | None,
+) -> Scheme:
+    sides: dict[str, TensorScheme] = {}
+    for name, side in scheme.sides.items():
+        place = Place(layer, name, rotary(layer) if rotary else None, side.sink_tokens, key_bias)
+        sides[name] = replace(side, quantizer=side.quantizer.bind(place))
     return replace(scheme, **sides)

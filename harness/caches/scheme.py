@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from transformers import DynamicCache
 
+from harness.caches.key_bias import key_bias_of
 from harness.caches.kinds import stored_layers
 from harness.caches.layers import New, SchemeLayer, SlidingSchemeLayer, Whole, whole
 from harness.caches.rotary import rotary_of
@@ -24,7 +25,8 @@ class SchemeCache(DynamicCache):
     Pass it as `cache` (before transformers 5.24 `past_key_values`) to `model(...)` or `model.generate(...)`. With
     left padding, the keys of pad tokens enter per-channel groups like any other.
 
-    rotary: of a layer, for schemes that store keys as they were before it; `for_model` takes the model's own. mirrored: each
+    rotary, key_bias: of a layer, for schemes that work with what keys were before the rotary embedding; `for_model` takes the
+    model's own. mirrored: each
     block is decoded once and stays decoded beside its codes, so that a step costs its own tokens: the speed of an exact
     cache, and its memory on top; not of layers with a sliding window, which are decoded at every step.
 
@@ -33,11 +35,17 @@ class SchemeCache(DynamicCache):
     """
 
     def __init__(
-        self, scheme: Scheme, config: Any, rotary: Callable[[int], Rotary] | None = None, *, mirrored: bool = False
+        self,
+        scheme: Scheme,
+        config: Any,
+        rotary: Callable[[int], Rotary] | None = None,
+        *,
+        key_bias: Callable[[int], Tensor] | None = None,
+        mirrored: bool = False,
     ):
         super().__init__(config=config)
         stored = stored_layers(scheme, self, config)
-        self.scheme = scheme.bind(len(self.layers), stored, rotary)
+        self.scheme = scheme.bind(len(self.layers), stored, rotary, key_bias)
         for index, window in stored.items():
             here = self.scheme.for_layer(index)
             self.layers[index] = SchemeLayer(here, mirrored) if window is None else SlidingSchemeLayer(here, window)
@@ -55,8 +63,14 @@ class SchemeCache(DynamicCache):
     @classmethod
     def for_model(cls, scheme: Scheme, model: Any, *, mirrored: bool = False) -> "SchemeCache":
         """A cache for a model, with whatever the scheme needs of it (its rotary module, where keys are stored as they
-        were before the rotation)."""
-        return cls(scheme, model.config, lambda layer: rotary_of(model, layer), mirrored=mirrored)
+        were before the rotation; the bias of its key projections)."""
+        return cls(
+            scheme,
+            model.config,
+            lambda layer: rotary_of(model, layer),
+            key_bias=lambda layer: key_bias_of(model, layer),
+            mirrored=mirrored,
+        )
 
     @property
     def lossy_layers(self) -> dict[str, list[int]]:

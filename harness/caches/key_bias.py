@@ -1,0 +1,59 @@
+"""The bias of a model's key projections: what it contributes to a key is known from the position alone."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from harness.caches.rotary import rotary_of
+from harness.subject.probing import differ, kv_shapes, probe, tokens_for
+from schemes.errors import UserError
+
+Bias = Float[Tensor, "heads channels"]
+
+_BIASES: WeakKeyDictionary[Any, dict[int, Bias]] = WeakKeyDictionary()
+
+
+def key_bias_of(model: Any, layer: int) -> Bias:
+    """Of a layer that caches keys. UserError where its keys are not those of a `k_proj` with a bias, rotated: seen by running a
+    few tokens."""
+    if model not in _BIASES:
+        _BIASES[model] = _biases(model)
+    if layer not in _BIASES[model]:
+        raise UserError(
+            f"layer {layer} of this {model.config.model_type} model has no key projection with a bias that reaches the cache as "
+            "it is, so there is none to take away; leave unbiased(…) out"
+        )
+    return _BIASES[model][layer]
+
+
+@torch.inference_mode()
+def _biases(model: Any) -> dict[int, Bias]:
+    shapes = kv_shapes(model, "all")
+    projections = {
+        layer: module
+        for layer in shapes
+        for name, module in model.get_decoder().named_modules()
+        if name.endswith(f".{layer}.self_attn.k_proj") or name == f"{layer}.self_attn.k_proj"
+        if isinstance(module, nn.Linear) and module.bias is not None
+    }
+    projected: dict[int, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, given, returned, layer=layer: projected.update({layer: returned}))
+        for layer, module in projections.items()
+    ]
+    try:
+        _, cache = probe(model, tokens_for(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: dict[int, Bias] = {}
+    for layer, module in projections.items():
+        heads, channels = shapes[layer].heads, shapes[layer].key_channels
+        keys = rotary_of(model, layer).unrotate(cache.layers[layer].keys.float(), 0)
+        before = projected[layer].float().unflatten(-1, (heads, channels)).transpose(1, 2)
+        if not differ(keys, before, model.dtype):  # else a norm, or a clamp, comes between
+            found[layer] = module.bias.detach().unflatten(0, (heads, channels))
+    return found
