@@ -16,7 +16,11 @@ from schemes.family import Family
 from schemes.fields import alternatives, shown
 from schemes.registry import own_fields, shorthands
 
-FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]  # those need a file: test_kvquant
+FAMILIES = [  # the others work with a model's layers: test_kvquant, test_unbiased
+    family
+    for family in SCHEMES.values()
+    if not any(side.quantizer.needs_place for side in parse_scheme(family.example).sides.values())
+]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INNER = ("asym2:axis=channel,group_size=32", "hqq3", "nf4:asymmetric=true", "q5_1", "fp8:scale=head", "kivi2")
 NESTED = [f"{family.name}({inner})" for family in FAMILIES if family.wraps for inner in INNER]
