@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
 
 from analysis.cli.analyzer import analyzer
 from analysis.cli.bench import bench
+from analysis.cli.carry import carrying
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
@@ -205,6 +206,7 @@ def audit(
 app.registered_commands += [
     *analyzer.registered_commands,
     *from_records.registered_commands,
+    *carrying.registered_commands,
     *replaying.registered_commands,
 ]
 
