@@ -56,8 +56,9 @@ def show_carried(
     """Tables on stdout, figures in a folder. UserError where the runs do not compare."""
     from analysis.cli.output import show_rows
     from analysis.reading import carry_tables as tables
+    from analysis.reading import depths
     from analysis.reading.carrying import Carried
-    from analysis.reading.cells import gather_cells
+    from analysis.reading.cells import gather_cells, names_by_axes
     from analysis.reading.grids import grid_of
 
     for budget in budgets:
@@ -67,12 +68,19 @@ def show_carried(
     grid = grid_of(cells, by, common, failed)
     carried = Carried(grid, seed)
     regrets = carried.regret(budgets)
-    rows = [*carried.order, *carried.agreement, *regrets, *carried.fails]
+    by_depth = depths.depth_rows(grid)
+    rows = [*carried.order, *carried.agreement, *regrets, *carried.fails, *(row for line in by_depth for row in line)]
     shown = {
         "Loss and place in each cell, least worst loss first": tables.order_table(grid, carried.order),
         "Do cells agree on the order? Those that agree least first": tables.agreement_table(grid, carried.agreement),
         "The safest scheme of a budget": tables.regret_table(grid, regrets, bool(budgets)),
+        **depths.depth_tables(by_depth),
     }
     show_rows(cells[0].run, rows, shown, format, tables.legend(grid), tables.heading(grid))
     if format in ("table", "md") and (lines := tables.notes(grid, carried, budgets, regrets)):
         say("", *lines, format=format)
+    from analysis.plots import figures
+
+    where = names_by_axes([cell.run for cell in cells], alike=True)[0]
+    for path in figures.draw_carried(carried.order, by_depth, "ΔNLL" if by == "nll" else "KL", where, out, style):
+        note(f"figure: {path}")

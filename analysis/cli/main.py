@@ -24,6 +24,7 @@ from analysis.cli.from_records import from_records
 from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
+from analysis.cli.sweep import sweeping
 from harness.options import Options
 from harness.processes import rank
 from harness.subject.imports import import_quickly
@@ -208,6 +209,7 @@ app.registered_commands += [
     *from_records.registered_commands,
     *carrying.registered_commands,
     *replaying.registered_commands,
+    *sweeping.registered_commands,
 ]
 
 

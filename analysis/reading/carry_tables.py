@@ -6,11 +6,11 @@ from itertools import groupby
 
 from analysis.reading.carry_rows import AgreementRow, FailRow, OrderRow, RegretRow
 from analysis.reading.carrying import Carried
+from analysis.reading.cells import names_by_axes
 from analysis.reading.draws import DRAWS
 from analysis.reading.grids import Grid
 from analysis.reading.run_tables import TWO_PASS
-from analysis.reading.tables import Table, interval, number, signed, windows_of
-from harness.records.run import named
+from analysis.reading.tables import Table, interval, number, signed
 
 WIDE = 60  # characters of cells' names that still make a table which a terminal shows
 SHOWN = 12  # pairs of cells, lines
@@ -21,10 +21,10 @@ def heading(grid: Grid) -> list[str]:
     """The cells, each with what it is of."""
     floor = f"; noise floor at most {number(grid.floor, 2)}" if grid.floor else ""
     lines = [f"{len(grid.cells)} cells, {len(grid.names)} schemes; loss: {LOSSES[grid.by]}{floor}"]
-    for short, cell in zip(short_names(grid), grid.cells, strict=True):
-        run, settings = cell.run, cell.run.settings
-        what = f"{run.model_name}; {run.text_name}: {windows_of(settings, len(run.windows))}, {named(settings)}, {settings.dtype} on {settings.device}"
-        lines.append(f"{short}: {what}")
+    if common := names_by_axes([cell.run for cell in grid.cells], alike=True)[0]:
+        lines.append(f"in all: {common}")
+    shorts = short_names(grid)
+    lines += [f"{short}: {cell.name}" for short, cell in zip(shorts, grid.cells, strict=True) if short != cell.name]
     lines += [f"no record of {name}: {why}" for name, why in grid.failed.items()]
     lines += [
         f"{cell.name}: {'one window' if len(cell.run.windows) == 1 else 'windows that score tokens twice'}, so nothing that it has a part in has an interval"
@@ -136,7 +136,9 @@ def _some(names: Sequence[str]) -> str:
 
 def notes(grid: Grid, carried: Carried, budgets: Sequence[float], regrets: Sequence[RegretRow]) -> list[str]:
     """What the tables do not say: who fails where, which budget nobody keeps, whose bits are unknown."""
-    lines = [_failing(row) for row in carried.fails[:SHOWN]]
+    pairs = len(carried.agreement) - SHOWN
+    lines = [f"and {pairs} more pairs of cells that agree as well or better: --format json"] if pairs > 0 else []
+    lines += [_failing(row) for row in carried.fails[:SHOWN]]
     if (more := len(carried.fails) - SHOWN) > 0:
         lines.append(f"and {more} more that fail somewhere: --format json")
     kept = {row.budget for row in regrets}

@@ -30,6 +30,15 @@ AXES: tuple[Callable[[Run], str], ...] = (
 """What a cell may be of; it is named by those in which cells differ."""
 
 
+PREFIX = AXES[2]
+
+
+def names_by_axes(runs: Sequence[Run], without: Sequence[Callable[[Run], str]] = (), alike: bool = False) -> list[str]:
+    """What each run is of, by the axes in which they differ; alike: by those in which they do not."""
+    axes = [axis for axis in AXES if axis not in without and (len({axis(run) for run in runs}) == 1) is alike]
+    return [", ".join(axis(run) for axis in axes) for run in runs]
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One run. name: what tells it from the others. refused: schemes that could not be used there, and why."""
@@ -114,6 +123,8 @@ def gather_cells(
 
 
 def _names(runs: Sequence[Run], folders: Sequence[str]) -> list[str]:
-    axes = [axis for axis in AXES if len({axis(run) for run in runs}) > 1]
-    named = [", ".join(axis(run) for axis in axes) for run in runs]
-    return [name if name and named.count(name) == 1 else folder for name, folder in zip(named, folders, strict=True)]
+    """By folder, where their axes tell no difference."""
+    by_axes = names_by_axes(runs)
+    return [
+        name if name and by_axes.count(name) == 1 else folder for name, folder in zip(by_axes, folders, strict=True)
+    ]
