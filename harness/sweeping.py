@@ -67,9 +67,8 @@ class Axes:
                         options, model=model, text=text, window_length=prefix + suffix, offset=offset,
                         stride=options.stride or suffix,
                     )  # fmt: skip
-                    record = CellRecord(
-                        folder=folder, model=model or PACKAGED, text=text or EXCERPT, prefix=prefix, suffix=suffix
-                    )
+                    called = _called(model) or PACKAGED, _called(text) or EXCERPT
+                    record = CellRecord(folder=folder, model=called[0], text=called[1], prefix=prefix, suffix=suffix)
                     cells[folder] = (record, asked)
         return list(cells.values())
 
@@ -80,8 +79,8 @@ def sweep(
     axes: Axes,
     score: Score | None = None,
     on_note: Callable[[str], None] = lambda text: None,
-) -> tuple[Sweep, list[tuple[Run, Path]], Path]:
-    """Score every cell of a grid; what the sweep's folder then says of its cells, the runs of this grid, and the folder.
+) -> tuple[list[CellRecord], list[tuple[Run, Path]], Path]:
+    """Score every cell of a grid; what there is to say of each, the runs, and the folder.
 
     options: of every cell, but for what `axes` vary; out: the folder of the sweep. score: as `compare_protocols`, its default. Each model is loaded once. A scheme
     that a cell's model or text cannot take is left out of that cell, with its reason; a cell that cannot be had, or whose
@@ -125,7 +124,7 @@ def sweep(
         _free()
     if not done:
         raise UserError(f"no cell could be scored; the first: {planned[0][0].error}")
-    return record, done, folder
+    return [cell for cell, _ in planned], done, folder
 
 
 def _score(
@@ -173,13 +172,17 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
+def _called(given: str | None) -> str | None:
+    """A file's or folder's own name, whatever its place; of a hub id or a known text all of it."""
+    path = Path(given or "").expanduser()
+    return path.resolve().name if given and (path.exists() or given.startswith((".", "/", "~"))) else given
+
+
 def _name(given: str | None, packaged: str) -> str:
-    """Of a model or text in a folder's name: a file's or folder's own name, whatever its place; of a hub id all of it."""
-    if given is None:
-        return packaged
-    path = Path(given).expanduser()
-    name = (path.resolve().name if path.is_dir() else path.stem) if path.exists() else given
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "unnamed"
+    """Of a model or text in a folder's name."""
+    called = _called(given) or packaged
+    stem = Path(called).stem if given and Path(given).expanduser().is_file() else called
+    return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "unnamed"
 
 
 def _default_folder(contenders: Sequence[Contender], options: Options, axes: Axes) -> Path:

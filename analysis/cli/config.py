@@ -10,8 +10,11 @@ import yaml
 from schemes.errors import UserError
 
 
-def _from_file(context: typer.Context, path: Path | None) -> Path | None:
-    """The file's values become the defaults of the command, which checks them as if they were typed."""
+def _from_file(context: Any, path: Path | None) -> Path | None:
+    """The file's values become the defaults of the command, which checks them as if they were typed.
+
+    context: typer gives it by position; it is not of the class typer.Context that it exports.
+    """
     if path is not None and not context.resilient_parsing:
         flags = {str(flag.name): flag for flag in context.command.params if flag.name not in ("config", "help")}
         context.default_map = {**(context.default_map or {}), **_values(path, flags)}

@@ -117,16 +117,13 @@ def _swept(
     from analysis.cli.runs import make_runs, report_failures, show_run, worst
     from harness.sweeping import sweep as run_sweep
 
-    record, runs, folder = run_sweep(contenders, options, axes, make_runs, note)
-    failed = [cell for cell in record.cells if cell.status == "failed"]
+    cells, runs, folder = run_sweep(contenders, options, axes, make_runs, note)
+    failed = [cell for cell in cells if cell.status == "failed"]
+    for cell in failed:
+        note(f"failed: {cell.folder}: {cell.error}")
     if len(runs) > 1:
         show_carried([folder], by, budget or (), False, options.seed, folder / "figures", style, format)
     else:
         show_run(*runs[0], format)
-    for cell in failed:
-        note(f"failed: {cell.folder}: {cell.error}")
-    left = [cell.folder for cell in record.cells if cell.status == "left"]
-    if left:
-        note(f"of other commands, not scored yet: {', '.join(left)}")
     note(f"{len(runs)} records in {folder}; again: kvdelta carry {shlex.quote(str(folder))}")
     return worst([*map(report_failures, [run for run, _ in runs]), *[ROW_FAILED] * bool(failed)])

@@ -26,11 +26,11 @@ def heading(grid: Grid) -> list[str]:
     shorts = short_names(grid)
     lines += [f"{short}: {cell.name}" for short, cell in zip(shorts, grid.cells, strict=True) if short != cell.name]
     lines += [f"no record of {name}: {why}" for name, why in grid.failed.items()]
-    lines += [
-        f"{cell.name}: {'one window' if len(cell.run.windows) == 1 else 'windows that score tokens twice'}, so nothing that it has a part in has an interval"
-        for cell in grid.cells
-        if not cell.has_intervals
-    ]
+    if bare := [short for short, cell in zip(shorts, grid.cells, strict=True) if not cell.has_intervals]:
+        where = "in every cell" if len(bare) == len(grid.cells) else f"in {', '.join(bare)}"
+        lines.append(
+            f"one window, or windows that score tokens twice, {where}: what these have a part in has no interval"
+        )
     return lines
 
 
@@ -140,7 +140,7 @@ def notes(grid: Grid, carried: Carried, budgets: Sequence[float], regrets: Seque
     lines = [f"and {pairs} more pairs of cells that agree as well or better: --format json"] if pairs > 0 else []
     lines += [_failing(row) for row in carried.fails[:SHOWN]]
     if (more := len(carried.fails) - SHOWN) > 0:
-        lines.append(f"and {more} more that fail somewhere: --format json")
+        lines.append(f"and {more} more that fail or are overtaken somewhere: --format json")
     kept = {row.budget for row in regrets}
     lines += [
         f"no scheme with figures in every cell keeps {budget:g} bits in all of them"
@@ -154,7 +154,7 @@ def notes(grid: Grid, carried: Carried, budgets: Sequence[float], regrets: Seque
 
 
 def _failing(row: FailRow) -> str:
-    return f"{row.scheme} fails in {row.cell}: {row.why}"
+    return f"{row.scheme} {'is overtaken' if row.beaten_by else 'fails'} in {row.cell}: {row.why}"
 
 
 def legend(grid: Grid) -> str:

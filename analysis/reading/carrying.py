@@ -74,7 +74,7 @@ class Carried:
             low = high = np.nan
             if self.grid.cells[a].has_intervals and self.grid.cells[b].has_intervals:
                 drawn = kendall(signs(self.draws[a][:, both]), signs(self.draws[b][:, both]))
-                low, high = interval_of(drawn)
+                low, high = interval_of(np.asarray(drawn))
             upper = np.triu_indices(len(both), 1)
             mine, theirs = (self.told[c][np.ix_(both, both)][upper] for c in (a, b))
             rows.append(
@@ -138,7 +138,7 @@ class Carried:
 
     def _beyond(self, more: float, drawn: np.ndarray) -> bool:
         """Whether more is lost, and not by chance or within the noise floor; False where there is no interval."""
-        return more > self.grid.floor and interval_of(drawn)[0] > 0
+        return bool(more > self.grid.floor and interval_of(drawn)[0] > 0)
 
     @cached_property
     def fails(self) -> list[FailRow]:

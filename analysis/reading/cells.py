@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from analysis.reading.summary import SummaryRow, summarize
 from harness import stopping
-from harness.records.run import Run, load_run, named
+from harness.records.run import Run, WindowRecord, load_run, named
 from harness.records.sweep import cell_folders, has_sweep, load_sweep
 from schemes.references import identity_of
 
@@ -59,10 +59,15 @@ class Cell:
         }
 
     @property
+    def windows(self) -> list[WindowRecord]:
+        """In the order of the text, whatever the order in which they were visited."""
+        return sorted(self.run.windows, key=lambda window: window.index)
+
+    @property
     def scored(self) -> tuple[str, tuple[int, ...], int]:
         """Which tokens were scored: equal where two cells have the same windows, whatever stands before them."""
         prefix = self.run.settings.window_length - self.run.settings.score_length
-        starts = tuple(window.start + prefix for window in self.run.windows)
+        starts = tuple(window.start + prefix for window in self.windows)
         return self.run.settings.text_sha256, starts, self.run.settings.score_length
 
     @property
@@ -84,7 +89,7 @@ class Cell:
         for s, name in enumerate(names):
             if name in self.rows and not self.rows[name][1].refused:
                 i = self.rows[name][0]
-                for w, window in enumerate(self.run.windows):
+                for w, window in enumerate(self.windows):
                     found[s, w] = (window.kl[i] if by == "kl" else window.nll[i] - window.nll[0]) / window.count
         return found
 

@@ -61,7 +61,7 @@ def _row(group: str, label: str, name: str, cell: Cell, first: Cell) -> DepthRow
     times = (None, None, None)
     k, shallow = first.rows[name]
     if cell is not first and shallow.kl > first.floor("kl"):
-        few, many = [w.kl[k] for w in first.run.windows], [w.kl[i] for w in cell.run.windows]
+        few, many = [w.kl[k] for w in first.windows], [w.kl[i] for w in cell.windows]
         times = ratio_of_means(first.run, few, many, sure=True)
     return DepthRow(group, label, name, _prefix(cell), row.kl, row.kl - half, row.kl + half, *times)
 

@@ -72,7 +72,7 @@ def signs(means: Float64[np.ndarray, "*draws schemes"]) -> Int8[np.ndarray, "*dr
     return np.sign(means[..., first] - means[..., second]).astype(np.int8)
 
 
-def kendall(x: Int8[np.ndarray, "*draws pairs"], y: Int8[np.ndarray, "*draws pairs"]) -> np.ndarray:
+def kendall(x: Int8[np.ndarray, "*draws pairs"], y: Int8[np.ndarray, "*draws pairs"]) -> np.ndarray | np.floating:
     """Kendall's tau-b (1945) from `signs`, for every draw at once: Σ x·y / √(Σ x² · Σ y²); NaN where an order is all ties."""
     x, y = x.astype(np.float32), y.astype(np.float32)
     with np.errstate(invalid="ignore"):
