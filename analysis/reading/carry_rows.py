@@ -46,8 +46,9 @@ class AgreementRow(Row):
 @dataclass(frozen=True)
 class RegretRow(Row):
     """The scheme of at most so many measured bits in every cell whose worst loss over cells is least. regret: its loss less the
-    least of the candidates in the same cell. Intervals: 95 %, a bootstrap over windows of the scheme that was chosen.
-    no_difference: candidates whose worst loss is not more beyond the interval of the difference and the noise floor, the best first."""
+    least of the candidates in the same cell. Intervals: 95 %, of the largest of several means
+    (analysis.reading.draws), for the scheme that was chosen. no_difference: candidates whose worst loss is not more beyond the
+    interval of the difference (of draws of the windows) and the noise floor, the best first."""
 
     table: str = field(default="regret", kw_only=True)
     budget: float

@@ -73,12 +73,18 @@ def _loss(row: OrderRow) -> str:
 def _beaten(line: Sequence[OrderRow], short: dict[str, str]) -> str:
     if line[0].front:
         return FRONT
-    where = [row for row in line if row.beaten_by]
-    if not where:
-        return "–"
-    first = where[0].beaten_by[0]
-    places = [short[row.cell] for row in where]
-    return f"{first} in {'all' if len(places) == len(line) else _some(places)}"
+    left = {short[row.cell]: row.beaten_by for row in line if row.beaten_by}
+    said: list[str] = []
+    while left:  # who beats it in most of the cells that are left
+        by = max(dict.fromkeys(name for names in left.values() for name in names), key=lambda name: _times(left, name))
+        places = [place for place, names in left.items() if by in names]
+        said.append(f"{by} in {'all' if len(places) == len(line) else _some(places)}")
+        left = {place: names for place, names in left.items() if by not in names}
+    return "; ".join(said[:2]) + ("; …" if len(said) > 2 else "") or "–"
+
+
+def _times(beaten: dict[str, tuple[str, ...]], name: str) -> int:
+    return sum(name in names for names in beaten.values())
 
 
 FRONT = "nobody"
@@ -166,4 +172,5 @@ LEGEND = f"""In a cell: loss and place among the schemes. beaten by: a scheme of
 interval of the pair over windows; {FRONT}: on the front in every cell. τ: Kendall's tau-b between the orders of two cells; told apart:
 pairs of schemes whose order both cells tell beyond the interval, reversed: those ordered the other way round. Budgets: measured bits
 in every cell; the scheme whose worst loss over cells is least; regret: its loss less the least within the budget in the same cell.
-Intervals of τ, worst loss and regret: {DRAWS} draws of the windows, joint where cells have the same ones."""
+Intervals of a worst: t over windows, for all that it is the worst of; τ, and no difference: {DRAWS} draws of the windows, joint where cells
+have the same ones."""

@@ -6,7 +6,16 @@ from functools import cached_property
 import numpy as np
 
 from analysis.reading.carry_rows import AgreementRow, FailRow, OrderRow, RegretRow
-from analysis.reading.draws import drawn_means, interval_of, kendall, pairs_of, quantile, signs, told
+from analysis.reading.draws import (
+    drawn_means,
+    interval_of,
+    interval_of_largest,
+    kendall,
+    pairs_of,
+    quantile,
+    signs,
+    told,
+)
 from analysis.reading.grids import Grid
 
 SAME_BITS = 0.005  # bits that print alike are alike
@@ -111,10 +120,12 @@ class Carried:
         means, drawn = self.means[:, within], np.stack(self.draws)[:, :, within]  # [cells, (draws,) schemes]
         worst, drawn_worst = means.max(axis=0), drawn.max(axis=0)
         chosen = int(worst.argmin())
-        regrets, drawn_regrets = means - means.min(axis=1, keepdims=True), drawn - drawn.min(axis=2, keepdims=True)
-        at_loss, at_regret = int(means[:, chosen].argmax()), int(regrets[:, chosen].argmax())
-        loss_low, loss_high = interval_of(drawn_worst[:, chosen])
-        regret_low, regret_high = interval_of(drawn_regrets[:, :, chosen].max(axis=0))
+        regrets = means[:, chosen] - means.min(axis=1)
+        at_loss, at_regret = int(means[:, chosen].argmax()), int(regrets.argmax())
+        losses = [one[within] for one in self.grid.losses]
+        loss_low, loss_high = interval_of_largest(cells, [one[[chosen]] for one in losses])
+        more = [one[chosen] - np.delete(one, chosen, axis=0) for one in losses]
+        regret_low, regret_high = interval_of_largest(cells, more, least=0.0)
         alike = [
             (worst[s], self.grid.labels[within[s]])
             for s in range(len(within))
@@ -129,7 +140,7 @@ class Carried:
             loss_low=loss_low,
             loss_high=loss_high,
             loss_cell=cells[at_loss].name,
-            regret=float(regrets[at_regret, chosen]),
+            regret=float(regrets[at_regret]),
             regret_low=regret_low,
             regret_high=regret_high,
             regret_cell=cells[at_regret].name,

@@ -1,4 +1,4 @@
-"""How far mean losses may be off: draws of the windows, joint where cells have the same ones."""
+"""How far mean losses may be off: t intervals, and draws of the windows, joint where cells have the same ones."""
 
 from collections.abc import Sequence
 
@@ -37,9 +37,31 @@ def drawn_means(grid: Grid, seed: int = 0, draws: int = DRAWS) -> list[Float64[n
     return found
 
 
-def quantile(cell: Cell) -> float:
-    """Of Student's t, for a 95 % interval of all looks together."""
-    return float(special.stdtrit(len(cell.run.windows) - 1, 1 - 0.025 / cell.looks))
+def quantile(cell: Cell, parts: int = 1) -> float:
+    """Of Student's t, for a 95 % interval of all looks together; parts: of how many ends that hold together (Bonferroni)."""
+    return float(special.stdtrit(len(cell.run.windows) - 1, 1 - 0.025 / cell.looks / parts))
+
+
+def interval_of_largest(
+    cells: Sequence[Cell], values: Sequence[Float64[np.ndarray, "means windows"]], least: float = -np.inf
+) -> tuple[float, float]:
+    """95 % interval of the largest of several true means: of each row of `values`, which has one a cell; at least `least`.
+
+    The high end is the largest high end of their t intervals, the low end the largest low end of intervals that hold together.
+    A percentile interval of the largest of drawn means is no such thing: a largest is biased upward, twice where it is drawn
+    again, and of 3 equal cells it covered 70 to 90 % (simulated, 32 to 4 windows), this one 97 % or more. NaN where a cell has
+    no intervals.
+    """
+    parts = sum(len(one) for one in values)
+    low = high = least
+    for cell, one in zip(cells, values, strict=True):
+        if not cell.has_intervals:
+            return np.nan, np.nan
+        if len(one):
+            mean, error = one.mean(axis=1), one.std(axis=1, ddof=1) / np.sqrt(one.shape[1])
+            low = max(low, float((mean - quantile(cell, parts) * error).max()))
+            high = max(high, float((mean + quantile(cell) * error).max()))
+    return low, high
 
 
 def interval_of(draws: np.ndarray) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,18 @@ def test_the_order_and_the_front(carried):
     assert header == ["scheme", "bits", "prose", "code", "beaten by"]
     assert [line[0] for line in body] == ["int8", "int4", "kivi2"]  # by worst loss
     assert body[1] == ["int4", "4.25", "+0.1000  (2)", "+0.2500  (3)", "kivi2 in code"]
+
+
+def test_who_beats_a_scheme_is_said_with_the_cells_where_that_one_does(carried):
+    rows = [row for row in carried.order if row.scheme == "int4"]
+
+    def said(*beaten):
+        line = [replace(row, beaten_by=by, front=not any(beaten)) for row, by in zip(rows, beaten, strict=True)]
+        return carry_tables.order_table(carried.grid, line)[1][0][-1]
+
+    assert said(("kivi2",), ("int8",)) == "kivi2 in prose; int8 in code"
+    assert said(("kivi2", "int8"), ("int8",)) == "int8 in all"
+    assert said((), ()) == "nobody"
 
 
 def test_a_scheme_that_is_overtaken_fails_where_it_is(carried):
