@@ -4,14 +4,14 @@ others go on; the same command goes on where it stopped."""
 import gc
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from harness.caches.contenders import Contender
+from harness.axes import Axes
+from harness.caches.contenders import Contender, contenders_of
 from harness.comparison import compare_protocols
 from harness.leaks import check_texts
 from harness.options import Options
@@ -21,60 +21,14 @@ from harness.records.sweep import CellRecord, Sweep, has_sweep, load_sweep, save
 from harness.subject.errors import one_line
 from harness.subject.model import LoadedModel
 from harness.subject.prepared import Subject, load_named, prepare
-from harness.subject.text import EXCERPT
 from schemes.errors import UserError
 from schemes.references import identity_of
 
-PACKAGED = "packaged"
 Score = Callable[[Sequence[Contender], Sequence[Options], Subject], list[tuple[Run, Path]]]
 
 
-@dataclass(frozen=True)
-class Axes:
-    """What a sweep varies. models, texts: as in `Options`, None for the packaged ones. window_lengths in tokens; or depths:
-    prefixes, in tokens, before the same scored tokens. protocols, steps: as `Options.by` takes them."""
-
-    models: Sequence[str | None] = (None,)
-    texts: Sequence[str | None] = (None,)
-    window_lengths: Sequence[int] = ()
-    depths: Sequence[int] = ()
-    protocols: Sequence[str] = ("two-pass",)
-    steps: Sequence[int] = ()
-
-    def cells(self, options: Options) -> list[tuple[CellRecord, Options]]:
-        """Of every cell its record, empty, and what is asked of it. UserError for axes that do not go together, or cells that
-        would share a folder."""
-        if self.depths and self.window_lengths:
-            raise UserError(
-                "depths are lengths of prefixes and make the window lengths; give --depths or --window-length"
-            )
-        if any(depth < 1 for depth in self.depths):
-            raise UserError(f"depths are {', '.join(map(str, self.depths))}: a prefix has 1 token or more")
-        suffix, deepest = options.score_length, max(self.depths, default=0)
-        contexts = [(depth, deepest - depth) for depth in dict.fromkeys(self.depths)] or [
-            (length - suffix, 0) for length in dict.fromkeys(self.window_lengths or (options.window_length,))
-        ]
-        cells: dict[str, tuple[CellRecord, Options]] = {}
-        for model in dict.fromkeys(self.models):
-            for text in dict.fromkeys(self.texts):
-                for prefix, offset in contexts:
-                    folder = f"{_name(model, PACKAGED)}_{_name(text, EXCERPT)}_{prefix}+{suffix}"
-                    if folder in cells:
-                        raise UserError(
-                            f"two cells would lie in the folder {folder}; rename one of the models or texts that are called alike"
-                        )
-                    asked = replace(
-                        options, model=model, text=text, window_length=prefix + suffix, offset=offset,
-                        stride=options.stride or suffix,
-                    )  # fmt: skip
-                    called = _called(model) or PACKAGED, _called(text) or EXCERPT
-                    record = CellRecord(folder=folder, model=called[0], text=called[1], prefix=prefix, suffix=suffix)
-                    cells[folder] = (record, asked)
-        return list(cells.values())
-
-
 def sweep(
-    contenders: Sequence[Contender],
+    schemes: Sequence[str | Contender],
     options: Options,
     axes: Axes,
     score: Score | None = None,
@@ -82,11 +36,12 @@ def sweep(
 ) -> tuple[list[CellRecord], list[tuple[Run, Path]], Path]:
     """Score every cell of a grid; what there is to say of each, the runs, and the folder.
 
-    options: of every cell, but for what `axes` vary; out: the folder of the sweep. score: as `compare_protocols`, its default. Each model is loaded once. A scheme
-    that a cell's model or text cannot take is left out of that cell, with its reason; a cell that cannot be had, or whose
-    device has no memory left, has failed, and the others go on. UserError: a grid that cannot be, a folder that holds
-    something else, no cell that could be scored.
+    schemes: as `compare` takes them. options: of every cell, but for what `axes` vary; out: the folder of the sweep. score: as
+    `compare_protocols`, its default. Each model is loaded once. A scheme that a cell's model or text cannot take is left out
+    of that cell, with its reason; a cell that cannot be had, or whose device has no memory left, has failed, and the others go
+    on. UserError: a grid that cannot be, a folder that holds something else, no cell that could be scored.
     """
+    contenders = contenders_of(schemes, on_note)
     planned = axes.cells(options)
     folder = Path(options.out) if options.out else _default_folder(contenders, options, axes)
     record = _opened(folder, options.command)
@@ -170,19 +125,6 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _called(given: str | None) -> str | None:
-    """A file's or folder's own name, whatever its place; of a hub id or a known text all of it."""
-    path = Path(given or "").expanduser()
-    return path.resolve().name if given and (path.exists() or given.startswith((".", "/", "~"))) else given
-
-
-def _name(given: str | None, packaged: str) -> str:
-    """Of a model or text in a folder's name."""
-    called = _called(given) or packaged
-    stem = Path(called).stem if given and Path(given).expanduser().is_file() else called
-    return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "unnamed"
 
 
 def _default_folder(contenders: Sequence[Contender], options: Options, axes: Axes) -> Path:

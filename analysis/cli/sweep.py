@@ -14,8 +14,8 @@ from harness.options import Options
 from schemes.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.axes import Axes
     from harness.caches.contenders import Contender
-    from harness.sweeping import Axes
 
 sweeping = typer.Typer()
 
@@ -93,10 +93,10 @@ def sweep(
 
     versions()
     import_quickly()
+    from harness.axes import PACKAGED, Axes
     from harness.caches.contenders import contenders_of, matched, merged
     from harness.caches.foreign import user_cache
     from harness.comparison import DEFAULT_SCHEMES
-    from harness.sweeping import PACKAGED, Axes
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = merged([matched(one, match_tail, match_sinks) for one in given], note)

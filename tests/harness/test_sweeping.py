@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from harness import sweeping
-from harness.caches.contenders import contenders_of
+from harness.axes import Axes
 from harness.comparison import compare
 from harness.options import Options
 from harness.records.run import load_run, run_folders
 from harness.records.sweep import cell_folders, load_sweep
 from harness.subject.model import load_model
-from harness.sweeping import Axes, sweep
+from harness.sweeping import sweep
 
 SPECS = ["int4:group_size=16", "asym2:group_size=16"]
 
@@ -52,7 +52,7 @@ def loads(monkeypatch):
 
 
 def test_a_cell_has_the_record_of_a_comparison(options, axes, loads, tmp_path):
-    cells, runs, folder = sweep(contenders_of(SPECS), options, axes(window_lengths=[48, 64], protocols=["two-pass", "stepwise"], steps=[8]))  # fmt: skip
+    cells, runs, folder = sweep(SPECS, options, axes(window_lengths=[48, 64], protocols=["two-pass", "stepwise"], steps=[8]))  # fmt: skip
     assert len(loads) == 1
     assert [cell.folder for cell in cells] == ["model_text_32+16", "model_text_48+16"]
     assert [cell.status for cell in cells] == ["complete"] * 2
@@ -65,7 +65,7 @@ def test_a_cell_has_the_record_of_a_comparison(options, axes, loads, tmp_path):
 
 
 def test_depths_score_the_same_tokens(options, axes):
-    _, runs, _ = sweep(contenders_of(SPECS), options, axes(depths=[16, 80, 32]))
+    _, runs, _ = sweep(SPECS, options, axes(depths=[16, 80, 32]))
     assert [(run.settings.window_length, run.settings.offset) for run, _ in runs] == [(32, 64), (96, 0), (48, 48)]
     starts = [[w.start + run.settings.window_length - 16 for w in run.windows] for run, _ in runs]
     assert starts[0] == starts[1] == starts[2]
@@ -80,24 +80,24 @@ def test_a_sweep_goes_on_where_it_stopped(options, axes, loads):
         return sweeping._compare(contenders, ways, subject)
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(contenders_of(SPECS), options, axes(window_lengths=[48, 64]), score)
+        sweep(SPECS, options, axes(window_lengths=[48, 64]), score)
     assert [cell.status for cell in load_sweep(sweeping.Path(options.out)).cells] == ["complete", "left"]
     before = load_run(sweeping.Path(options.out) / "model_text_32+16" / "two-pass")
-    cells, runs, _ = sweep(contenders_of(SPECS), options, axes(window_lengths=[48, 64]))
+    cells, runs, _ = sweep(SPECS, options, axes(window_lengths=[48, 64]))
     assert [cell.status for cell in cells] == ["complete"] * 2
     assert runs[0][0] == before
 
 
 def test_more_cells_join_those_of_before(options, axes):
-    sweep(contenders_of(SPECS), options, axes(window_lengths=[48]))
-    _, _, folder = sweep(contenders_of(SPECS), options, axes(window_lengths=[64]))
+    sweep(SPECS, options, axes(window_lengths=[48]))
+    _, _, folder = sweep(SPECS, options, axes(window_lengths=[64]))
     assert [cell.prefix for cell in load_sweep(folder).cells] == [32, 48]
 
 
 def test_other_settings_do_not_mix(options, axes, refused):
-    sweep(contenders_of(SPECS), options, axes())
+    sweep(SPECS, options, axes())
     with refused(r"model_text_48\+16/two-pass holds another run \(it differs in contenders\)"):
-        sweep(contenders_of(SPECS[:1]), options, axes())
+        sweep(SPECS[:1], options, axes())
     assert load_sweep(sweeping.Path(options.out)).cells[0].status == "complete"
 
 
@@ -105,7 +105,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(options, axes, files, l
     (tmp_path / "short.txt").write_text("w1 w2 w3")
     said = []
     grid = axes(models=["./gone", str(files / "model")], texts=[str(tmp_path / "short.txt"), str(files / "text.txt")])
-    cells, runs, _ = sweep(contenders_of(SPECS), options, grid, on_note=said.append)
+    cells, runs, _ = sweep(SPECS, options, grid, on_note=said.append)
     assert [cell.status for cell in cells] == ["failed", "failed", "failed", "complete"]
     assert loads == ["./gone", str(files / "model")]  # not tried again for the second text
     assert "does not exist" in cells[1].error
@@ -121,7 +121,7 @@ def test_no_memory_ends_a_cell_and_not_the_sweep(options, axes):
             raise torch.OutOfMemoryError
         return sweeping._compare(contenders, ways, subject)
 
-    cells, _, _ = sweep(contenders_of(SPECS), options, axes(window_lengths=[64, 48]), score)
+    cells, _, _ = sweep(SPECS, options, axes(window_lengths=[64, 48]), score)
     assert [(cell.status, cell.error) for cell in cells] == [
         ("failed", "no memory left on the device"),
         ("complete", None),
@@ -129,7 +129,7 @@ def test_no_memory_ends_a_cell_and_not_the_sweep(options, axes):
 
 
 def test_a_scheme_that_does_not_fit_is_left_out_with_its_reason(options, axes):
-    cells, runs, _ = sweep(contenders_of([*SPECS, "kivi:bits=2,residual_length=64,group_size=16"]), options, axes())
+    cells, runs, _ = sweep([*SPECS, "kivi:bits=2,residual_length=64,group_size=16"], options, axes())
     ((name, why),) = cells[0].refused.items()
     assert name.startswith("kivi:bits=2")
     assert "would leave every key exact" in why
@@ -138,7 +138,7 @@ def test_a_scheme_that_does_not_fit_is_left_out_with_its_reason(options, axes):
 
 def test_a_grid_of_failures_is_an_error(options, axes, refused):
     with refused("no cell could be scored; the first: .*does not exist"):
-        sweep(contenders_of(SPECS), options, axes(models=["./gone"]))
+        sweep(SPECS, options, axes(models=["./gone"]))
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_folder_of_something_else_is_left_alone(options, axes, refused, tmp_pa
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "thesis.txt").write_text("all of it")
     with refused("is not empty and holds no sweep; choose another folder with --out"):
-        sweep(contenders_of(SPECS), options, axes())
+        sweep(SPECS, options, axes())
 
 
 def test_without_out_the_same_command_finds_its_folder(options, axes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unnamed = replace(options, out=None)
-    folders = [sweep(contenders_of(SPECS), replace(unnamed, command=c), axes())[2] for c in ("once", "twice")]
+    folders = [sweep(SPECS, replace(unnamed, command=c), axes())[2] for c in ("once", "twice")]
     assert folders[0] == folders[1]
     assert folders[0].parent.name == "runs"
-    assert sweep(contenders_of(SPECS[:1]), unnamed, axes())[2] != folders[0]
+    assert sweep(SPECS[:1], unnamed, axes())[2] != folders[0]
