@@ -207,9 +207,9 @@ def audit(
 app.registered_commands += [
     *analyzer.registered_commands,
     *from_records.registered_commands,
+    *sweeping.registered_commands,
     *carrying.registered_commands,
     *replaying.registered_commands,
-    *sweeping.registered_commands,
 ]
 
 
