@@ -3,14 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.axes import Axes
     from harness.caches.scheme import SchemeCache
     from harness.comparison import compare
     from harness.options import Options
     from harness.replaying.options import ReplayOptions
     from harness.replaying.replay import replay
     from harness.subject.model import load_model
+    from harness.sweeping import sweep
 
-__all__ = ["Options", "ReplayOptions", "SchemeCache", "compare", "load_model", "replay"]
+__all__ = ["Axes", "Options", "ReplayOptions", "SchemeCache", "compare", "load_model", "replay", "sweep"]
 
 _HOMES = {
     "SchemeCache": "caches.scheme",
@@ -19,6 +21,8 @@ _HOMES = {
     "compare": "comparison",
     "ReplayOptions": "replaying.options",
     "replay": "replaying.replay",
+    "Axes": "axes",
+    "sweep": "sweeping",
 }
 
 

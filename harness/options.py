@@ -16,14 +16,16 @@ def _flag(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """Model, text and windows of a comparison; each field but `command` is a flag of the same name.
+    """Model, text and windows of a comparison; each field but `offset` and `command` is a flag of the same name.
 
     Lengths in tokens; windows=None is all. Raises UserError for values that do not go together.
     """
 
     model: str | None = _flag(None, "hub id, local folder or GGUF file; default: the packaged SmolLM2-135M-Instruct")
     revision: str | None = _flag(None, "revision of a hub id")
-    text: str | None = _flag(None, "wikitext-2, a text file, or wikipedia-excerpt (the default)")
+    text: str | None = _flag(
+        None, "wikitext-2, python-stdlib (code), a text file, JSON lines of chats, or wikipedia-excerpt (the default)"
+    )
     windows: int | None = _flag(8, "how many windows, or all")
     until_se: float | None = _flag(
         None,
@@ -49,6 +51,7 @@ class Options:
     )
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
+    offset: int = 0  # tokens of the text before its first window: so windows of several prefixes score the same tokens
     command: str = "harness.compare(…)"
 
     def by(self, protocols: Sequence[str], steps: Sequence[int] = ()) -> "list[Options]":
@@ -88,5 +91,7 @@ class Options:
             raise UserError(f"until_se={self.until_se:g}: give a standard error above 0 in nats a token, such as 0.002")
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
+        if self.offset < 0:
+            raise UserError(f"offset={self.offset}: the first window begins at token 0 or later; give 0 or more")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed}: generators take 0 or more, below 2^63; give --seed 0")

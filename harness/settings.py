@@ -26,6 +26,7 @@ def settings_of(
         score_length=options.score_length,
         stride=options.stride or options.score_length,
         windows=[window.index for window in subject.windows],
+        offset=options.offset,
         bos_token_id=subject.bos_token_id,
         device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),

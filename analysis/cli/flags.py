@@ -44,7 +44,7 @@ def takes_options(
     windows: the command's own default; without: fields that the command decides itself; shared: whether several processes
     share its windows, and what is no such command is refused in them.
     """
-    chosen = [option for option in fields(Options) if option.name not in {"command", *without}]
+    chosen = [option for option in fields(Options) if option.name not in {"command", "offset", *without}]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         own = list(inspect.signature(command).parameters.values())[1:]

@@ -17,12 +17,14 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
 
 from analysis.cli.analyzer import analyzer
 from analysis.cli.bench import bench
+from analysis.cli.carry import carrying
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
 from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
+from analysis.cli.sweep import sweeping
 from harness.options import Options
 from harness.processes import rank
 from harness.subject.imports import import_quickly
@@ -206,6 +208,8 @@ def audit(
 app.registered_commands += [
     *analyzer.registered_commands,
     *from_records.registered_commands,
+    *sweeping.registered_commands,
+    *carrying.registered_commands,
     *replaying.registered_commands,
 ]
 

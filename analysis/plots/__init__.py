@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from analysis.plots.canvas import save, styled
 from analysis.plots.channels import channel_profile, persistence_by_layer, ratio_by_layer, token_norms
 from analysis.plots.costs import cost_by_context, cost_by_scheme
+from analysis.plots.grids import kl_by_depth, loss_by_cell
 from analysis.plots.layers import bits_by_layer, errors_by_layer, sensitivity_by_layer
 from analysis.plots.pictures import heat_maps, surfaces
 from analysis.plots.points import Series, bits_against_loss, has_point, measure_scatter
@@ -21,6 +22,8 @@ __all__ = [
     "errors_by_layer",
     "has_point",
     "heat_maps",
+    "kl_by_depth",
+    "loss_by_cell",
     "measure_scatter",
     "persistence_by_layer",
     "ratio_by_layer",

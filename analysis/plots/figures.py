@@ -22,6 +22,8 @@ from harness.records.run import Header, Run
 
 if TYPE_CHECKING:
     from analysis.reading.agreement import AgreementRow
+    from analysis.reading.carry_rows import OrderRow
+    from analysis.reading.depths import DepthRow
     from analysis.reading.questions import Question
 
 Named = Iterator[tuple[str, plots.Figure]]
@@ -84,6 +86,24 @@ def draw_replay(folder: Path, style: str | None = None) -> list[Path]:
         return plots.save(
             plots.replay_figure(replay, replays.bin_rows(replay, steps), title), folder / "figures", "replay"
         )
+
+
+def draw_carried(
+    order: "Sequence[OrderRow]",
+    depths: "Sequence[Sequence[DepthRow]]",
+    loss: str,
+    where: str,
+    folder: Path,
+    style: str | None = None,
+) -> list[Path]:
+    """The loss of every scheme by cell; and KL by depth, where cells differ in that. loss: what it is; where: what all cells are of."""
+    with plots.styled(style):
+        title = "\n".join(filter(None, ["Loss by cell, 95 % intervals over windows", where]))
+        paths = plots.save(plots.loss_by_cell(order, loss, title), folder, "loss-by-cell")
+        if depths:
+            title = "\n".join(filter(None, ["KL by depth: the same scored tokens, 95 % intervals over windows", where]))
+            paths += plots.save(plots.kl_by_depth(depths, title), folder, "kl-by-depth")
+    return paths
 
 
 def draw_relations(

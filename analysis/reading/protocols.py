@@ -76,9 +76,11 @@ def _row(
     floor = runs[0].noise_floor
     within_floor = floor is not None and first_kl <= floor.kl
     if way and not row.refused:
-        times = _times(runs[0], _deltas(runs[0], i), _deltas(runs[way], i))
+        times = ratio_of_means(runs[0], _deltas(runs[0], i), _deltas(runs[way], i))
         if not within_floor:
-            kl_times = _times(runs[0], *([w.kl[i] for w in run.windows] for run in (runs[0], runs[way])), sure=True)
+            kl_times = ratio_of_means(
+                runs[0], *([w.kl[i] for w in run.windows] for run in (runs[0], runs[way])), sure=True
+            )
     return ProtocolRow(
         scheme=row.scheme,
         name=row.name,
@@ -104,7 +106,7 @@ def _deltas(run: Run, i: int, against: int = 0) -> list[float]:
     return [window.nll[i] - window.nll[against] for window in run.windows]
 
 
-def _times(
+def ratio_of_means(
     run: Run, few: Sequence[float], many: Sequence[float], sure: bool = False
 ) -> tuple[float | None, float | None, float | None]:
     """Σ many / Σ few, with the interval of the ratio of two means of pairs, NaN of one window; none where Σ few may be 0 or

@@ -19,6 +19,10 @@ PACKAGES = ("schemes", "harness", "analysis")
 MEASURES = 2  # raised by hand when a measure changes: its numbers are not mixed with those of before in one record
 
 
+class OtherRun(UserError):
+    """A folder holds the record of other settings."""
+
+
 def open_folder(
     out: str | None, file: str, settings: Settings, load: Callable[[Path], HeaderT]
 ) -> tuple[Path, HeaderT | None]:
@@ -42,7 +46,7 @@ def open_folder(
         if record.settings != settings:
             old, new = record.settings.model_dump(), settings.model_dump()
             differs = ", ".join(name for name in new if old[name] != new[name])
-            raise UserError(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
+            raise OtherRun(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
     elif names and not names & set(RECORD_FILES):
         raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
     if (record is None or record.status == "running") and not os.access(folder, os.W_OK):  # said before hours are lost

@@ -39,6 +39,7 @@ class Settings(Typed):
     score_length: int
     stride: int
     windows: list[int]  # positions in the grid; with until_se a run may score fewer
+    offset: int = 0  # tokens of the text before the grid
     bos_token_id: int | None  # replaces the first token of each window
     device: str
     dtype: str
@@ -196,12 +197,16 @@ class Run(Header):
 
 def run_folders(folder: Path) -> list[Path]:
     """The folder, or those in it where it holds a comparison by several protocols: in the order in which they were asked for
-    as far as one can tell, two-pass first, then long steps before short ones."""
+    as far as one can tell, two-pass first, then long steps before short ones. Those in its folders, where it is a sweep's."""
     if os.path.isfile(folder / RUN_FILE):  # False too where the system refuses the name
         return [folder]
-    found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")]
+    found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")] or [
+        one.parent for one in folder.glob(f"*/*/{RUN_FILE}")
+    ]
     steps = {one: one.name.removeprefix("stepwise-") for one in found}
-    return sorted(found, key=lambda one: -int(steps[one]) if steps[one].isdecimal() else -math.inf) or [folder]
+    return sorted(found, key=lambda one: (one.parent, -int(steps[one]) if steps[one].isdecimal() else -math.inf)) or [
+        folder
+    ]
 
 
 def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:

@@ -60,10 +60,11 @@ def bos_of(options: Options, loaded: LoadedModel) -> int | None:
     return int(bos) if wanted else None  # type: ignore[arg-type]
 
 
-def prepare(options: Options) -> Subject:
-    """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used."""
+def prepare(options: Options, loaded: LoadedModel | None = None) -> Subject:
+    """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used. loaded: the model, where it is
+    there already."""
     text = load_text(options.text)
-    loaded = load_named(options)
+    loaded = loaded or load_named(options)
     positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     check_positions(options.window_length, positions)
     tokens = tokenize(text, loaded.tokenizer)
@@ -74,6 +75,7 @@ def prepare(options: Options) -> Subject:
         score_length=options.score_length,
         stride=options.stride,
         windows=options.windows,
+        offset=options.offset,
         bos_token_id=bos_token_id,
     )
     return Subject(loaded, text, tokens, windows, bos_token_id)

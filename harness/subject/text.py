@@ -1,4 +1,4 @@
-"""Texts and their tokens: a Wikipedia excerpt, WikiText-2, or a local text file."""
+"""Texts and their tokens: a Wikipedia excerpt, WikiText-2, code, or a local file of text or of chats."""
 
 import difflib
 import hashlib
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from harness.records.writing import write_atomically
+from harness.subject.chats import JSON_LINES, Message, parse_chats, written_out
+from harness.subject.code import STDLIB, stdlib_code
 from harness.subject.errors import TextError, one_line
 from harness.subject.files import cache_folder
 from harness.subject.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
@@ -19,40 +21,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WIKITEXT = "wikitext-2"
-TEXTS = (EXCERPT, WIKITEXT)
+TEXTS = (EXCERPT, WIKITEXT, STDLIB)
 SLOW_TEXT = 500_000  # characters from which token ids are cached: tokenizing 3 million takes 3 seconds
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text, what outputs call it, and where it is from (names and hashes, no path of this machine)."""
+    """A text, what outputs call it, and where it is from (names and hashes, no path of this machine). chats: what its tokens are made
+    of, by the tokenizer's chat template, where it is chats."""
 
     name: str
     content: str
     source: dict[str, str]
+    chats: tuple[tuple[Message, ...], ...] = ()
 
 
 def load_text(name: str | None = None) -> Text:
-    """A known text (TEXTS; None is the Wikipedia excerpt) or a local UTF-8 file; TextError where it cannot be had."""
+    """A known text (TEXTS; None is the Wikipedia excerpt) or a local UTF-8 file, of chats where it is JSON lines; TextError where it
+    cannot be had."""
     if name in (None, EXCERPT):
         return _wikipedia_excerpt()
     if name == WIKITEXT:
         return _wikitext2()
+    if name == STDLIB:
+        return Text(STDLIB, *stdlib_code())
     return _local_file(name)
 
 
 def tokenize(text: Text, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
     """Token ids of the whole text without special tokens: int64 [tokens], cached on disk for long texts."""
-    if len(text.content) < SLOW_TEXT:
-        ids = _encode(text, tokenizer)
+    content = written_out(text.chats, text.name, tokenizer) if text.chats else text.content
+    if len(content) < SLOW_TEXT:
+        ids = _encode(content, tokenizer)
     else:
-        key = hashlib.sha256(text.content.encode())
+        key = hashlib.sha256(content.encode())
         key.update(_fingerprint(tokenizer))
         path = cache_folder() / "tokens" / f"{key.hexdigest()[:32]}.npy"
         try:
             ids = np.load(path)
         except (OSError, ValueError, EOFError):  # not there, or not readable: made again
-            ids = _encode(text, tokenizer)
+            ids = _encode(content, tokenizer)
             buffer = io.BytesIO()
             np.save(buffer, ids)
             _cache(path, buffer.getvalue())
@@ -72,9 +80,9 @@ def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
 
 
-def _encode(text: Text, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+def _encode(content: str, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     # verbose=False: a text is longer than the model's positions on purpose, windows are cut from it.
-    ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     return np.asarray(ids, dtype=np.int32)
 
 
@@ -113,7 +121,9 @@ def _local_file(name: str) -> Text:
     content = content.replace("\r\n", "\n").replace("\r", "\n")  # universal newlines, as open() reads
     if not content.strip():
         raise TextError(f'the text "{name}" is empty ({len(data)} bytes, no word); give a file with text in it')
-    return Text(path.name, content, {"kind": "file", "id": path.name, "sha256": hashlib.sha256(data).hexdigest()})
+    chats = parse_chats(content, path.name) if path.suffix in JSON_LINES else ()
+    source = {"kind": "chats" if chats else "file", "id": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+    return Text(path.name, content, source, chats)
 
 
 def _wikitext2() -> Text:

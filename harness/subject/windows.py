@@ -107,11 +107,12 @@ def cut_windows(
     score_length: int = 512,
     stride: int | None = None,
     windows: int | None = None,
+    offset: int = 0,
     bos_token_id: int | None = None,
 ) -> list[Window]:
     """Windows of a text, in order.
 
-    Grid window g starts at token g·stride; the last tokens that fill no whole window are left out. At the
+    Grid window g starts at token offset + g·stride; the last tokens that fill no whole window are left out. At the
     default stride, `score_length`, no token is scored twice; a stride under `score_length − 1` scores some
     twice, and then windows are not independent samples. `windows=N` of a grid of G takes the windows
     ⌊i·G/N⌋, spread evenly over the text; None takes all. `bos_token_id` replaces the first token of each
@@ -133,7 +134,7 @@ def cut_windows(
             "so that a prefix is left to cache; use a smaller score_length or a larger window_length"
         )
     stride = score_length if stride is None else stride
-    grid = grid_size(len(tokens), window_length, stride)
+    grid = grid_size(len(tokens) - offset, window_length, stride)
     count = grid if windows is None else windows
     if count < 1:
         raise UserError(f"windows is {count}; at least 1 must be evaluated; leave windows out for all {grid}")
@@ -143,15 +144,21 @@ def cut_windows(
             f"use at most {grid}, or a longer text"
         )
     return [
-        _window(tokens, i * grid // count, stride, window_length, window_length - score_length, bos_token_id)
+        _window(tokens, i * grid // count, stride, offset, window_length, window_length - score_length, bos_token_id)
         for i in range(count)
     ]
 
 
 def _window(
-    tokens: Int64[Tensor, "text"], index: int, stride: int, length: int, prefix_length: int, bos: int | None
+    tokens: Int64[Tensor, "text"],
+    index: int,
+    stride: int,
+    offset: int,
+    length: int,
+    prefix_length: int,
+    bos: int | None,
 ) -> Window:
-    start = index * stride
+    start = offset + index * stride
     window = tokens[start : start + length]
     if bos is not None:
         window = window.clone()  # windows overlap: writing into the text would change its neighbours

@@ -14,6 +14,7 @@ from schemes import parse_scheme
     ("values", "message"),
     [
         ({"seed": -1}, "seed=-1: generators take 0 or more"),
+        ({"offset": -1}, "offset=-1: the first window begins at token 0 or later"),
         ({"seed": 2**63}, "below 2\\^63; give --seed 0"),
         ({"protocol": "one-pass"}, "choose two-pass, stepwise or single-pass"),
         ({"protocol": "stepwise"}, "give --step 16"),

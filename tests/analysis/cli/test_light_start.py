@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.records.run import load_run, save_run
+
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "transformers", "scipy.stats", "datasets", "hqq"}  # the first two take seconds
 COMMANDS = {
@@ -16,6 +18,7 @@ COMMANDS = {
     "plot": ["plot", "."],
     "plot in a style": ["plot", ".", "--style", "grayscale"],
     "relate": ["relate", "."],
+    "carry": ["carry", ".", "other", "--out", "figures"],
 }
 
 
@@ -29,6 +32,9 @@ runpy.run_module("analysis.cli.main", run_name="__main__")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_record_is_read_without_model_code(name, record_folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    other = load_run(record_folder)
+    other.text_name = other.settings.text_sha256 = "other"
+    save_run(other, record_folder / "other")
     done = subprocess.run(
         [sys.executable, "-c", AS_TYPED, *COMMANDS[name]], cwd=record_folder, capture_output=True, text=True
     )

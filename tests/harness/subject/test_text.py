@@ -52,7 +52,7 @@ class TestLocalFile:
         with pytest.raises(TextError) as error:
             load_text("wikitext2")
         assert str(error.value) == (
-            'no text "wikitext2": no such file, and the known texts are wikipedia-excerpt, wikitext-2; '
+            'no text "wikitext2": no such file, and the known texts are wikipedia-excerpt, wikitext-2, python-stdlib; '
             'did you mean "wikitext-2"?'
         )
 

@@ -141,3 +141,14 @@ def test_a_window_must_fit_the_positions():
     check_positions(2048, None)
     with pytest.raises(ValueError, match=r"window_length is 2048, the model has 1024 positions; .* at most 1024"):
         check_positions(2048, 1024)
+
+
+@settings(deadline=None)
+@given(cuts(), st.integers(0, 60))
+def test_an_offset_leaves_out_what_stands_before(cut, offset):
+    """So a window that is shorter by as much scores the same tokens."""
+    tokens, how, _ = cut
+    windows = cut_windows(torch.cat([torch.full((offset,), BOS), tokens]), offset=offset, **how)
+    plain = cut_windows(tokens, **how)
+    assert [w.start - offset for w in windows] == [w.start for w in plain]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(windows, plain, strict=True))
