@@ -32,6 +32,7 @@ NARROW = {  # blocks that a prefix of 96 tokens fills
     "kivi-hqq": "kivi-hqq:bits=2,group_size=8,residual_length=16",
     "kvarn": "kvarn:tile=32",
     "oscar": "oscar:group_size=16,block=32",
+    "ott": "ott:group_size=32,residual_length=16",
     "polarquant": "polarquant:group_size=32",
 }
 FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]

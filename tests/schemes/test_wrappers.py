@@ -201,6 +201,7 @@ BITS = {  # of the packed part, D = 64 unless said: what the measurement must gi
     "oscar": (3.0 + 16 / 128, 3.0),  # two heads share a token's norm
     "fp8:scale=none": (8.0, 8.0),
     "kivi2": (3.0, (3.0 * 1920 + 16 * 128) / 2048),
+    "ott": tuple(((b + 3 * (16 + 8 / 64) / 128) * 1920 + 16 * 128) / 2048 for b in (2.25, 2.5)),
 }
 
 
