@@ -98,7 +98,8 @@ class Scheme:
         for scheme in self.variants:
             for name, side in scheme.sides.items():
                 try:
-                    side.quantizer.check(widths[name])
+                    for quantizer in side.quantizers:
+                        quantizer.check(widths[name])
                 except UserError as error:
                     raise UserError(
                         f"scheme {scheme.name}, {name}s with {widths[name]} channels a head: {error}"

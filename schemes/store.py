@@ -154,8 +154,8 @@ class TokenStore:
         if missing > 0:
             self.sinks = _joined(self.sinks, x[:, :, :missing])
             x = x[:, :, missing:]
-        every = self.scheme.flush_every
-        ready = max(0, (self._tail.length + x.shape[2] - self.scheme.keep_recent) // every * every)
+        begun = self.waiting is not None or bool(self.runs)
+        ready = self.scheme.due(self._tail.length + x.shape[2] - self.scheme.keep_recent, begun)
         if ready:
             old = min(ready, self._tail.length)
             block = x[:, :, : ready - old]
@@ -169,14 +169,22 @@ class TokenStore:
     def pack(self) -> None:
         """Quantize what waits."""
         if self.waiting is not None:
-            packed = self.quantized(self.waiting)
-            self.keep_packed(packed, packed.dequantize() if self.wants_decoded else None)
+            for packed in self.quantized(self.waiting):
+                self.keep_packed(packed, packed.dequantize() if self.wants_decoded else None)
 
-    def quantized(self, waiting: KV) -> QuantizedTensor:
-        """What waits, as it is to be stored; of several stores in one call the numbers beyond the largest are counted here: it
-        is their sum that is reported."""
-        packed = self.scheme.quantizer.quantize_at(waiting, self.sink_tokens + self.packed_tokens)
-        self.saturated = self.saturated + packed.saturated
+    def quantized(self, waiting: KV) -> list[QuantizedTensor]:
+        """What waits, as it is to be stored: what the rule encodes first apart. Of several stores in one call the numbers beyond
+        the largest are counted here: it is their sum that is reported."""
+        start, pieces = self.sink_tokens + self.packed_tokens, [(self.scheme.quantizer, waiting)]
+        if self.scheme.first is not None and not self.runs:
+            first = self.scheme.first_tokens
+            pieces = [(self.scheme.first, waiting[:, :, :first]), (self.scheme.quantizer, waiting[:, :, first:])]
+        packed: list[QuantizedTensor] = []
+        for quantizer, x in pieces:
+            if x.shape[2]:
+                packed.append(quantizer.quantize_at(x, start))
+                self.saturated = self.saturated + packed[-1].saturated
+                start += x.shape[2]
         return packed
 
     @property
@@ -184,14 +192,16 @@ class TokenStore:
         return self._mirror is not None or self._on_packed is not None
 
     def keep_packed(self, packed: QuantizedTensor, decoded: KV | None) -> None:
-        """What waited is stored as `packed`, which stands for `decoded`, wanted where there is a mirror."""
+        """What waited, or the next part of it, is stored as `packed`, which stands for `decoded`, wanted where there is a
+        mirror."""
         if decoded is not None:
             start = self.sink_tokens + self.packed_tokens
             if self._mirror is not None:
                 self._mirror.decode(start, decoded)
             if self._on_packed is not None:
                 self._on_packed(start, decoded)
-        if self.runs and self.runs[-1].takes_more():
+        apart = self.scheme.first is not None and len(self.runs) == 1  # a run of another layout
+        if self.runs and not apart and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:
             self.runs.append(_Run(packed))

@@ -220,6 +220,7 @@ def test_layers_are_packed_together_as_they_are_alone(model, subject, options, m
         NARROW["kivi"],
         "hqq4:group_size=16",
         "oscar:group_size=8,block=16",
+        "gear(asym4:group_size=16):block=16,prompt=32",
         "fp8:scale=none",
     ):
         contender = contender_of(spec)
