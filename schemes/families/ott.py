@@ -106,6 +106,6 @@ FAMILY = Family(
     "Departs: there a pool of 3 tokens serves the whole text, tokens of a block compete with those in it, and those that it loses stay "
     "exact elsewhere until 32 do: at most 35 tokens, where here each block has its own n, since blocks do not depend on one another. "
     "All that the pool takes is exact here too, and more, so that the measured bits are more than published. Keys choose the tokens of "
-    "values too there; here each side has its own. Tokens are chosen in each head. The first two layers keep none there: here a map of "
-    "layers says so, with ott:outliers=0. Groups have 128 there, so a value's is a head's width",
+    "values too there; here each side has its own. They are chosen in each head, of which the summaries say nothing. The first one or two "
+    "layers keep none there: here a map of layers says so, with ott:outliers=0",
 )

@@ -49,7 +49,7 @@ def test_every_family_gives_a_window_what_it_gives_it_alone(wide, tokens, option
     """Batches of two and a ragged one of one; on a CPU in float32 rows of a matrix product differ in the last bits."""
     subject = tiny_subject(wide, tokens)
     specs = [NARROW.get(family.name, family.example) for family in FAMILIES]
-    specs += ["hqq4:solver=library", "sink-window:bits=4"]
+    specs += ["hqq4:solver=library", "sink-window:bits=4", "gear(asym4):block=16,prompt=64"]
     together, _ = compare(specs, replace(options, batch="2"), subject=subject)
     alone, _ = compare(specs, replace(options, batch="1", out=options.out + "-1"), subject=subject)
     assert together.batches == [2, 1]
