@@ -203,13 +203,15 @@ class TensorScheme:
     """How keys, or values, are stored.
 
     keep_recent: newest tokens that stay exact; flush_every: block length in tokens, by default one token group;
-    sink_tokens: first tokens that stay exact.
+    sink_tokens: first tokens that stay exact. first: encodes what is quantized first, as many tokens as one of its groups
+    has, together; `quantizer` all others.
     """
 
     quantizer: Quantizer
     keep_recent: int = 0
     flush_every: int = 0  # 0: one token group
     sink_tokens: int = 0
+    first: Quantizer | None = None
 
     def __post_init__(self) -> None:
         group = self.quantizer.tokens_per_group
@@ -224,6 +226,21 @@ class TensorScheme:
                 f"need a block (flush_every, or residual_length in kivi) that is a multiple of {group}"
             )
 
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """What encodes some of the tokens."""
+        return (self.quantizer,) if self.first is None else (self.first, self.quantizer)
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens that `first` encodes; 0 without one."""
+        return 0 if self.first is None else self.first.tokens_per_group
+
     def packed_tokens(self, length: int) -> int:
         """How many of `length` tokens are quantized: the state depends on the length alone."""
-        return max(0, (length - self.sink_tokens - self.keep_recent) // self.flush_every * self.flush_every)
+        return self.due(length - self.sink_tokens - self.keep_recent)
+
+    def due(self, count: int, begun: bool = False) -> int:
+        """How many of the next `count` tokens, which may not stay exact, are quantized now. begun: some were before."""
+        first = 0 if begun else self.first_tokens
+        return 0 if count < first else max(0, first + (count - first) // self.flush_every * self.flush_every)

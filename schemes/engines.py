@@ -41,6 +41,7 @@ ENGINES: Mapping[str, Mapping[str, Preset]] = {
         "fp8_e5m2": Preset("fp8:format=e5m2,scale=none"),
         "fp4_e2m1": Preset("mxfp4:rule=rceil,group_size=16"),
     },
+    # without its int8: one calibrated scale for the queries, keys and values of a layer, which no family has; a finer one would flatter it
     "tensorrt-llm": {
         "fp8": Preset("fp8:scale=none", _SCALE_OF_ONE),
         "nvfp4": Preset("nvfp4:scales=2", "one calibrated scale a tensor there, one of each head and 128 tokens here"),

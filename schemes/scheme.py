@@ -75,7 +75,7 @@ class Scheme:
         whole = replace(self, layers=())
         if self.quantized_sides and not any(rules.get(i, whole).quantized_sides for i in stored):
             raise UserError(f"scheme {self.name} leaves all {len(stored)} layers of the model exact")
-        if any(side.quantizer.needs_place for one in self.variants for side in one.sides.values()):
+        if any(q.needs_place for one in self.variants for side in one.sides.values() for q in side.quantizers):
             rules = {i: _placed(rules.get(i, whole), i, rotary, key_bias) for i in stored}
         bound = tuple(sorted(rules.items(), key=lambda rule: rule[0]))
         return self if bound == self.layers else replace(self, layers=bound)
@@ -112,7 +112,8 @@ class Scheme:
         for scheme in self.variants:
             for name, side in scheme.sides.items():
                 try:
-                    side.quantizer.check(widths[name])
+                    for quantizer in side.quantizers:
+                        quantizer.check(widths[name])
                 except UserError as error:
                     raise UserError(
                         f"scheme {scheme.name}, {name}s with {widths[name]} channels a head: {error}"
@@ -128,5 +129,6 @@ def _placed(
     sides: dict[str, TensorScheme] = {}
     for name, side in scheme.sides.items():
         place = Place(layer, name, rotary(layer) if rotary else None, side.sink_tokens, key_bias)
-        sides[name] = replace(side, quantizer=side.quantizer.bind(place))
+        first = None if side.first is None else side.first.bind(place)
+        sides[name] = replace(side, quantizer=side.quantizer.bind(place), first=first)
     return replace(scheme, **sides)

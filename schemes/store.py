@@ -79,6 +79,11 @@ class TokenStore:
         return self.packed_from + self.packed_tokens
 
     @property
+    def _begun(self) -> bool:
+        """Whether any token was packed."""
+        return self.packed_until > self.scheme.sink_tokens
+
+    @property
     def length(self) -> int:
         """Tokens that were stored, those let go among them."""
         waiting = 0 if self.waiting is None else self.waiting.shape[2]
@@ -131,8 +136,8 @@ class TokenStore:
         if missing > 0:
             self.sinks = _joined(self.sinks, x[:, :, :missing])
             x = x[:, :, missing:]
-        every = self.scheme.flush_every
-        ready = max(0, (self._tail.length + x.shape[2] - self.scheme.keep_recent) // every * every)
+        begun = self.waiting is not None or self._begun
+        ready = self.scheme.due(self._tail.length + x.shape[2] - self.scheme.keep_recent, begun)
         if ready:
             old = min(ready, self._tail.length)
             block = x[:, :, : ready - old]
@@ -146,14 +151,22 @@ class TokenStore:
     def pack(self) -> None:
         """Quantize what waits."""
         if self.waiting is not None:
-            packed = self.quantized(self.waiting)
-            self.keep_packed(packed, packed.dequantize() if self.wants_decoded else None)
+            for packed in self.quantized(self.waiting):
+                self.keep_packed(packed, packed.dequantize() if self.wants_decoded else None)
 
-    def quantized(self, waiting: KV) -> QuantizedTensor:
-        """What waits, as it is to be stored; of several stores in one call the numbers beyond the largest are counted here: it
-        is their sum that is reported."""
-        packed = self.scheme.quantizer.quantize_at(waiting, self.packed_until)
-        self.saturated = self.saturated + packed.saturated
+    def quantized(self, waiting: KV) -> list[QuantizedTensor]:
+        """What waits, as it is to be stored: what the rule encodes first apart. Of several stores in one call the numbers beyond
+        the largest are counted here: it is their sum that is reported."""
+        start, pieces = self.packed_until, [(self.scheme.quantizer, waiting)]
+        if self.scheme.first is not None and not self._begun:
+            first = self.scheme.first_tokens
+            pieces = [(self.scheme.first, waiting[:, :, :first]), (self.scheme.quantizer, waiting[:, :, first:])]
+        packed: list[QuantizedTensor] = []
+        for quantizer, x in pieces:
+            if x.shape[2]:
+                packed.append(quantizer.quantize_at(x, start))
+                self.saturated = self.saturated + packed[-1].saturated
+                start += x.shape[2]
         return packed
 
     @property
@@ -161,14 +174,19 @@ class TokenStore:
         return self._mirror is not None or self._on_packed is not None
 
     def keep_packed(self, packed: QuantizedTensor, decoded: KV | None) -> None:
-        """What waited is stored as `packed`, which stands for `decoded`, wanted where there is a mirror."""
+        """What waited, or the next part of it, is stored as `packed`, which stands for `decoded`, wanted where there is a
+        mirror."""
         if decoded is not None:
             start = self.packed_until
             if self._mirror is not None:
                 self._mirror.decode(start, decoded)
             if self._on_packed is not None:
                 self._on_packed(start, decoded)
-        if self.runs and self.runs[-1].takes_more():
+        # what the rule encodes first is a run of another layout
+        apart = (
+            self.scheme.first is not None and self.packed_until <= self.scheme.sink_tokens + self.scheme.first_tokens
+        )
+        if self.runs and not apart and self.runs[-1].takes_more():
             self.runs[-1].extend(packed)
         else:
             self.runs.append(PackedRun(packed))

@@ -58,6 +58,8 @@ class VectorOutliersQuantizer(Wrapper):
             raise UserError(
                 "a channel of one token has no smallest and largest number; give a block of at least 2 tokens"
             )
+        if self.grouping.axis == "channel" and self.block > WORD:
+            raise UserError(f"a channel of a block of {self.block} tokens has more than {WORD} places")
         self.inner.check(channels)
 
     def quantize(self, x: KV) -> VectorOutliersTensor:

@@ -140,6 +140,8 @@ def wrap(
     for name, side in (("key", key), ("value", value)):
         if sides in ("both", name):
             quantizer = make(side.quantizer)
-            side = replace(side, quantizer=quantizer, flush_every=lcm(side.flush_every, quantizer.tokens_per_group))
+            every = lcm(side.flush_every, quantizer.tokens_per_group)
+            first = None if side.first is None else make(side.first)
+            side = replace(side, quantizer=quantizer, flush_every=every, first=first)
         wrapped.append(side)
     return wrapped[0], wrapped[1]

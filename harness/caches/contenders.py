@@ -111,7 +111,7 @@ class SchemeContender:
             self._check_window(here, layer, shape.window, prefix_length)
         for side, rule in [pair for variant in self.scheme.variants for pair in variant.sides.items()]:
             if not rule.packed_tokens(prefix_length):
-                kept = rule.keep_recent + rule.sink_tokens + rule.flush_every
+                kept = rule.keep_recent + rule.sink_tokens + (rule.first_tokens or rule.flush_every)
                 raise UserError(
                     f"scheme {self.label}: a prefix of {prefix_length} tokens would leave every {side} exact, since its "
                     f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual"

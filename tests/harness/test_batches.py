@@ -32,6 +32,7 @@ NARROW = {  # blocks that a prefix of 96 tokens fills
     "kivi-hqq": "kivi-hqq:bits=2,group_size=8,residual_length=16",
     "kvarn": "kvarn:tile=32",
     "oscar": "oscar:group_size=16,block=32",
+    "ott": "ott:group_size=32,residual_length=16",
     "polarquant": "polarquant:group_size=32",
 }
 FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]
@@ -48,7 +49,7 @@ def test_every_family_gives_a_window_what_it_gives_it_alone(wide, tokens, option
     """Batches of two and a ragged one of one; on a CPU in float32 rows of a matrix product differ in the last bits."""
     subject = tiny_subject(wide, tokens)
     specs = [NARROW.get(family.name, family.example) for family in FAMILIES]
-    specs += ["hqq4:solver=library", "sink-window:bits=4"]
+    specs += ["hqq4:solver=library", "sink-window:bits=4", "gear(asym4):block=16,prompt=64"]
     together, _ = compare(specs, replace(options, batch="2"), subject=subject)
     alone, _ = compare(specs, replace(options, batch="1", out=options.out + "-1"), subject=subject)
     assert together.batches == [2, 1]
@@ -219,6 +220,7 @@ def test_layers_are_packed_together_as_they_are_alone(model, subject, options, m
         NARROW["kivi"],
         "hqq4:group_size=16",
         "oscar:group_size=8,block=16",
+        "gear(asym4:group_size=16):block=16,prompt=32",
         "fp8:scale=none",
     ):
         contender = contender_of(spec)

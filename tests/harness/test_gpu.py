@@ -46,6 +46,7 @@ SUMS = [
         "kitty",
         "kvarn",
         "oscar",
+        "ott",
     ),
     *("gear(asym2)", "kivi-hqq2", "hqq3", "hqq3:normalize=true"),
 ]

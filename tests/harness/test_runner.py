@@ -141,6 +141,8 @@ def test_specs_and_contenders_compete_in_one_run(subject, options):
 def test_a_prefix_within_the_residual_is_refused(subject, options):
     with pytest.raises(ValueError, match="prefix of 96 tokens would leave every key exact"):
         compare(["kivi4"], options, subject=subject)
+    with pytest.raises(ValueError, match="packs nothing under 112 tokens"):
+        compare(["gear(asym4:group_size=16):block=16,rank=1,prompt=112,prompt_rank=1"], options, subject=subject)
 
 
 class Poisoned(SchemeContender):

@@ -35,7 +35,7 @@ EXACT = [
     *("hadamard(asym4)", "hadamard(int3):signs=random", "turboquant:bits=2,rotation=hadamard,correct_norm=true"),
     *("turboquant:bits=2.5", "turboquant-vllm:key_bits=3"),
     *("mxfp4:rule=rceil,group_size=16", "nvfp4:scales=2", "mlx:bits=3", "exllamav3:bits=3", "polarquant:radius_bits=3"),
-    *("kivi2", "oscar", "hqq3:stop=reference", "clip(asym2:axis=channel)", "centred(hadamard(asym3))"),
+    *("kivi2", "oscar", "ott", "hqq3:stop=reference", "clip(asym2:axis=channel)", "centred(hadamard(asym3))"),
 ]
 SOLVED = [
     *(f"hqq{bits}:axis={axis},group_size={32 * 2 ** (i % 3)}" for i, bits in enumerate(BITS) for axis in AXES),

@@ -22,6 +22,8 @@ SPECS = [
     "hqq2:group_size=8,axis=channel,iters=3",
     "kivi:bits=2,group_size=8,residual_length=16",
     "kivi:bits=4,group_size=8,residual_length=24,sink_tokens=5",
+    "gear(asym2:axis=channel,group_size=8):block=8,rank=1,prompt=24,prompt_rank=2",
+    "gear(kivi:bits=2,group_size=8,residual_length=16):block=16,rank=1,prompt=32,prompt_rank=2,sink_tokens=3",
 ]
 SIDES = [
     pytest.param(scheme, id=f"{spec}-{side}") for spec in SPECS for side, scheme in parse_scheme(spec).sides.items()
@@ -95,9 +97,11 @@ class Counting(Quantizer):
 @settings(max_examples=20)
 @given(steps=st.lists(st.tuples(st.sampled_from(["append", "append", "crop"]), st.integers(0, 40)), max_size=8))
 def test_appends_and_crops_never_quantize_again(scheme, steps):
-    """Packed tokens stay, bit for bit, until they are cropped; what is newly packed is what the quantizer gives."""
-    counting = Counting(scheme.quantizer)
-    store, removed, seed = TokenStore(replace(scheme, quantizer=counting)), 0, 0
+    """Packed tokens stay, bit for bit, until they are cropped; what is newly packed is what the quantizer gives, of the first
+    tokens the one for those."""
+    first = None if scheme.first is None else Counting(scheme.first)
+    counted = replace(scheme, quantizer=Counting(scheme.quantizer), first=first)
+    store, removed, seed = TokenStore(counted), 0, 0
     truth = shown = tokens(0)
     for what, count in steps:
         packed_end = store.sink_tokens + store.packed_tokens
@@ -118,11 +122,17 @@ def test_appends_and_crops_never_quantize_again(scheme, steps):
         assert torch.equal(read[:, :, :packed_end], shown[:, :, :packed_end])
         sinks, tail = store.sink_tokens, store.length - store.tail_tokens
         if (fresh := slice(max(sinks, packed_end), tail)).start < tail:
-            assert torch.equal(read[:, :, fresh], rebuild(scheme.quantizer, truth[:, :, fresh]))
+            new = truth[:, :, fresh].split(
+                [head := scheme.first_tokens if packed_end <= sinks else 0, tail - fresh.start - head], 2
+            )
+            rebuilt = [
+                rebuild(one, x) for one, x in zip((scheme.first, scheme.quantizer), new, strict=True) if x.numel()
+            ]
+            assert torch.equal(read[:, :, fresh], torch.cat(rebuilt, dim=2))
         assert torch.equal(read[:, :, :sinks], truth[:, :, :sinks])
         assert torch.equal(read[:, :, tail:], truth[:, :, tail:])
-        assert store.tail_tokens < scheme.keep_recent + scheme.flush_every
-        assert sum(counting.seen) == store.packed_tokens + removed
+        assert store.tail_tokens < scheme.keep_recent + max(scheme.flush_every, scheme.first_tokens)
+        assert sum(sum(one.seen) for one in counted.quantizers) == store.packed_tokens + removed
         shown = read
 
 
@@ -131,7 +141,7 @@ def test_a_crop_between_blocks_leaves_the_state_of_fewer_tokens(scheme):
     """Where the crop takes exact tokens or whole blocks only, what follows is as if they had never come."""
     x = tokens(200)
     whole = filled(scheme, x)
-    block_end = scheme.sink_tokens + scheme.flush_every
+    block_end = scheme.sink_tokens + (scheme.first_tokens or scheme.flush_every)
     whole.crop(block_end)
     assert torch.equal(whole.read(), filled(scheme, x).read()[:, :, :block_end])
     whole.append(x[:, :, block_end:])
@@ -183,7 +193,7 @@ def test_what_is_let_go_changes_nothing_behind_it(scheme, steps):
         before = sliding.dropped
         sliding.forget(left)
         assert before <= sliding.dropped <= max(before, left)
-        assert min(left, whole.packed_until) - sliding.dropped < scheme.quantizer.tokens_per_group
+        assert min(left, whole.packed_until) - sliding.dropped < max(q.tokens_per_group for q in scheme.quantizers)
         assert (sliding.length, sliding.packed_until) == (whole.length, whole.packed_until)
         if sliding.length > sliding.dropped:
             assert torch.equal(sliding.read(), whole.read()[:, :, sliding.dropped :])

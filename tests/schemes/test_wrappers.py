@@ -98,6 +98,28 @@ def test_gear_is_near_the_best_of_its_rank():
     assert best <= left < 1.03 * best
 
 
+def test_what_wraps_gear_wraps_its_prompt():
+    """Both in front of the rest: the first tokens as a scheme of that block alone has them."""
+    x = torch.randn(1, 2, 192, 64)
+    store = TokenStore(parse_scheme("hadamard(gear(asym2:axis=channel):prompt=128)").key)
+    store.append(x)
+    first, rest = (
+        rebuild(parse_scheme(spec).key.quantizer, part)
+        for spec, part in zip(
+            ("hadamard(gear(asym2:axis=channel):block=128,rank=4)", "hadamard(gear(asym2:axis=channel))"),
+            x.split([128, 64], dim=2),
+            strict=True,
+        )
+    )
+    assert torch.equal(store.read(), torch.cat([first, rest], dim=2))
+
+
+def test_prompts_of_one_side():
+    scheme = parse_scheme("gear(asym4):prompt=128,sides=key")
+    assert (scheme.key.first_tokens, scheme.value.first_tokens) == (128, 0)
+    assert parse_scheme("gear(asym4):prompt=128,sides=value,prompt_rank=3").value.first.rank == 3
+
+
 @pytest.mark.parametrize("spec", ["turboquant:bits=2", "hadamard(asym2):signs=random", "gear(asym2)"])
 def test_what_is_drawn_is_drawn_with_the_seed_of_the_spec(spec):
     """Whatever torch's own generator is at, and another seed draws another thing."""
@@ -201,6 +223,12 @@ BITS = {  # of the packed part, D = 64 unless said: what the measurement must gi
     "oscar": (3.0 + 16 / 128, 3.0),  # two heads share a token's norm
     "fp8:scale=none": (8.0, 8.0),
     "kivi2": (3.0, (3.0 * 1920 + 16 * 128) / 2048),
+    "gear(asym2:key_axis=channel)": (2.5 + 0.75 + 1, 2.5 + 0.375 + 1),
+    "gear(asym2:key_axis=channel):prompt=1536": (  # 15 + 15 numbers of a channel's 1536, of 32 bits; 512 tokens in blocks of 64
+        2.5 + (1536 * (30 * 32 / 1536 + 1 + 64 / 1536) + 512 * (0.75 + 1)) / 2048,
+        2.5 + 0.375 + (1536 * (1 + 64 / 1536) + 512 * 1) / 2048,
+    ),
+    "ott": tuple(((b + 3 * (16 + 8 / 64) / 128) * 1920 + 16 * 128) / 2048 for b in (2.25, 2.5)),
 }
 
 

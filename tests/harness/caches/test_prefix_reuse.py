@@ -22,6 +22,7 @@ SPECS = [
     "kivi:bits=2,group_size=8,residual_length=16,sink_tokens=3",
     "hadamard(centred(asym4:group_size=16):block=8)",
     "gear(kivi:bits=2,group_size=8,residual_length=16):block=8,rank=2",
+    "gear(int4:group_size=16):block=8,rank=2,prompt=24",
 ]
 
 

@@ -20,7 +20,9 @@ SPECS = [
     "hadamard(asym3:group_size=8)",
     "oscar:group_size=8,block=16",
     "kvarn:tile=16",
+    "ott:group_size=16,residual_length=8",
     "gear(int4:group_size=16):block=16",
+    "gear(int4:group_size=16):block=16,prompt=32",
     "fp8:block=8",
     "int4:group_size=16,exact_first_layers=1",
 ]

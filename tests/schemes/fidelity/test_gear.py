@@ -47,6 +47,15 @@ def test_what_the_low_rank_part_leaves(name, case):
     assert torch.allclose(left, GOLDEN[f"{name}.{case}.error"][1], rtol=0.08)
 
 
+def test_a_prompt_and_what_follows_are_these():
+    """The settings that are held to the published code are those of prompt=256 and what follows it."""
+    whole, buffers = (parse_scheme(SETTINGS[case][0]).sides for case in ("kivi", "buffer"))
+    for side, rule in parse_scheme("gear(asym2:key_axis=channel):prompt=256").sides.items():
+        assert rule.first == whole[side].quantizer
+        assert rule.quantizer == buffers[side].quantizer
+        assert [rule.packed_tokens(length) for length in (255, 256, 319, 320)] == [0, 256, 256, 320]
+
+
 def test_without_the_low_rank_part_it_would_be_seen():
     """Keys of Qwen2.5's first layer: their error is coherent."""
     quantized, left = GOLDEN["qwen.key.kivi.error"]
