@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import ModuleList
 from transformers import DynamicCache
 
-from harness.caches.kinds import full_layers
 from harness.capture import exact_view
 from harness.protocols import suffix_logits
+from harness.subject.kinds import full_layers
 from harness.subject.windows import Batch
 from schemes import KV
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.caches.kinds import full_layers
 from harness.caches.rotary import rotary_of
 from harness.capture import suffix_gradients
 from harness.leaks import seen_text
 from harness.protocols import prefill
 from harness.records.writing import write_file
+from harness.subject.kinds import full_layers
 from harness.subject.prepared import Subject
 from harness.subject.probing import check_continues, kv_shapes
 from harness.subject.windows import Batch

@@ -38,6 +38,8 @@ def _bits(family: Family, items: str = "", channels: int = LISTED_CHANNELS) -> s
 def _measured(spec: str, channels: int) -> str:
     x = torch.randn(1, HEADS, TOKENS, channels, generator=torch.Generator().manual_seed(0))
     scheme = parse_scheme(spec)
+    if any(quantizer.needs_place for side in scheme.sides.values() for quantizer in side.quantizers):
+        return "measured in a model"
     try:
         scheme.check(channels)
     except UserError as error:

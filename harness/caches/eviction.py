@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.kinds import full_layers
 from harness.caches.specs import CacheSpec
 from harness.records.run import Bytes, ContenderRecord
+from harness.subject.kinds import full_layers
 from harness.subject.probing import places_are_in_keys
 from harness.subject.windows import Batch
 from schemes.errors import UserError

@@ -104,7 +104,8 @@ def _rotaries(model: Any) -> dict[int, Rotary]:
     positions = torch.arange(tokens.shape[1], device=model.device)[None]
     here, later = (probe(model, tokens, position_ids=positions + start)[1] for start in (0, SHIFT))
     rotaries: dict[int, Rotary] = {}
-    for layer, shape in kv_shapes(model, "all").items():
+    shapes = kv_shapes(model, "all")
+    for layer, shape in shapes.items():
         if shape.window and shape.window <= tokens.shape[1]:  # it holds too few of them
             continue
         keys, shifted = here.layers[layer].keys.float(), later.layers[layer].keys.float()
@@ -121,7 +122,8 @@ def _rotaries(model: Any) -> dict[int, Rotary]:
             if shape.window is None:
                 raise UserError(_cannot(model, layer))
             del rotaries[layer]
-    if not any(isinstance(rotary, ModelRotary) for rotary in rotaries.values()):
+    full = [layer for layer, shape in shapes.items() if shape.window is None] or list(rotaries)
+    if not any(isinstance(rotaries[layer], ModelRotary) for layer in full):
         raise UserError(f"{what} rotates no key that it caches, so there are no pre-RoPE keys")
     return rotaries
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.caches.key_bias import key_bias_of
-from harness.caches.kinds import stored_layers
 from harness.caches.layers import New, SchemeLayer, SlidingSchemeLayer, Whole, whole
 from harness.caches.rotary import rotary_of
 from harness.caches.stepping import Buffers, Steps
+from harness.subject.kinds import stored_layers
 from schemes import Rotary, Scheme, TokenStore
 from schemes.together import pack_together
 

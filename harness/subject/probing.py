@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.subject.errors import one_line
 from harness.subject.forward import cache_keyword, forward
+from harness.subject.kinds import layers_of_kind
 from schemes import LayerKinds
 from schemes.errors import UserError
 
@@ -33,8 +34,6 @@ _SHAPES: WeakKeyDictionary[Any, tuple[dict[int, KVShape], str]] = WeakKeyDiction
 def kv_shapes(model: Any, kinds: LayerKinds = "full") -> dict[int, KVShape]:
     """By layer, of the layers that keep the keys and values of every token and nothing else, or of those that do so of a sliding
     window, or both: what they hold after a tiny prefill. UserError where there are none."""
-    from harness.caches.kinds import layers_of_kind
-
     if model not in _SHAPES:
         _, cache = probe(model, tokens_for(model))
         shapes: dict[int, KVShape] = {}

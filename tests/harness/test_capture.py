@@ -11,9 +11,9 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from harness import capture
-from harness.caches.kinds import full_layers
 from harness.protocols import prefill, suffix_logits
 from harness.subject.forward import forward
+from harness.subject.kinds import full_layers
 from harness.subject.windows import Batch, cut_windows
 
 from ..conftest import SHARP, TINY, tiny_config

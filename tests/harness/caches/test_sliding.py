@@ -266,7 +266,7 @@ def test_equal_codes_in_other_layers_are_another_row():
 
 def test_positions_of_keys_before_rotation(hybrid):
     """A chunked layer is none that slides: it is masked otherwise."""
-    from harness.caches.kinds import sliding_windows
+    from harness.subject.kinds import sliding_windows
 
     config = copy.deepcopy(hybrid.config)
     cache = DynamicCache(config=config)
