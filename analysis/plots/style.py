@@ -127,7 +127,9 @@ def scheme_label(name: str) -> str:
     layout, rest = _layout(family, options), _rest(options)
     extra = [f"g{value}" if key == "group_size" else f"{key}={value}" for key, value in rest.items()]
     plain = layout in ("", "token/token") and (not extra or family != "asymmetric")
-    return " ".join([f"{SHORT.get(family, family)}{both}", *([] if plain else [layout]), *extra])
+    short = SHORT.get(family, family)
+    gap = " " if short[-1].isdigit() else ""  # exllamav3 at 4 bits
+    return " ".join([f"{short}{gap}{both}", *([] if plain else [layout]), *extra])
 
 
 def _parts(name: str) -> Spec:

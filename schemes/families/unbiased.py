@@ -99,11 +99,13 @@ def unbiased(key: TensorScheme, value: TensorScheme) -> tuple[TensorScheme, Tens
 FAMILY = Family(
     unbiased,
     "wrapper: the inner scheme on keys less what the bias of their projection contributes",
-    "kvdelta",
+    "kvdelta; that low-bit keys fail on Qwen2 and 2.5 for this bias was observed in ggml-org/llama.cpp, issue 21385 (2026)",
     formula="k ← k − R(p) b, with b the bias of the key projection and R(p) the rotation at position p; k̂ = inner + R(p) b. Bits: "
     "those of the inner scheme: b is the model's.",
     good="models whose key projection has a bias (Qwen2 and 2.5), which makes some channels loud and constant before the rotation: "
     "per-token groups and rotations no longer spread them over the others.",
     fails="a model without such a bias is refused. Per-channel groups lose less by it: the rotation turns slowly in most channels.",
-    compared="with nothing published: removing it is exact up to the rounding of one float32 addition",
+    compared="with no published code: removing it is exact up to the rounding of one float32 addition. PrismML-Eng/llama.cpp, pull "
+    "request 51 (2026), subtracts a measured mean of the cached keys, the same at every position, and never adds it, since attention "
+    "does not depend on it; here it turns with the position, and is added again",
 )

@@ -379,6 +379,7 @@ def test_a_foreign_cache_and_a_map_of_layers_have_a_lasting_look():
         ("asymmetric:bits=2,group_size=32", "asym2 token/token g32"),
         ("kivi:key_bits=4,value_bits=2", "kivi4/2"),
         ("hqq:bits=4", "hqq4"),
+        ("exllamav3:bits=4", "exllamav3 4"),
         ("exact", "exact"),
         ("@maps/three.json#12345678", "three.json#12345678"),
         ("foreign.py:Cache", "foreign.py:Cache"),
