@@ -16,11 +16,12 @@ from harness.records.run import load_run
 from harness.runner import Progress
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch
-from schemes import SCHEMES, kernels, parse_scheme, together
+from schemes import kernels, parse_scheme, together
 from schemes.errors import UserError
 
 from ..architectures import tiny
 from ..conftest import tiny_config, tiny_subject
+from ..schemes.cases import FAMILIES
 
 NARROW = {  # blocks that a prefix of 96 tokens fills
     "centred": "centred(asym4):block=32",
@@ -35,7 +36,6 @@ NARROW = {  # blocks that a prefix of 96 tokens fills
     "ott": "ott:group_size=32,residual_length=16",
     "polarquant": "polarquant:group_size=32",
 }
-FAMILIES = [family for family in SCHEMES.values() if family.calibrate is None]
 
 
 @pytest.fixture(scope="module")

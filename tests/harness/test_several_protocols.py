@@ -25,7 +25,7 @@ def without_folder(run):
 def test_one_run_equals_two(subject, by, tmp_path, monkeypatch):
     prefills = []
     prefill = runners.prefill
-    monkeypatch.setattr(runners, "prefill", lambda *words: prefills.append(1) or prefill(*words))
+    monkeypatch.setattr(runners, "prefill", lambda *words, **how: prefills.append(1) or prefill(*words, **how))
     together = compare_protocols(SPECS, by(str(tmp_path / "one")), subject=subject)
     assert len(prefills) == 2  # batches, of two windows and of one
     assert [folder.name for _, folder in together] == ["two-pass", "stepwise-8", "stepwise-4"]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from schemes import SCHEMES, TokenStore, parse_scheme
+from schemes import TokenStore, parse_scheme
 from schemes.families.gear import LowRankQuantizer, orthonormal
 from schemes.rotation import rotate
 
-from .cases import rebuild
+from .cases import FAMILIES, rebuild
 
-WRAPPERS = [family.name for family in SCHEMES.values() if family.wraps]
+WRAPPERS = [family.name for family in FAMILIES if family.wraps]
 CHANGES_NUMBERS = "clip"  # clamps before the inner quantizer: no inverse
 
 
