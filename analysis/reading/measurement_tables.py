@@ -82,6 +82,8 @@ def outlier_table(rows: Sequence[OutlierRow]) -> Table:
         "layer": lambda row: str(row.layer),
         "K max/median": lambda row: number(row.ratio),
         "head": lambda row: str(row.head),
+        "varying": lambda row: number(row.varying),
+        "constant": lambda row: f"{100 * row.constant:.0f} %",
         "outlier channels": lambda row: ", ".join(map(str, row.outliers)) or "–",
         "max |K|": lambda row: number(row.max),
         "|mean|/sd": lambda row: number(row.offset),
@@ -91,12 +93,15 @@ def outlier_table(rows: Sequence[OutlierRow]) -> Table:
     }
     if ("pre_rope_key", layers[0]) in best:
         columns["pre-RoPE"] = lambda row: number(best["pre_rope_key", row.layer].ratio)
+        columns["pre-RoPE varying"] = lambda row: number(best["pre_rope_key", row.layer].varying)
+        columns["pre-RoPE constant"] = lambda row: f"{100 * best['pre_rope_key', row.layer].constant:.0f} %"
     columns["V max/median"] = lambda row: number(best["value", row.layer].ratio)
     columns["V sink"] = lambda row: number(best["value", row.layer].sink, 2)
     return table([best["key", layer] for layer in layers], columns)
 
 
-OUTLIERS = """max/median: largest over median channel of mean |x|, the head with the largest. |mean|/sd: DC offset of its largest
+OUTLIERS = """max/median: largest over median channel of mean |x|, the head with the largest. varying: the same of the sd, which is what a
+channel is without its mean over tokens; constant: share of x² that the means have. |mean|/sd: DC offset of its largest
 channel. outlier channels: over 3 times the median. top energy: share of x² in the top 1 % of channels (at least one).
 persistence: overlap (Jaccard) of the top channels between windows. sink: norm of the first token over the median."""
 

@@ -40,7 +40,8 @@ def persistence(mean_abs: np.ndarray) -> np.ndarray:
 class OutlierRow(Row):
     """One KV head of a layer and side, over all windows: its most outlying channel, and what the head is like.
 
-    ratio: largest over median channel of mean |x|. outliers: the channels over 3 times the median. Of `channel`, the
+    ratio: largest over median channel of mean |x|. varying: the same of the sd, what is left of a channel without its mean over
+    tokens; constant: share of x² that the means have. outliers: the channels over 3 times the median. Of `channel`, the
     largest: max |x|, offset |mean|/sd, kurtosis. energy: share of x² in the top channels; persistence: their overlap
     between windows (nan for one). sink: norm of the first token over the median.
     """
@@ -49,6 +50,8 @@ class OutlierRow(Row):
     layer: int
     head: int
     ratio: float
+    varying: float
+    constant: float
     channel: int
     outliers: tuple[int, ...]
     max: float
@@ -72,6 +75,8 @@ def head_rows(record: Measurement, arrays: Arrays) -> list[OutlierRow]:
         norms = arrays[f"{side}_norm"]
         sink = (norms[..., 0] / np.median(norms, axis=-1)).mean(axis=0)
         mean, sd = arrays[f"{side}_mean"].mean(axis=0), np.sqrt((arrays[f"{side}_sd"] ** 2).mean(axis=0))
+        varying = channel_ratio(sd)
+        constant = (arrays[f"{side}_mean"] ** 2).mean(axis=0).sum(axis=-1) / square.sum(axis=-1)
         for at, h in np.ndindex(ratio.shape):
             channel = int(mean_abs[at, h].argmax())
             median = float(np.median(mean_abs[at, h]))
@@ -81,6 +86,8 @@ def head_rows(record: Measurement, arrays: Arrays) -> list[OutlierRow]:
                     layer=record.measured_layers[at],
                     head=record.kv_heads[h],
                     ratio=float(ratio[at, h]),
+                    varying=float(varying[at, h]),
+                    constant=float(constant[at, h]),
                     channel=channel,
                     outliers=tuple(int(c) for c in np.flatnonzero(mean_abs[at, h] > OUTLIER * median)),
                     max=float(arrays[f"{side}_max"][:, at, h, channel].max()),
@@ -116,7 +123,7 @@ def sentences(rows: Sequence[OutlierRow]) -> list[str]:
         over = sum(ratio > 5 for ratio in ratios)
         lines.append(
             f"{names[side]}: largest over median channel {min(ratios):.1f} to {max(ratios):.1f}; over 5 in {over} of "
-            f"{len(ratios)} layers"
+            f"{len(ratios)} layers; without each channel's mean over tokens at most {max(r.varying for r in layers.values()):.1f}"
         )
     key, value = by_side["key"], by_side["value"]
     more = sum(key[layer].ratio > value[layer].ratio for layer in key)

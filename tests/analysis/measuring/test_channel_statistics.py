@@ -77,3 +77,21 @@ def test_a_choice_of_layers_and_heads(subject, options, refused):
         measure_outliers(options, subject, layers=[2])
     with refused("KV head 3 does not exist"):
         measure_outliers(options, subject, heads=[3])
+
+
+def test_what_is_constant_and_what_varies(subject, options, model):
+    """A loud channel that never changes stands out in the one, and not in the other; before the rotation, which mixes pairs."""
+    record, folder = measure_outliers(options, subject, pre_rope=True)
+    arrays = {name: array.copy() for name, array in measured_arrays(folder, record).items()}
+    side = "pre_rope_key"
+    arrays[f"{side}_mean"][..., 3], arrays[f"{side}_sd"][..., 3] = 40.0, 0.5
+    arrays[f"{side}_mean_abs"][..., 3], arrays[f"{side}_mean_square"][..., 3] = 40.0, 40.0**2 + 0.25
+    for row in outliers.head_rows(record, arrays):
+        sd = np.sqrt((arrays[f"{row.side}_sd"] ** 2).mean(axis=0))[row.layer, row.head]
+        assert row.varying == pytest.approx(sd.max() / np.median(sd), rel=1e-5)
+        mean, square = (arrays[f"{row.side}_{name}"][:, row.layer, row.head] for name in ("mean", "mean_square"))
+        assert row.constant == pytest.approx((mean**2).sum() / square.sum(), rel=1e-5)
+        assert 0 <= row.constant <= 1
+        if row.side == side:
+            assert row.ratio > 10 > row.varying
+            assert row.constant > 0.9
