@@ -79,8 +79,9 @@ def compare(
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from harness.caches.contenders import by_layers, contenders_of, matched, merged
+    from harness.caches.contenders import contenders_of, merged
     from harness.caches.foreign import user_cache
+    from harness.caches.variants import by_layers, matched
     from harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)

@@ -64,8 +64,9 @@ def replay(
     versions()
     import_quickly()
     from analysis.cli import terminal
-    from harness.caches.contenders import by_layers, contenders_of
+    from harness.caches.contenders import contenders_of
     from harness.caches.foreign import user_cache
+    from harness.caches.variants import by_layers
     from harness.comparison import DEFAULT_SCHEMES
     from harness.replaying.replay import replay as run_replay
 

@@ -8,7 +8,7 @@ import typer
 from analysis.cli.carry import Budgets, ByLoss, show_carried
 from analysis.cli.config import Config
 from analysis.cli.ending import ROW_FAILED
-from analysis.cli.flags import Format, MatchSinks, MatchTail, Style, check_style, takes_options
+from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Style, check_style, takes_options
 from analysis.cli.starting import note
 from harness.options import Options
 from schemes.errors import UserError
@@ -72,6 +72,7 @@ def sweep(
     step: Annotated[list[int] | None, typer.Option("--step", help="tokens per forward in stepwise; repeatable")] = None,
     match_tail: MatchTail = None,
     match_sinks: MatchSinks = None,
+    layers: Layers = None,
     by: ByLoss = "nll",
     budget: Budgets = None,
     style: Style = None,
@@ -94,12 +95,13 @@ def sweep(
     versions()
     import_quickly()
     from harness.axes import PACKAGED, Axes
-    from harness.caches.contenders import contenders_of, matched, merged
+    from harness.caches.contenders import contenders_of, merged
     from harness.caches.foreign import user_cache
+    from harness.caches.variants import by_layers, matched
     from harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
-    contenders = merged([matched(one, match_tail, match_sinks) for one in given], note)
+    contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
     axes = Axes(
         [None if name == PACKAGED else name for name in model or [PACKAGED]],
         text or [None],

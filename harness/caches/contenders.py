@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import DynamicCache
 
@@ -13,7 +13,7 @@ from harness.caches.specs import parse_cache_spec
 from harness.records.run import Bytes, ContenderRecord
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch
-from schemes import LayerKinds, Quantizer, Scheme, parse_scheme
+from schemes import Quantizer, Scheme, parse_scheme
 from schemes.errors import UserError
 from schemes.references import identity_of
 
@@ -170,46 +170,6 @@ class SchemeContender:
         if saturated:
             sentences.append(f"{saturated} numbers of the first prefix were beyond the format's largest and became it")
         return "; ".join(sentences)
-
-
-def matched(contender: Contender, tail: int | None, sinks: int | None) -> Contender:
-    """The contender with so many newest, and first, tokens exact, whatever its scheme has; None leaves it as it is. UserError
-    for what is no scheme of ours."""
-    given = [f"{name}={count}" for name, count in (("tail", tail), ("sinks", sinks)) if count is not None]
-    if contender.lossless or not given:
-        return contender
-    if not isinstance(contender, SchemeContender):
-        raise UserError(
-            f"{contender.label} has exact tokens of its own, which --match-tail and --match-sinks cannot set; leave one of them out"
-        )
-    return SchemeContender(contender.label, parse_scheme(f"matched({contender.name}):{','.join(given)}"))
-
-
-def by_layers(contenders: Sequence[Contender], kinds: Sequence[str]) -> list[Contender]:
-    """Each contender once for each of the kinds of layers (full, sliding, all) that it is to store; what is lossless once."""
-    known: tuple[LayerKinds, ...] = get_args(LayerKinds)
-    if unknown := [kind for kind in kinds if kind not in known]:
-        raise UserError(f"layers {unknown[0]!r}: choose {', '.join(known)}")
-    chosen: list[LayerKinds] = sorted((kind for kind in known if kind in kinds), key=list(kinds).index)
-    return [in_layers(one, kind) for one in contenders for kind in (chosen[:1] if one.lossless else chosen)]
-
-
-def in_layers(contender: Contender, kinds: LayerKinds) -> Contender:
-    """The contender stored in layers of these kinds; its label says so. UserError for what is no scheme of ours."""
-    if contender.lossless or kinds == "full":
-        return contender
-    if not isinstance(contender, SchemeContender):
-        raise UserError(f"{contender.label} has no choice of layers: leave it out, or --layers {kinds}")
-    label, name = (
-        f"matched({spec}):layers={kinds}" if spec.startswith("@") else f"{spec}{_more(spec)}layers={kinds}"
-        for spec in (contender.label, contender.name)
-    )
-    return SchemeContender(label, parse_scheme(name))
-
-
-def _more(spec: str) -> str:
-    """What stands before one more field of a spec."""
-    return "," if ":" in spec[spec.rfind(")") + 1 :] else ":"
 
 
 def stores_sliding(contender: Contender) -> bool:

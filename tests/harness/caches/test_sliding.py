@@ -14,9 +14,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from harness.caches.contenders import SchemeContender, by_layers, contenders_of, merged
+from harness.caches.contenders import SchemeContender, contenders_of, merged
 from harness.caches.layers import SchemeLayer, SlidingSchemeLayer
 from harness.caches.scheme import SchemeCache
+from harness.caches.variants import by_layers
 from harness.comparison import compare, compare_protocols
 from harness.protocols import fill_live, prefill, suffix_logits
 from harness.subject.forward import cache_keyword, forward
