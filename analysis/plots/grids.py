@@ -1,6 +1,7 @@
 """Figures of a grid: the loss of every scheme from cell to cell, and KL against depth."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +13,8 @@ from analysis.reading.carry_rows import OrderRow
 from analysis.reading.depths import DepthRow
 
 KL = "KL"
-LONG = 110  # characters of a line of cells' names that fit side by side
+LINE = 90  # characters of a line of cells' names that fit side by side
+NARROW = 9  # characters a line of a cell's name; where more cells leave less, names are tilted
 
 
 def loss_by_cell(rows: Sequence[OrderRow], loss: str, title: str) -> Figure:
@@ -21,11 +23,12 @@ def loss_by_cell(rows: Sequence[OrderRow], loss: str, title: str) -> Figure:
     cells = list(dict.fromkeys(row.cell for row in rows))
     lines = {name: [row for row in rows if row.name == name] for name in dict.fromkeys(row.name for row in rows)}
     named = [name for name, line in lines.items() if len(lines) <= MANY or line[0].front]
-    longest = max(len(part) for cell in cells for part in cell.split(", "))
-    tilted = longest * len(cells) > LONG
+    width = LINE // len(cells)
+    tilted = width < NARROW
     ends = np.array([(row.loss, row.loss if loss == KL else row.loss_low) for row in rows], dtype=float)
     positive = bool(np.nanmin(ends) > 0)
-    figure, panels = grid_figure(title, 1, 1, 3.3 + 0.5 * tilted)
+    shown = cells if tilted else ["\n".join(fill(part, width) for part in cell.split(", ")) for cell in cells]
+    figure, panels = grid_figure(title, 1, 1, 3.3 + 0.5 * tilted + 0.1 * max(name.count("\n") for name in shown))
     axes = panels[0, 0]
     for name in (name for name in lines if name not in named):
         axes.plot(range(len(cells)), [row.loss for row in lines[name]], color="0.8", linewidth=0.6, zorder=1)
@@ -36,11 +39,11 @@ def loss_by_cell(rows: Sequence[OrderRow], loss: str, title: str) -> Figure:
         style = look(name)
         axes.plot(x, y, **style)
         axes.vlines(x, low, high, color=style["color"], linewidth=0.6, alpha=0.7)
-    shown = cells if tilted else [cell.replace(", ", "\n") for cell in cells]
     axes.set_xticks(range(len(cells)), shown, rotation=25 if tilted else 0, ha="right" if tilted else "center")
     axes.margins(x=0.05)
     if not positive:
         axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(bottom=min(-2e-3, 1.5 * float(np.nanmin(ends))))
         axes.axhline(0, color=ink(), linewidth=0.6, zorder=1)
         axes.set_ylabel(f"{loss} (nats per token;\nlinear between ±0.001)")
     else:

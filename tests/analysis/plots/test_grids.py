@@ -57,10 +57,13 @@ def test_of_many_schemes_those_on_the_front_are_named():
     assert len(figure.axes[0].lines) == 30
 
 
-def test_long_names_of_many_cells_are_tilted():
-    cells = [f"a text with a long name {i}, two-pass" for i in range(8)]
-    axes = plots.loss_by_cell(order([[0.1] * 8], cells=cells, specs=["int4"]), "KL", "").axes[0]
-    assert axes.get_xticklabels()[0].get_rotation() == 25
+@pytest.mark.parametrize(("count", "rotation", "lines"), [(8, 0, 4), (11, 25, 1)])
+def test_long_names_are_broken_and_those_of_many_cells_tilted(count, rotation, lines):
+    cells = [f"a text with a long name {i}, two-pass" for i in range(count)]
+    axes = plots.loss_by_cell(order([[0.1] * count], cells=cells, specs=["int4"]), "KL", "").axes[0]
+    label = axes.get_xticklabels()[0]
+    assert label.get_rotation() == rotation
+    assert len(label.get_text().splitlines()) == lines
 
 
 def test_kl_by_depth_has_a_panel_a_group_on_one_scale():
