@@ -116,6 +116,11 @@ class Observer:
         self.reads.setdefault(layer, Reads()).add(Reads(rows * past + rows * (rows + 1) // 2, key, value))
 
 
+def declaring_layers(cache: Any) -> list[int]:
+    """The layers of a cache of ours that say what they read: those that are not kept as they come."""
+    return [index for index, layer in enumerate(cache.layers) if hasattr(layer, "past_read")]
+
+
 def _common(a: range, b: range) -> int:
     return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 

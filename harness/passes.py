@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness import controls
-from harness.audit import Observer, Reads
+from harness.audit import Observer, Reads, declaring_layers
 from harness.batching import rows_of
 from harness.caches.contenders import Contender, goes_alone
-from harness.caches.scheme import SchemeCache
 from harness.protocols import single_pass_logits, suffix_logits
 from harness.recorded import WORTH, Recorded
 from harness.records.run import Run
@@ -122,7 +121,7 @@ class Passes:
         settings, contender = run.settings, self.contenders[position]
         cache, first = contender.empty(self.model), position == len(run.contenders)
         scored, declared = settings.score_length - 1, not self._by_value(contender)
-        layers = cache.quantized_layers if declared and isinstance(cache, SchemeCache) else list(kv_shapes(self.model))
+        layers = declaring_layers(cache) if declared else list(kv_shapes(self.model))
         # by value it must see what is written; where it is declared, only what is scored
         observer = None if declared else Observer(cache, scored, layers, declared)
         if settings.protocol == "single-pass":

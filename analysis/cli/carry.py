@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from analysis.cli.flags import Format, Style, check_style
+from analysis.cli.flags import FiguresOut, Format, Style, check_style
 from analysis.cli.starting import note, say
 from schemes.errors import UserError
 
@@ -31,9 +31,7 @@ def carry(
         bool, typer.Option("--common", help="compare the schemes that every run has, and leave out the others")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="of the draws of windows behind the intervals")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="folder for the figures; default: beside the first run")
-    ] = None,
+    out: FiguresOut = None,
     style: Style = None,
     format: Format = "table",
 ) -> int:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -34,6 +35,7 @@ Layers = Annotated[
         "or all; repeatable: a row of each",
     ),
 ]
+FiguresOut = Annotated[Path | None, typer.Option("--out", help="folder for the figures; default: beside the first run")]
 
 
 def takes_options(

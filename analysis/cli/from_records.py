@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.flags import Format, Style, check_style
+from analysis.cli.flags import FiguresOut, Format, Style, check_style
 from analysis.cli.output import show_rows
 from analysis.cli.starting import note, say
 
@@ -17,9 +17,7 @@ Runs = Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders"
 @from_records.command()
 def relate(
     runs: Runs,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="folder for the figures; default: beside the first run")
-    ] = None,
+    out: FiguresOut = None,
     style: Style = None,
     format: Format = "table",
 ) -> int:

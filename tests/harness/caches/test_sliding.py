@@ -21,6 +21,7 @@ from harness.caches.variants import by_layers
 from harness.comparison import compare, compare_protocols
 from harness.protocols import fill_live, prefill, suffix_logits
 from harness.subject.forward import cache_keyword, forward
+from harness.subject.kinds import sliding_windows
 from schemes import parse_scheme
 from schemes.errors import UserError
 
@@ -265,10 +266,16 @@ def test_equal_codes_in_other_layers_are_another_row():
     assert [one.label for one in merged(contenders, lambda note: None)] == ["exact", "int4", "int4:layers=all"]
 
 
-def test_positions_of_keys_before_rotation(hybrid):
-    """A chunked layer is none that slides: it is masked otherwise."""
-    from harness.subject.kinds import sliding_windows
+def test_layers_are_said_once_and_of_a_whole_map(tmp_path):
+    with pytest.raises(UserError, match="layers=full here, and all in symmetric:bits=4,layers=all: say it once"):
+        parse_scheme("matched(int4:layers=all):layers=full")
+    (tmp_path / "map.json").write_text('{"default": "int4:layers=all"}')
+    with pytest.raises(UserError, match=r"said of the whole map, not in it: matched\(@FILE\):layers=all"):
+        parse_scheme(f"@{tmp_path}/map.json")
 
+
+def test_a_chunked_layer_is_none_that_slides(hybrid):
+    """transformers stores both alike, and masks them otherwise."""
     config = copy.deepcopy(hybrid.config)
     cache = DynamicCache(config=config)
     assert sliding_windows(cache, config) == {0: WINDOW, 2: WINDOW}
