@@ -31,11 +31,14 @@ APPLY = [check for check in CHECKS if check not in (check_channels_that_do_not_d
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("spec", [f"unbiased({inner})" for inner in INNER])
 @pytest.mark.parametrize("check", APPLY)
-def test_conformance(check, spec, dtype):
+def test_conformance(check, spec, dtype, request):
     scheme = bound(spec)
     claim = claimed(check, scheme)
-    if claim is True:
-        check(scheme, dtype)
+    if claim is False:
+        pytest.skip("the rule does not apply")
+    if claim is not True:
+        request.applymarker(pytest.mark.xfail(strict=True, raises=(AssertionError, UserError), reason=claim))
+    check(scheme, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
