@@ -106,6 +106,10 @@ class SchemeContender:
     def check(self, model: Any, prefix_length: int) -> None:
         empty, shapes = self.empty(model), kv_shapes(model, "all")
         for layer in empty.quantized_layers:
+            if layer not in shapes:  # a recurrent layer, say, that older transformers give a cache layer all the same
+                raise UserError(
+                    f"scheme {self.label}: layer {layer} of this {model.config.model_type} model is no layer that keeps keys and values"
+                )
             here, shape = empty.scheme.for_layer(layer), shapes[layer]
             here.check(shape.key_channels, shape.value_channels)
             self._check_window(here, layer, shape.window, prefix_length)
