@@ -119,18 +119,13 @@ class Rotary(Protocol):
 @dataclass(frozen=True)
 class Place:
     """Where a quantizer works: layer index, side ("key" or "value"), the model's rotary embedding there, how many first tokens
-    never reach it, since they stay exact, and the bias of its key projection, asked for by who needs one."""
+    never reach it, since they stay exact, and how to find the bias of its key projection, None where it has none."""
 
     layer: int
     side: str
     rotary: Rotary | None
     sink_tokens: int = 0
-    find_key_bias: Callable[[int], Float[Tensor, "heads channels"]] | None = None
-
-    @property
-    def key_bias(self) -> Float[Tensor, "heads channels"] | None:
-        """UserError of a model that has none."""
-        return self.find_key_bias(self.layer) if self.find_key_bias else None
+    find_key_bias: Callable[[int], Float[Tensor, "heads channels"] | None] | None = None
 
 
 class Quantizer(ABC):

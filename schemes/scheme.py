@@ -53,7 +53,7 @@ class Scheme:
         layers: int,
         stored: Collection[int],
         rotary: Callable[[int], Rotary] | None = None,
-        key_bias: Callable[[int], Tensor] | None = None,
+        key_bias: Callable[[int], Tensor | None] | None = None,
     ) -> "Scheme":
         """The scheme for a model of so many layers: every quantizer that asks for its place has it.
 
@@ -124,7 +124,7 @@ def _placed(
     scheme: Scheme,
     layer: int,
     rotary: Callable[[int], Rotary] | None,
-    key_bias: Callable[[int], Tensor] | None,
+    key_bias: Callable[[int], Tensor | None] | None,
 ) -> Scheme:
     sides: dict[str, TensorScheme] = {}
     for name, side in scheme.sides.items():

@@ -40,7 +40,7 @@ class SchemeCache(DynamicCache):
         config: Any,
         rotary: Callable[[int], Rotary] | None = None,
         *,
-        key_bias: Callable[[int], Tensor] | None = None,
+        key_bias: Callable[[int], Tensor | None] | None = None,
         mirrored: bool = False,
     ):
         super().__init__(config=config)

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.base import KV, Place, Rotary, TensorScheme
+from schemes.base import KV, Place, Quantizer, Rotary, TensorScheme
 from schemes.errors import UserError
 from schemes.family import Family
 from schemes.wrapping import Decoded, WrappedTensor, Wrapper, wrap
@@ -37,12 +37,16 @@ class UnbiasedQuantizer(Wrapper):
     def quantize(self, x: KV) -> UnbiasedTensor:
         raise UserError(UNBOUND)
 
-    def bind(self, place: Place) -> "BoundUnbiased":
-        if place.rotary is None or place.key_bias is None:
+    def bind(self, place: Place) -> Quantizer:
+        """The inner one, where the layer's keys have no bias."""
+        if place.find_key_bias is None:
             raise UserError(UNBOUND)
-        return BoundUnbiased(
-            inner=self.inner, block=self.block, layer=place.layer, bias=place.key_bias, rotary=place.rotary
-        )
+        bias = place.find_key_bias(place.layer)
+        if bias is None:
+            return self.inner
+        if place.rotary is None:
+            raise UserError(UNBOUND)
+        return BoundUnbiased(inner=self.inner, block=self.block, layer=place.layer, bias=bias, rotary=place.rotary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,8 @@ FAMILY = Family(
     "those of the inner scheme: b is the model's.",
     good="models whose key projection has a bias (Qwen2 and 2.5), which makes some channels loud and constant before the rotation: "
     "per-token groups and rotations no longer spread them over the others.",
-    fails="a model without such a bias is refused. Per-channel groups lose less by it: the rotation turns slowly in most channels.",
+    fails="a model without such a bias has the inner scheme, bit for bit; one whose bias does not reach the cache as it is (Phi's, in one "
+    "projection with Q and V; a norm behind it) is refused. Per-channel groups gain least: the rotation turns slowly in most channels.",
     compared="with no published code: removing it is exact up to the rounding of one float32 addition. PrismML-Eng/llama.cpp, pull "
     "request 51 (2026), subtracts a measured mean of the cached keys, the same at every position, and never adds it, since attention "
     "does not depend on it; here it turns with the position, and is added again",

@@ -73,19 +73,24 @@ def test_around_exact_it_changes_nothing_but_round_off(model):
     assert off[1] < 1e-4 < off[2] < off[3]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda: LlamaForCausalLM(tiny_config()),  # no bias
-        lambda: Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=16, attention_bias=True)),  # a norm comes between
-    ],
-    ids=["no bias", "a norm between"],
-)
-def test_a_model_whose_keys_have_no_bias_is_refused(other):
+def test_a_model_without_a_bias_has_the_inner_scheme_bit_for_bit():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_config()).eval()
+    prefix, suffix = tokens()[:, :40], tokens()[:, 40:]
+    plain, unbiased = (
+        suffix_logits(model, SchemeCache.for_model(parse_scheme(spec), model).fill(prefill(model, prefix)), suffix, 4)
+        for spec in ("asym3:group_size=16", "unbiased(asym3:group_size=16)")
+    )
+    assert key_bias_of(model, 1) is None
+    assert torch.equal(plain, unbiased)
+
+
+def test_a_bias_that_does_not_reach_the_cache_as_it_is_is_refused():
+    model = Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=16, attention_bias=True)).eval()  # a norm comes between
     with pytest.raises(
-        UserError, match=r"no key projection with a bias that reaches the cache .* leave unbiased\(…\) out"
+        UserError, match=r"no key projection whose bias reaches the cache .* leave unbiased\(…\) out"
     ):
-        SchemeCache.for_model(parse_scheme("unbiased(int4)"), other().eval())
+        SchemeCache.for_model(parse_scheme("unbiased(int4)"), model)
 
 
 def test_keys_that_are_rotated_in_part():
