@@ -36,12 +36,16 @@ def looks(settings: Settings) -> list[int]:
 
 def visits(settings: Settings) -> list[int]:
     """The windows in the order in which they are scored: as they come, with until_se in van der Corput's."""
-    count = len(settings.windows)
     if settings.until_se is None:
         return settings.windows
+    return [settings.windows[place] for place in spread_order(len(settings.windows))]
+
+
+def spread_order(count: int) -> list[int]:
+    """0 … count − 1 in van der Corput's order: every prefix is spread over all."""
     bits = (count - 1).bit_length()
     reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
-    return [settings.windows[place] for place in dict.fromkeys(i * count >> bits for i in reversed_bits)]
+    return list(dict.fromkeys(i * count >> bits for i in reversed_bits))
 
 
 def largest_error(run: Run) -> tuple[float, str]:

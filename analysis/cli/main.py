@@ -21,6 +21,7 @@ from analysis.cli.carry import carrying
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
+from analysis.cli.recommend import recommending
 from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
@@ -212,6 +213,7 @@ app.registered_commands += [
     *sweeping.registered_commands,
     *carrying.registered_commands,
     *replaying.registered_commands,
+    *recommending.registered_commands,
 ]
 
 

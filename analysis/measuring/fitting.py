@@ -1,4 +1,4 @@
-"""What an allocation may be fitted to: windows that share no token with those that it is scored on."""
+"""What a choice may be fitted to: windows that share no token with those that it is scored on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +29,25 @@ def apart_from(taken: Sequence[Window], options: Options, subject: Subject, coun
             "take fewer or shorter windows, or a longer text"
         )
     return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
+
+
+def halves(options: Options, subject: Subject, first: int, second: int) -> tuple[list[Window], list[Window]]:
+    """So many windows of the first half of the text, and of the second, spread evenly in it: none shares a token with one of the
+    other half. ValueError where a half has not so many."""
+    grid = _grid(subject, options)
+    middle = (grid[0].start + _end(grid[-1])) // 2
+    found = []
+    for half, count in (
+        ([window for window in grid if _end(window) <= middle], first),
+        ([window for window in grid if window.start >= middle], second),
+    ):
+        if not 1 <= count <= len(half):
+            raise UserError(
+                f"{count} windows are wanted in a half of the text, which has {len(half)}; take 1 or more, fewer or shorter windows, "
+                "or a longer text"
+            )
+        found.append([half[(2 * i + 1) * len(half) // (2 * count)] for i in range(count)])
+    return found[0], found[1]
 
 
 def overlap(a: Window, b: Window) -> bool:

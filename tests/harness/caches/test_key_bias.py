@@ -87,9 +87,7 @@ def test_a_model_without_a_bias_has_the_inner_scheme_bit_for_bit():
 
 def test_a_bias_that_does_not_reach_the_cache_as_it_is_is_refused():
     model = Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=16, attention_bias=True)).eval()  # a norm comes between
-    with pytest.raises(
-        UserError, match=r"no key projection whose bias reaches the cache .* leave unbiased\(…\) out"
-    ):
+    with pytest.raises(UserError, match=r"no key projection whose bias reaches the cache .* leave unbiased\(…\) out"):
         SchemeCache.for_model(parse_scheme("unbiased(int4)"), model)
 
 

@@ -1,0 +1,84 @@
+"""`kvdelta recommend`: which scheme for a budget of bits? Light: imports what it needs in it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from analysis.cli.carry import ByLoss
+from analysis.cli.flags import Format, takes_options
+from analysis.cli.starting import note
+from harness.options import Options
+from schemes.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.subject.prepared import Subject
+
+recommending = typer.Typer()
+
+
+@recommending.command("recommend")
+@takes_options(windows=16, without=("model", "until_se", "protocol", "step", "stride", "same_text"))
+def recommend(
+    options: Options,
+    budget: Annotated[float, typer.Option("--budget", help="measured bits a number, K and V, at the prefix length")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="hub id, folder or GGUF file, or packaged (the default); repeatable: a scheme is judged by the model where it loses most",
+        ),
+    ] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option("--scheme", help="a candidate; repeatable; default: all families and compositions that fit"),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="take what this engine can store as candidates, such as vllm")
+    ] = None,
+    by: ByLoss = "kl",
+    step: Annotated[
+        int, typer.Option("--step", min=1, help="tokens a forward: the suffix is decoded in such steps")
+    ] = 16,
+    race_windows: Annotated[
+        int, typer.Option("--race-windows", min=2, help="windows of the race at most; none of them is verified on")
+    ] = 16,
+    keep: Annotated[
+        int, typer.Option("--keep", min=2, help="so many race: those with the least loss predicted by a backward pass")
+    ] = 32,
+    format: Format = "table",
+) -> int:
+    """Find the scheme that loses least within a budget of bits: a race, verified on fresh windows, in decoding, against KIVI."""
+    from schemes import parse_scheme
+
+    if not 0 < budget < 16:
+        raise UserError(f"--budget {budget:g}: give measured bits a number between 0 and 16, such as --budget 4.5")
+    if engine and scheme:
+        raise UserError("--engine and --scheme both say who the candidates are: give one of them")
+    for spec in scheme or []:
+        parse_scheme(spec)  # a typing error shows before anything is loaded
+    if engine:
+        from schemes.engines import presets
+
+        presets(engine)
+    if options.revision and len(set(model or [])) != 1:
+        raise UserError("--revision is that of one hub id; give one --model with it")
+    from analysis.cli.recommending import Race, run_race
+
+    subjects = _subjects(options, model or ["packaged"])
+    asked = Race(budget, by, step, race_windows, keep, tuple(scheme or ()), engine)
+    return run_race(asked, options, subjects, format)
+
+
+def _subjects(options: Options, models: list[str]) -> "list[Subject]":
+    from dataclasses import replace
+
+    from analysis.cli.starting import load_subject
+    from harness.axes import PACKAGED
+
+    subjects = []
+    for name in dict.fromkeys(models):
+        subjects.append(load_subject(replace(options, model=None if name == PACKAGED else name)))
+    names = [subject.loaded.name for subject in subjects]
+    if len(set(names)) < len(names):
+        note(f"two of the models are called alike: {', '.join(names)}")
+    return subjects

@@ -1,0 +1,279 @@
+"""What `recommend` does: candidates, screen, race, verification, and what to say of them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.cli import terminal
+from analysis.cli.runs import make_runs, report_failures, worst
+from analysis.cli.starting import note, say
+from analysis.measuring.candidates import (
+    BASELINES,
+    Candidate,
+    Candidates,
+    all_candidates,
+    fitting,
+    has_key_bias,
+    of_engine,
+    of_specs,
+)
+from analysis.measuring.fitting import halves
+from analysis.measuring.screening import predicted_losses
+from analysis.reading import measurement_tables, recommending, tables
+from analysis.reading.cells import By, Cell
+from analysis.reading.racing import Standing, race, rounds
+from analysis.reading.recommending import RaceRow, Verified, VerifiedRow
+from analysis.reading.rows import plain
+from harness.caches.contenders import contenders_of
+from harness.options import Options
+from harness.records.provenance import commit, versions
+from harness.records.run import Run, named
+from harness.records.writing import write_file
+from harness.stopping import spread_order
+from harness.subject.prepared import Subject
+from schemes import parse_scheme
+from schemes.errors import UserError
+
+SCREENED_ON = 2  # windows
+VERIFIED = 3  # of those that the race did not tell apart
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is asked for. specs, engine: candidates in place of all."""
+
+    budget: float
+    by: By
+    step: int
+    windows: int
+    keep: int
+    specs: tuple[str, ...] = ()
+    engine: str | None = None
+
+    @property
+    def measure(self) -> str:
+        return "KL" if self.by == "kl" else "ΔNLL"
+
+
+def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format: str) -> int:
+    """Screen, race, verify, say. UserError where nothing keeps the budget, or the text is too short."""
+    folder = Path(options.out) if options.out else _default_folder(asked, options, subjects)
+    fresh_windows = len(subjects[0].windows)
+    split = [halves(options, subject, asked.windows, fresh_windows) for subject in subjects]
+    racing = [
+        replace(subject, windows=[first[i] for i in spread_order(len(first))])
+        for subject, (first, _) in zip(subjects, split, strict=True)
+    ]
+    fresh = [replace(subject, windows=second) for subject, (_, second) in zip(subjects, split, strict=True)]
+    scorer = _Scorer(asked, options, folder, [_name(subject) for subject in subjects])
+    candidates = _within(asked, racing)
+    ran, predicted = _screened(asked, candidates.within, racing)
+    standings, refused = scorer.race(ran, racing)
+    rows = recommending.race_rows(
+        [one.spec for one in ran], [one.bits for one in ran], predicted, standings, refused, scorer.models
+    )
+    left = [row for row in rows if not row.lost_to and not row.refused]
+    if not left:
+        raise UserError(f"every candidate failed in the race; the first: {rows[0].scheme}: {rows[0].refused}")
+    baseline = _baseline(asked.budget, racing)
+    verified, verified_rows = scorer.verify(left[:VERIFIED], baseline, fresh)
+    chosen = recommending.decide(verified, asked.budget)
+    said = recommending.sentences(
+        verified, chosen, baseline.spec, asked.budget, asked.measure, asked.step, scorer.models,
+        [row.scheme for row in left[VERIFIED:]],
+    )  # fmt: skip
+    verified_rows = recommending.against(verified_rows, verified, chosen)
+    spec = verified[chosen].scheme
+    content = {
+        "command": options.command,
+        "commit": commit(),
+        "budget": asked.budget,
+        "by": asked.by,
+        "models": scorer.models,
+        "recommended": spec,
+        "said": said,
+        "candidates": [vars(one) for one in candidates.within],
+        "race": plain(rows),
+        "verified": plain(verified_rows),
+    }
+    write_file(folder / "recommend.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    if format in ("json", "csv"):
+        print(measurement_tables.as_text([*rows, *verified_rows], format), end="")
+    else:
+        say(*_heading(asked, options, subjects, candidates, len(ran), fresh_windows), format=format)
+        _print("The race", recommending.race_table(rows, scorer.models, asked.measure), format)
+        _print("Verified on fresh windows", recommending.verified_table(verified_rows, asked.measure), format)
+        if format == "table":
+            print(recommending.LEGEND)
+        say("", *said, "", *_code(spec), format=format)
+    note(f"records: {folder}")
+    return worst([report_failures(run) for run in scorer.runs])
+
+
+class _Scorer:
+    """Scores candidates by decoding, and keeps the runs."""
+
+    def __init__(self, asked: Race, options: Options, folder: Path, models: list[str]):
+        self.asked, self.options, self.folder, self.models = asked, options, folder, models
+        self.runs: list[Run] = []
+
+    def race(self, ran: Sequence[Candidate], subjects: Sequence[Subject]) -> tuple[list[Standing], list[str]]:
+        """How each stands, and why one that failed did."""
+        refused = [""] * len(ran)
+
+        def score(left: Sequence[int], first: int, last: int) -> np.ndarray:
+            specs = [ran[s].spec for s in left]
+            note(f"race, windows {first + 1} to {last} of {self.asked.windows}: {len(left)} left")
+            losses = []
+            for model, subject in enumerate(subjects):
+                some = replace(subject, windows=sorted(subject.windows[first:last], key=lambda window: window.index))
+                (cell,) = self._cells(specs, some, model, f"race/{first + 1}-{last}", ["stepwise"])
+                names = [parse_scheme(spec).identity for spec in specs]
+                losses.append(cell.losses(names, self.asked.by))
+                for s, name in zip(left, names, strict=True):
+                    refused[s] = refused[s] or cell.why_not(name)
+            return np.stack(losses, axis=1)
+
+        return race(len(ran), score, rounds(self.asked.windows)), refused
+
+    def verify(
+        self, left: Sequence[RaceRow], baseline: Candidate, subjects: Sequence[Subject]
+    ) -> tuple[list[Verified], list[VerifiedRow]]:
+        """The best of the race, and the baseline, in two passes and in decoding. UserError where none has a score."""
+        bits = {row.scheme: row.bits for row in left} | {baseline.spec: baseline.bits}
+        once = {parse_scheme(spec).identity: spec for spec in reversed(bits)}
+        specs = [spec for spec in bits if spec in once.values()]
+        note(f"verifying {', '.join(specs)} on {len(subjects[0].windows)} fresh windows")
+        by_model = [
+            self._cells(specs, subject, model, "verify", ["two-pass", "stepwise"])
+            for model, subject in enumerate(subjects)
+        ]
+        verified: list[Verified] = []
+        rows: list[VerifiedRow] = []
+        for spec in specs:
+            name = parse_scheme(spec).identity
+            losses, nll = (
+                np.stack([cells[-1].losses([name], by)[0] for cells in by_model]) for by in (self.asked.by, "nll")
+            )
+            if np.isnan(losses).any():
+                note(f"{spec} is not verified: {next(filter(None, (cells[-1].why_not(name) for cells in by_model)))}")
+                continue
+            verified.append(Verified(spec, bits[spec], losses, nll))
+            what = (
+                "uniform KIVI" if spec == once[parse_scheme(baseline.spec).identity] and spec == baseline.spec else ""
+            )
+            for model, cells in enumerate(by_model):
+                rows += [
+                    recommending.verified_row(spec, bits[spec], what, self.models[model], cell, name, self.asked.by)
+                    for cell in cells
+                ]
+        if not verified:
+            raise UserError(
+                f"no scheme could be verified; the first: {by_model[0][-1].why_not(parse_scheme(specs[0]).identity)}"
+            )
+        return verified, rows
+
+    def _cells(
+        self, specs: Sequence[str], subject: Subject, model: int, place: str, protocols: Sequence[str]
+    ) -> list[Cell]:
+        name = re.sub(r"[^\w.+-]+", "-", self.models[model])
+        out = self.folder / place / f"{model + 1}-{name}"
+        options = replace(self.options, out=str(out), windows=len(subject.windows))
+        ways = options.by(protocols, [self.asked.step])
+        runs = make_runs(contenders_of(specs), ways, subject)
+        self.runs += [run for run, _ in runs]
+        return [Cell(folder, run, named(run.settings), {}) for run, folder in runs]
+
+
+def _within(asked: Race, subjects: Sequence[Subject]) -> Candidates:
+    if asked.engine:
+        candidates = of_engine(asked.engine)
+    elif asked.specs:
+        candidates = of_specs(asked.specs)
+    else:
+        candidates = all_candidates(unbiased=any(has_key_bias(subject.loaded.model) for subject in subjects))
+    note(f"measuring the bits of {len(candidates)} candidates")
+    found = fitting(candidates, asked.budget, subjects)
+    for spec, why in found.refused.items():
+        if asked.engine or asked.specs:
+            note(f"{spec} is left out: {why}")
+    if not found.within:
+        nearest = ", ".join(f"{one.spec} ({one.bits:.2f})" for one in found.larger[:3])
+        prefix = subjects[0].windows[0].prefix_length
+        raise UserError(
+            f"no candidate keeps {asked.budget:g} measured bits behind a prefix of {prefix} tokens; the nearest: {nearest or 'none can be used'}"
+        )
+    return found
+
+
+def _screened(
+    asked: Race, within: Sequence[Candidate], subjects: Sequence[Subject]
+) -> tuple[list[Candidate], list[float] | None]:
+    """Those that race, and what was predicted of each, where more were there than may run."""
+    if len(within) <= asked.keep:
+        return list(within), None
+    few = [replace(subject, windows=subject.windows[:SCREENED_ON]) for subject in subjects]
+    losses = predicted_losses([one.spec for one in within], few, note).max(axis=1)
+    order = np.argsort(losses, kind="stable")[: asked.keep]
+    return [within[i] for i in order], [float(losses[i]) for i in order]
+
+
+def _baseline(budget: float, subjects: Sequence[Subject]) -> Candidate:
+    """Uniform KIVI: within the budget the one of the widest codes, and of these the largest; else the smallest that there is."""
+    found = fitting(of_specs(list(BASELINES)), budget, subjects)
+    if not (found.within or found.larger):
+        why = next(iter(found.refused.values()))
+        raise UserError(f"KIVI, which the winner is compared with, cannot be used here: {why}")
+    return max(found.within, key=lambda one: (BASELINES[one.spec], one.bits)) if found.within else found.larger[0]
+
+
+def _heading(
+    asked: Race, options: Options, subjects: Sequence[Subject], candidates: Candidates, ran: int, fresh: int
+) -> list[str]:
+    model, prefix = subjects[0].loaded.model, subjects[0].windows[0].prefix_length
+    lines = [subject.loaded.name for subject in subjects]
+    lines.append(
+        f"{subjects[0].text.name}: prefix {prefix} + suffix {options.score_length} tokens, decoded in steps of {asked.step}, "
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+    )
+    lines.append(
+        f"{len(candidates.within)} candidates of {asked.budget:g} bits or less, each the largest of its family; {ran} raced on up to "
+        f"{asked.windows} windows of the first half of the text; fresh: {fresh} windows of the second"
+    )
+    if ran < len(candidates.within):
+        lines.append(
+            f"{len(candidates.within) - ran} did not race: more loss was predicted of them by a backward pass, on {SCREENED_ON} windows; "
+            "--keep lets more run"
+        )
+    return lines
+
+
+def _code(spec: str) -> list[str]:
+    return [
+        "from harness import SchemeCache; from schemes import parse_scheme",
+        f"cache = SchemeCache.for_model(parse_scheme({json.dumps(spec)}), model)  # then model.generate(…, cache=cache)",
+    ]
+
+
+def _name(subject: Subject) -> str:
+    """Of a model, short."""
+    return subject.loaded.name.partition(",")[0].rpartition("/")[2]
+
+
+def _default_folder(asked: Race, options: Options, subjects: Sequence[Subject]) -> Path:
+    """Named by what is asked for and by the code, so that the same command goes on where it stopped."""
+    settings = asked, replace(options, command=""), [subject.loaded.source for subject in subjects]
+    digest = hashlib.sha256(repr((settings, versions(), commit())).encode()).hexdigest()
+    return Path("runs") / f"recommend-{digest[:12]}"
+
+
+def _print(title: str, table: tables.Table, format: str) -> None:
+    if format == "md":
+        print(f"\n**{title}**\n\n{tables.as_markdown(*table)}", end="")
+    else:
+        terminal.print_table(*table, title)

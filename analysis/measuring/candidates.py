@@ -1,0 +1,180 @@
+"""Who races for a budget of bits: every family of the registry, in each of its widths, and compositions of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.caches.contenders import SchemeContender
+from harness.caches.key_bias import key_bias_of
+from harness.protocols import prefill
+from harness.subject.prepared import Subject
+from harness.subject.probing import kv_shapes
+from schemes import SCHEMES, Scheme, TokenStore, parse_scheme
+from schemes.engines import presets
+from schemes.errors import UserError
+from schemes.family import Family
+from schemes.fields import alternatives, shown
+from schemes.registry import own_fields, shorthands
+
+LAYOUT = "asymmetric:key_axis=channel,value_axis=token,group_size=32,bits={}"
+"""Keys per channel, values per token: KIVI's layout without its exact tail."""
+
+AROUND = (
+    "hadamard(asymmetric:bits={})", "centred(asymmetric:bits={})", "centred(hadamard(asymmetric:bits={}))",
+    "hadamard(clip(asymmetric:bits={}):c=0.8)", "gear(kcvt:bits={})", "gear(asymmetric:bits={})",
+    LAYOUT,
+)  # fmt: skip
+WIDTHS = (2, 3, 4, 8)
+WIDER_KEYS = ((3, 2), (4, 2), (4, 3), (8, 4))
+"""Bits of keys and values, where keys have more."""
+
+BASELINES = {f"kivi:bits={bits},group_size={size}": bits for bits in (2, 3, 4, 8) for size in (32, 64, 128)}
+"""Uniform KIVI, in the sizes that there are: bits of its codes by spec."""
+
+SAME_BITS = 0.005
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """spec: as a user would give it; family: what it is a width of; bits: measured, a number, of a prefix, the most over models."""
+
+    spec: str
+    family: str
+    bits: float = 0.0
+
+
+@dataclass
+class Candidates:
+    """within: a budget. smaller: how many more of the same families; larger: those beyond it, by bits; refused: those that cannot be used, and why."""
+
+    within: list[Candidate] = field(default_factory=list)
+    smaller: int = 0
+    larger: list[Candidate] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def all_candidates(unbiased: bool) -> list[Candidate]:
+    """Of every family that needs no calibration, its widths and short names; compositions; each with and without four exact first
+    tokens; unbiased: each also without what the bias of the key projections contributes."""
+    found = [
+        Candidate(spec, family.name)
+        for family in SCHEMES.values()
+        if not family.wraps and family.calibrate is None
+        for spec in [*_widths(family), *family.short]
+    ]
+    found += [Candidate(template.format(bits), template.replace("{}", "n")) for template in AROUND for bits in WIDTHS]
+    found += [
+        Candidate(f"{name}:key_bits={key},value_bits={value}", f"{name}, wider keys")
+        for name, family in SCHEMES.items()
+        if not family.wraps and family.calibrate is None
+        for key, value in WIDER_KEYS
+        if _takes(family, "key_bits", key) and _takes(family, "value_bits", value)
+    ]
+    found = [one for one in found if not parse_scheme(one.spec).lossless]
+    found += [
+        Candidate(f"{one.spec}{',' if _fields(one.spec) else ':'}sink_tokens=4", f"{one.family}, 4 sinks")
+        for one in found
+        if not any(side.sink_tokens for side in parse_scheme(one.spec).sides.values())
+    ]
+    if unbiased:
+        found += [_unbiased(one) for one in found]
+    once: dict[str, Candidate] = {}
+    for one in found:
+        once.setdefault(parse_scheme(one.spec).identity, one)
+    return list(once.values())
+
+
+def has_key_bias(model: Any) -> bool:
+    """Whether a bias of its key projections reaches the cache, which unbiased(…) takes away."""
+    try:
+        return any(key_bias_of(model, layer) is not None for layer in kv_shapes(model))
+    except UserError:
+        return False
+
+
+def of_engine(engine: str) -> list[Candidate]:
+    """What an engine can store, each a family of its own."""
+    return of_specs([f"{engine}/{name}" for name in presets(engine)])
+
+
+def of_specs(specs: Sequence[str]) -> list[Candidate]:
+    """As they are given, each a family of its own."""
+    once = {parse_scheme(spec).identity: spec for spec in reversed(specs)}
+    return [Candidate(spec, spec) for spec in reversed(once.values()) if not parse_scheme(spec).lossless]
+
+
+def _widths(family: Family) -> list[str]:
+    """Its own specs: one for each width that both sides can have."""
+    both, own = shorthands(family), own_fields(family)
+    for name in ("bits", "type", "format"):
+        known = [own[side] for side in both.get(name, (name,)) if side in own]
+        if known:
+            choices = [alternatives(one.type)[0] for one in known]
+            shared = [value for value in choices[0] if all(value in others for others in choices)]
+            return [family.name, *(f"{family.name}:{name}={shown(value)}" for value in shared)]
+    return [family.name]
+
+
+def _takes(family: Family, name: str, value: int) -> bool:
+    known = own_fields(family).get(name)
+    return known is not None and value in alternatives(known.type)[0]
+
+
+def _fields(spec: str) -> bool:
+    """Whether fields stand behind it already."""
+    return ":" in spec[spec.rfind(")") + 1 :]
+
+
+def _unbiased(one: Candidate) -> Candidate:
+    """Rules for tokens stand outside the wrapper."""
+    spec, sinks = one.spec, ""
+    if spec.endswith("sink_tokens=4"):
+        spec, sinks = spec.removesuffix("sink_tokens=4")[:-1], ":sink_tokens=4"
+    return Candidate(f"unbiased({spec}){sinks}", f"unbiased, {one.family}")
+
+
+def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[Subject]) -> Candidates:
+    """Of each family the largest within a budget of measured bits, in every model."""
+    found = Candidates()
+    measured: list[Candidate] = []
+    prefixes = [prefill(subject.loaded.model, subject.windows[0].prefix) for subject in subjects]
+    for one in candidates:
+        try:
+            bits = max(_bits(one.spec, s, p) for s, p in zip(subjects, prefixes, strict=True))
+        except UserError as error:
+            found.refused[one.spec] = str(error)
+        else:
+            measured.append(Candidate(one.spec, one.family, bits))
+    best: dict[str, Candidate] = {}
+    for one in measured:
+        if one.bits > budget + SAME_BITS:
+            found.larger.append(one)
+        elif one.family not in best or one.bits > best[one.family].bits:
+            best[one.family] = one
+    found.within = list(best.values())
+    found.smaller = len(measured) - len(found.larger) - len(best)
+    found.larger.sort(key=lambda one: one.bits)
+    return found
+
+
+def _bits(spec: str, subject: Subject, prefilled: Any) -> float:
+    """Of a prefix, measured in one layer, or in all where they are not stored alike."""
+    contender, model = SchemeContender.of(spec), subject.loaded.model
+    contender.check(model, subject.windows[0].prefix_length)
+    cache = contender.empty(model)
+    stored = cache.quantized_layers
+    layers = stored if contender.scheme.layers else stored[len(stored) // 2 :][:1]
+    return mean_bits(cache.scheme, {layer: prefilled.layers[layer] for layer in layers})
+
+
+def mean_bits(scheme: Scheme, layers: dict[int, Any]) -> float:
+    """Measured bits a number of keys and values, by layer with `keys` and `values`; scheme: bound to the model."""
+    counted = elements = 0.0
+    for layer, exact in layers.items():
+        rules = scheme.for_layer(layer).sides
+        for rule, x in zip(rules.values(), (exact.keys, exact.values), strict=True):
+            store = TokenStore(rule)
+            store.append(x)
+            counted += store.counted_bytes()
+            elements += store.elements
+    return 8 * counted / elements
