@@ -137,7 +137,7 @@ def refused():
 
 WORDS = [f"w{i}" for i in range(127)]
 BENCHES = (("schemes",), ("decode",))
-SCORING = ("compare", "audit", "outliers", "errors", "sensitivity", "allocate")
+SCORING = ("compare", "audit", "outliers", "errors", "sensitivity", "allocate", "recommend")
 
 
 @pytest.fixture(scope="session")

@@ -80,14 +80,19 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
     left = [row for row in rows if not row.lost_to and not row.refused]
     if not left:
         raise UserError(f"every candidate failed in the race; the first: {rows[0].scheme}: {rows[0].refused}")
-    baseline = _baseline(asked.budget, racing)
-    verified, verified_rows = scorer.verify(left[:VERIFIED], baseline, fresh)
+    best = left[:VERIFIED]
+    baseline, why_none = _baseline(asked.budget, racing)
+    if baseline and (twin := _same_scheme(baseline, best)):  # as it was called in the race
+        baseline = replace(baseline, spec=twin)
+    verified, verified_rows = scorer.verify({row.scheme: row.bits for row in best}, baseline, fresh)
     chosen = recommending.decide(verified, asked.budget)
+    verified_rows = recommending.against(verified_rows, verified, chosen)
     said = recommending.sentences(
-        verified, chosen, baseline.spec, asked.budget, asked.measure, asked.step, scorer.models,
+        verified, chosen, baseline.spec if baseline else "", asked.budget, asked.measure, asked.step, scorer.models,
         [row.scheme for row in left[VERIFIED:]],
     )  # fmt: skip
-    verified_rows = recommending.against(verified_rows, verified, chosen)
+    if why_none:
+        said.append(f"Not compared with uniform KIVI, which cannot be used here: {why_none}.")
     spec = verified[chosen].scheme
     content = {
         "command": options.command,
@@ -113,6 +118,12 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
         say("", *said, "", *_code(spec), format=format)
     note(f"records: {folder}")
     return worst([report_failures(run) for run in scorer.runs])
+
+
+def _same_scheme(baseline: Candidate, rows: Sequence[RaceRow]) -> str:
+    """What it is called in the rows; empty where it is none of them."""
+    identity = parse_scheme(baseline.spec).identity
+    return next((row.scheme for row in rows if parse_scheme(row.scheme).identity == identity), "")
 
 
 class _Scorer:
@@ -142,20 +153,21 @@ class _Scorer:
         return race(len(ran), score, rounds(self.asked.windows)), refused
 
     def verify(
-        self, left: Sequence[RaceRow], baseline: Candidate, subjects: Sequence[Subject]
+        self, bits: dict[str, float], baseline: Candidate | None, subjects: Sequence[Subject]
     ) -> tuple[list[Verified], list[VerifiedRow]]:
-        """The best of the race, and the baseline, in two passes and in decoding. UserError where none has a score."""
-        bits = {row.scheme: row.bits for row in left} | {baseline.spec: baseline.bits}
-        once = {parse_scheme(spec).identity: spec for spec in reversed(bits)}
-        specs = [spec for spec in bits if spec in once.values()]
-        note(f"verifying {', '.join(specs)} on {len(subjects[0].windows)} fresh windows")
+        """The best of the race, and the baseline, in two passes and in decoding. UserError where none has a score.
+
+        bits: of the best, by spec.
+        """
+        bits = bits | ({baseline.spec: baseline.bits} if baseline else {})
+        note(f"verifying {', '.join(bits)} on {len(subjects[0].windows)} fresh windows")
         by_model = [
-            self._cells(specs, subject, model, "verify", ["two-pass", "stepwise"])
+            self._cells(list(bits), subject, model, "verify", ["two-pass", "stepwise"])
             for model, subject in enumerate(subjects)
         ]
         verified: list[Verified] = []
         rows: list[VerifiedRow] = []
-        for spec in specs:
+        for spec, size in bits.items():
             name = parse_scheme(spec).identity
             losses, nll = (
                 np.stack([cells[-1].losses([name], by)[0] for cells in by_model]) for by in (self.asked.by, "nll")
@@ -163,19 +175,15 @@ class _Scorer:
             if np.isnan(losses).any():
                 note(f"{spec} is not verified: {next(filter(None, (cells[-1].why_not(name) for cells in by_model)))}")
                 continue
-            verified.append(Verified(spec, bits[spec], losses, nll))
-            what = (
-                "uniform KIVI" if spec == once[parse_scheme(baseline.spec).identity] and spec == baseline.spec else ""
-            )
+            verified.append(Verified(spec, size, losses, nll))
+            what = "uniform KIVI" if baseline and spec == baseline.spec else ""
             for model, cells in enumerate(by_model):
                 rows += [
-                    recommending.verified_row(spec, bits[spec], what, self.models[model], cell, name, self.asked.by)
+                    recommending.verified_row(spec, size, what, self.models[model], cell, name, self.asked.by)
                     for cell in cells
                 ]
         if not verified:
-            raise UserError(
-                f"no scheme could be verified; the first: {by_model[0][-1].why_not(parse_scheme(specs[0]).identity)}"
-            )
+            raise UserError("no scheme could be verified; the reasons are above")
         return verified, rows
 
     def _cells(
@@ -223,13 +231,13 @@ def _screened(
     return [within[i] for i in order], [float(losses[i]) for i in order]
 
 
-def _baseline(budget: float, subjects: Sequence[Subject]) -> Candidate:
-    """Uniform KIVI: within the budget the one of the widest codes, and of these the largest; else the smallest that there is."""
+def _baseline(budget: float, subjects: Sequence[Subject]) -> tuple[Candidate | None, str]:
+    """Uniform KIVI: within the budget the one of the widest codes, and of these the largest; else the smallest that there is. Or
+    why it cannot be used."""
     found = fitting(of_specs(list(BASELINES)), budget, subjects)
-    if not (found.within or found.larger):
-        why = next(iter(found.refused.values()))
-        raise UserError(f"KIVI, which the winner is compared with, cannot be used here: {why}")
-    return max(found.within, key=lambda one: (BASELINES[one.spec], one.bits)) if found.within else found.larger[0]
+    if found.within:
+        return max(found.within, key=lambda one: (BASELINES[one.spec], one.bits)), ""
+    return (found.larger[0], "") if found.larger else (None, next(iter(found.refused.values())))
 
 
 def _heading(

@@ -1,5 +1,6 @@
 """Who races for a budget of bits: every family of the registry, in each of its widths, and compositions of them."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,18 +71,21 @@ def all_candidates(unbiased: bool) -> list[Candidate]:
         for key, value in WIDER_KEYS
         if _takes(family, "key_bits", key) and _takes(family, "value_bits", value)
     ]
-    found = [one for one in found if not parse_scheme(one.spec).lossless]
+    found = [one for one in found if not _parsed(one.spec).lossless]
     found += [
         Candidate(f"{one.spec}{',' if _fields(one.spec) else ':'}sink_tokens=4", f"{one.family}, 4 sinks")
         for one in found
-        if not any(side.sink_tokens for side in parse_scheme(one.spec).sides.values())
+        if not any(side.sink_tokens for side in _parsed(one.spec).sides.values())
     ]
     if unbiased:
         found += [_unbiased(one) for one in found]
     once: dict[str, Candidate] = {}
     for one in found:
-        once.setdefault(parse_scheme(one.spec).identity, one)
+        once.setdefault(_parsed(one.spec).identity, one)
     return list(once.values())
+
+
+_parsed = functools.cache(parse_scheme)  # of the registry's own specs: no file stands behind them
 
 
 def has_key_bias(model: Any) -> bool:

@@ -1,0 +1,116 @@
+"""`recommend` as its user meets it, on the tiny model."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from harness.records.run import load_run
+
+from ...conftest import tiny_config
+
+CANDIDATES = [f"asym{bits}:group_size=16" for bits in (2, 4, 8)]
+FEW = ["--windows", "6", "--race-windows", "6", "--step", "8"]
+GIVEN = [word for spec in CANDIDATES for word in ("--scheme", spec)]
+
+
+@pytest.fixture
+def small_kivi(monkeypatch):
+    """Uniform KIVI that packs something of a prefix of 96 tokens."""
+    from analysis.cli import recommending
+
+    small = "kivi:bits=2,group_size=16,residual_length=16"
+    monkeypatch.setattr(recommending, "BASELINES", {small: 2})
+    return small
+
+
+def test_the_planted_winner(kvdelta, tmp_path, small_kivi):
+    """Of the same grid more bits are better: the largest within the budget wins, and fresh windows say so."""
+    code, out, err = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--out", "run")
+    assert code == 0, err
+    assert "Within 6.1 bits: asym4:group_size=16 (6.00 bits)." in out
+    assert 'parse_scheme("asym4:group_size=16")' in out
+    assert "asym8" not in out
+    said = json.loads((tmp_path / "run/recommend.json").read_text())
+    assert said["recommended"] == "asym4:group_size=16"
+    assert {row["scheme"] for row in said["race"]} == set(CANDIDATES[:2])
+    race = load_run(tmp_path / "run/race/1-4/1-model")
+    fresh = load_run(tmp_path / "run/verify/1-model/stepwise-8")
+    assert race.settings.protocol == fresh.settings.protocol == "stepwise"
+    scored = [{token for one in run.windows for token in range(one.start, one.start + 128)} for run in (race, fresh)]
+    assert scored[0]
+    assert not scored[0] & scored[1]
+    assert small_kivi in [contender.label for contender in fresh.contenders]
+    assert re.search(r"[Uu]niform KIVI \(kivi:bits=2,group_size=16,residual_length=16, \d", out)
+
+
+def test_two_equal_ones(kvdelta):
+    """The same quantizer, groups cut alike: neither can be better."""
+    same = ["--scheme", "asym4:group_size=16", "--scheme", "asym4:group_size=all"]
+    code, out, _ = kvdelta("recommend", "--budget", "6.1", *same, *FEW, "--out", "run")
+    assert code == 0
+    assert "Not compared with uniform KIVI, which cannot be used here: scheme kivi:bits=2,group_size=32" in out
+    assert "No difference on fresh windows from asym4:group_size=" in out
+
+
+def test_the_same_command_goes_on(kvdelta, tmp_path):
+    words = ["recommend", "--budget", "6.1", *GIVEN, *FEW, "--format", "json"]
+    first = kvdelta(*words)
+    again = kvdelta(*words)
+    assert first[:2] == again[:2]
+    assert "holds this run already" in again[2]
+    rows = json.loads(first[1])
+    assert next(row["scheme"] for row in rows if "lost_to" in row) == "asym4:group_size=16"
+
+
+def test_all_families_over_two_models(kvdelta, files, tmp_path):
+    """A model of each kind: one whose keys have a bias, which unbiased(…) is for, and one without."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    other = LlamaForCausalLM(tiny_config(attention_bias=True)).eval()
+    for layer in other.model.layers:
+        layer.self_attn.k_proj.bias.data.normal_(0, 3)
+    other.save_pretrained(tmp_path / "other")
+    for file in (files / "model").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "other")
+    words = ["--model", str(tmp_path / "other"), "--keep", "5", "--windows", "4", "--race-windows", "4", "--step", "16"]
+    code, out, err = kvdelta("recommend", "--budget", "4.5", *words, "--out", "run")
+    assert code == 0, err
+    assert "5 raced on up to 4 windows" in out
+    assert "did not race: more loss was predicted" in out
+    said = json.loads((tmp_path / "run/recommend.json").read_text())
+    assert said["models"] == ["model", "other"]
+    assert any(one["spec"].startswith("unbiased(") for one in said["candidates"])
+    assert len(said["candidates"]) > 20
+    assert {row["model"] for row in said["verified"]} == {"model", "other"}
+    assert all(one["bits"] <= 4.505 for one in said["candidates"])
+    assert out.count("It costs on") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "0"], "give measured bits a number between 0 and 16"),
+        (
+            ["--budget", "2", *GIVEN, *FEW],
+            r"no candidate keeps 2 measured bits .* the nearest: asym2:group_size=16 \(4.00\), asym4",
+        ),
+        (["--budget", "4", "--scheme", "asym4", "--engine", "vllm"], "--engine and --scheme both say"),
+        (["--budget", "4", "--engine", "vlm"], "did you mean 'vllm'"),
+        (["--budget", "4", "--scheme", "asym5"], "no scheme 'asym5'"),
+        (
+            ["--budget", "8", *GIVEN, *FEW, "--windows", "12"],
+            "12 windows are wanted in a half of the text, which has 11",
+        ),
+        (["--budget", "6", "--race-windows", "1"], "race-windows"),
+    ],
+)
+def test_bad_input(kvdelta, words, message):
+    code, out, err = kvdelta("recommend", *words)
+    assert code == 2
+    assert re.search(message, err)
+    assert not out
+    assert "Traceback" not in err
