@@ -44,7 +44,7 @@ def recommend(
     ] = 16,
     keep: Annotated[
         int, typer.Option("--keep", min=2, help="so many race: those with the least loss predicted by a backward pass")
-    ] = 32,
+    ] = 16,
     format: Format = "table",
 ) -> int:
     """Find the scheme that loses least within a budget of bits: a race, verified on fresh windows, in decoding, against KIVI."""

@@ -2,27 +2,32 @@
 its own."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from analysis.measuring.reconstruction import predicted_sums
 from harness.caches.contenders import SchemeContender
 from harness.caches.rebuilt import rebuilt
 from harness.capture import suffix_gradients
 from harness.protocols import prefill
 from harness.subject.prepared import Subject
 from harness.subject.windows import Batch
+from schemes import Scheme
 
 
 def predicted_losses(
     specs: Sequence[str], subjects: Sequence[Subject], on_note: Callable[[str], None] = lambda text: None
 ) -> Float64[np.ndarray, "schemes models"]:
-    """½ Σ(g·e)² a scored token, over all layers, K and V, and the windows of each subject: g the gradient of the exact suffix's NLL
-    by a stored number, e what the scheme changes in it. To second order, and with errors that do not know of each other, the KL
-    in nats of two passes (a diagonal Fisher estimate)."""
+    """½ Σ ln(1 + Σ(g·e)²) a scored token: the outer sum over layers, K and V, the stored tokens and the windows of a subject, the inner one
+    over the heads and channels of a token; g the gradient of the exact suffix's NLL by a stored number, e what the scheme changes in it.
+
+    Small errors that do not know of each other: the KL of two passes in nats, to second order (a diagonal Fisher estimate). What one
+    token can do is limited, since attention moves away from it, so its part grows as the logarithm where it is large: without that
+    one token's key makes up four fifths of what is predicted of int4 on Qwen2.5-Coder-0.5B, and it is predicted 7 times too high.
+    """
     found = np.zeros((len(specs), len(subjects)))
     for m, subject in enumerate(subjects):
         model = subject.loaded.model
@@ -36,16 +41,17 @@ def predicted_losses(
             tokens += batch.targets.numel()
             with torch.inference_mode():
                 for s, scheme in enumerate(schemes):
-                    found[s, m] += _squares(scheme, prefilled, gradients)
+                    found[s, m] += _predicted(scheme, prefilled, gradients)
         found[:, m] /= 2 * tokens
     return found
 
 
-def _squares(scheme, prefilled, gradients: dict[int, dict[str, Tensor]]) -> float:
+def _predicted(scheme: Scheme, prefilled: Any, gradients: dict[int, dict[str, Tensor]]) -> float:
     total: list[Tensor] = []
     for layer, gradient in gradients.items():
         held = prefilled.layers[layer]
         for side, rule in scheme.for_layer(layer).sides.items():
             x = held.keys if side == "key" else held.values
-            total.append(predicted_sums(gradient[side], x, rebuilt(rule, x))["square"].sum())
+            changed = gradient[side].double() * (rebuilt(rule, x).double() - x.double())
+            total.append(changed.square().sum(dim=(1, 3)).log1p().sum())
     return float(torch.stack(total).sum())

@@ -54,11 +54,10 @@ class Standing:
 
 
 def rounds(windows: int) -> list[int]:
-    """After how many windows the race is looked at: 4, 6, 8, 12, 16, 24, 32, …"""
-    marks, step = [FIRST], FIRST
-    while marks[-1] < windows:
-        marks += [step + step // 2, 2 * step]
-        step *= 2
+    """After how many windows the race is looked at: 4, 8, 16, 32, …, and after all."""
+    marks = [FIRST]
+    while 2 * marks[-1] < windows:
+        marks.append(2 * marks[-1])
     return [*(mark for mark in marks if mark < windows), windows]
 
 

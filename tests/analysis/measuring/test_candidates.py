@@ -75,12 +75,14 @@ def test_engines():
 
 
 def test_the_screen_predicts_what_errors_does(subject, options):
-    specs = ["int4:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=16,residual_length=32"]
-    predicted = predicted_losses(specs, [subject])
+    specs = ["int8:group_size=16", "asym4:group_size=16", "kivi:bits=4,group_size=16,residual_length=32"]
+    predicted = predicted_losses(specs, [subject])[:, 0]
     record, folder = measure_errors(specs, options, subject)
     arrays = measured_arrays(folder, record)
     squares = sum(arrays[f"{side}_square"].sum(axis=(0, 2, 3)) for side in ("key", "value"))
-    assert predicted[:, 0] == pytest.approx(squares / 2 / (3 * 31), rel=1e-6)
+    exact_to_second_order = squares / 2 / (3 * 31)
+    assert (predicted < exact_to_second_order).all()
+    assert predicted == pytest.approx(exact_to_second_order, rel=0.2)  # small errors: the logarithm is nearly a line
 
 
 def test_the_screen_orders_widths_as_a_run_does(subject, options):

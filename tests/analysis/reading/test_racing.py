@@ -20,8 +20,8 @@ def windows(rng, means, spread=0.1, models=1, count=16):
 
 
 def test_rounds():
-    assert MARKS == [4, 6, 8, 12, 16]
-    assert rounds(10) == [4, 6, 8, 10]
+    assert MARKS == [4, 8, 16]
+    assert rounds(10) == [4, 8, 10]
     assert rounds(3) == [3]
 
 
