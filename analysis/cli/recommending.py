@@ -81,7 +81,7 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
     if not left:
         raise UserError(f"every candidate failed in the race; the first: {rows[0].scheme}: {rows[0].refused}")
     best = left[:VERIFIED]
-    baseline, why_none = _baseline(asked.budget, racing)
+    baseline, why_none = _baseline(asked, racing)
     if baseline and (twin := _same_scheme(baseline, best)):  # as it was called in the race
         baseline = replace(baseline, spec=twin)
     verified, verified_rows = scorer.verify({row.scheme: row.bits for row in best}, baseline, fresh)
@@ -111,7 +111,7 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
         print(measurement_tables.as_text([*rows, *verified_rows], format), end="")
     else:
         say(*_heading(asked, options, subjects, candidates, len(ran), fresh_windows), format=format)
-        _print("The race", recommending.race_table(rows, scorer.models, asked.measure), format)
+        _print("The race", recommending.race_table(rows, asked.measure), format)
         _print("Verified on fresh windows", recommending.verified_table(verified_rows, asked.measure), format)
         if format == "table":
             print(recommending.LEGEND)
@@ -206,15 +206,16 @@ def _within(asked: Race, subjects: Sequence[Subject]) -> Candidates:
     else:
         candidates = all_candidates(unbiased=any(has_key_bias(subject.loaded.model) for subject in subjects))
     note(f"measuring the bits of {len(candidates)} candidates")
-    found = fitting(candidates, asked.budget, subjects)
+    found = fitting(candidates, asked.budget, subjects, asked.step)
     for spec, why in found.refused.items():
         if asked.engine or asked.specs:
             note(f"{spec} is left out: {why}")
     if not found.within:
         nearest = ", ".join(f"{one.spec} ({one.bits:.2f})" for one in found.larger[:3])
-        prefix = subjects[0].windows[0].prefix_length
+        window = subjects[0].windows[0]
         raise UserError(
-            f"no candidate keeps {asked.budget:g} measured bits behind a prefix of {prefix} tokens; the nearest: {nearest or 'none can be used'}"
+            f"no candidate keeps {asked.budget:g} measured bits from token {window.prefix_length} to {len(window.tokens)}; the nearest: "
+            f"{nearest or 'none can be used'}"
         )
     return found
 
@@ -231,10 +232,10 @@ def _screened(
     return [within[i] for i in order], [float(losses[i]) for i in order]
 
 
-def _baseline(budget: float, subjects: Sequence[Subject]) -> tuple[Candidate | None, str]:
+def _baseline(asked: Race, subjects: Sequence[Subject]) -> tuple[Candidate | None, str]:
     """Uniform KIVI: within the budget the one of the widest codes, and of these the largest; else the smallest that there is. Or
     why it cannot be used."""
-    found = fitting(of_specs(list(BASELINES)), budget, subjects)
+    found = fitting(of_specs(list(BASELINES)), asked.budget, subjects, asked.step)
     if found.within:
         return max(found.within, key=lambda one: (BASELINES[one.spec], one.bits)), ""
     return (found.larger[0], "") if found.larger else (None, next(iter(found.refused.values())))

@@ -33,11 +33,14 @@ BASELINES = {f"kivi:bits={bits},group_size={size}": bits for bits in (2, 3, 4, 8
 """Uniform KIVI, in the sizes that there are: bits of its codes by spec."""
 
 SAME_BITS = 0.005
+LENGTHS = 32
+"""So many lengths, at most, tell what is held on average."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """spec: as a user would give it; family: what it is a width of; bits: measured, a number, of a prefix, the most over models."""
+    """spec: as a user would give it; family: what it is a width of; bits: measured, a number, on average over what is decoded, the
+    most over models."""
 
     spec: str
     family: str
@@ -137,14 +140,14 @@ def _unbiased(one: Candidate) -> Candidate:
     return Candidate(f"unbiased({spec}){sinks}", f"unbiased, {one.family}")
 
 
-def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[Subject]) -> Candidates:
-    """Of each family the largest within a budget of measured bits, in every model."""
+def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[Subject], step: int) -> Candidates:
+    """Of each family the largest within a budget of measured bits, in every model, decoding in steps of so many tokens."""
     found = Candidates()
     measured: list[Candidate] = []
-    prefixes = [prefill(subject.loaded.model, subject.windows[0].prefix) for subject in subjects]
+    whole = [prefill(subject.loaded.model, subject.windows[0].tokens[None]) for subject in subjects]
     for one in candidates:
         try:
-            bits = max(_bits(one.spec, s, p) for s, p in zip(subjects, prefixes, strict=True))
+            bits = max(_bits(one.spec, subject, kv, step) for subject, kv in zip(subjects, whole, strict=True))
         except UserError as error:
             found.refused[one.spec] = str(error)
         else:
@@ -161,24 +164,32 @@ def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[S
     return found
 
 
-def _bits(spec: str, subject: Subject, prefilled: Any) -> float:
-    """Of a prefix, measured in one layer, or in all where they are not stored alike."""
-    contender, model = SchemeContender.of(spec), subject.loaded.model
-    contender.check(model, subject.windows[0].prefix_length)
+def _bits(spec: str, subject: Subject, whole: Any, step: int) -> float:
+    """Of one layer, or of all where they are not stored alike."""
+    contender, model, prefix = SchemeContender.of(spec), subject.loaded.model, subject.windows[0].prefix_length
+    contender.check(model, prefix)
     cache = contender.empty(model)
     stored = cache.quantized_layers
     layers = stored if contender.scheme.layers else stored[len(stored) // 2 :][:1]
-    return mean_bits(cache.scheme, {layer: prefilled.layers[layer] for layer in layers})
+    return mean_bits(cache.scheme, {layer: whole.layers[layer] for layer in layers}, prefix, step)
 
 
-def mean_bits(scheme: Scheme, layers: dict[int, Any]) -> float:
-    """Measured bits a number of keys and values, by layer with `keys` and `values`; scheme: bound to the model."""
-    counted = elements = 0.0
+def mean_bits(scheme: Scheme, layers: dict[int, Any], prefix: int, step: int) -> float:
+    """Measured bits a number of keys and values that are held, on average, while what follows a prefix is decoded.
+
+    At the prefix's own end a block may have just been filled, or want one token: a scheme with blocks of 128 tokens holds between 0
+    and 127 exact ones, which no single length tells. scheme: bound to the model; layers: with the `keys` and `values` of whole
+    windows; step: tokens a forward.
+    """
+    found: list[tuple[float, int]] = []
     for layer, exact in layers.items():
         rules = scheme.for_layer(layer).sides
         for rule, x in zip(rules.values(), (exact.keys, exact.values), strict=True):
             store = TokenStore(rule)
-            store.append(x)
-            counted += store.counted_bytes()
-            elements += store.elements
-    return 8 * counted / elements
+            store.append(x[:, :, :prefix])
+            at_each = []
+            for chunk in x[:, :, prefix:].split(max(step, (x.shape[2] - prefix) // LENGTHS), dim=2):
+                at_each.append(8 * store.counted_bytes() / store.elements)
+                store.append(chunk)
+            found.append((sum(at_each) / len(at_each), x.numel()))
+    return sum(bits * numbers for bits, numbers in found) / sum(numbers for _, numbers in found)

@@ -13,8 +13,8 @@ from analysis.reading.racing import ALPHA, Standing
 from analysis.reading.rows import Row
 from analysis.reading.tables import Table, interval, number, signed
 
-SHOWN = 16  # of those that raced
 NAMED = 6  # schemes in a sentence
+NUMBERED = 4  # rows that one lost to
 
 Losses = Float64[np.ndarray, "models windows"]
 
@@ -184,6 +184,11 @@ def sentences(
         lines.append(f"No difference on fresh windows from {some(_sized(verified, others))}.")
     if unverified:
         lines.append(f"Nor did the race tell it from {some(unverified)}, which were not verified.")
+    lines += [
+        f"Smaller: {one.scheme} ({one.bits:.2f} bits) loses more: {_differences(one, best, measure, parts, models)}."
+        for one, worse in zip(verified, apart, strict=True)
+        if worse and one.bits < best.bits - SAME_BITS and one.scheme != baseline
+    ]
     if not others and not unverified:
         lines.append("Every other candidate that ran was shown to lose more.")
     return lines
@@ -193,13 +198,17 @@ def _against_kivi(
     kivi: Verified, best: Verified, apart: bool, budget: float, measure: str, parts: int, models: Sequence[str]
 ) -> str:
     size = f"{kivi.bits:.2f} bits" + (", the smallest that there is" if kivi.bits > budget + SAME_BITS else "")
-    more = [t_interval(one - other, parts) for one, other in zip(kivi.losses, best.losses, strict=True)]
-    said = "; ".join(
-        f"{interval(*one)}{f' on {model}' if len(models) > 1 else ''}" for one, model in zip(more, models, strict=True)
-    )
+    said = _differences(kivi, best, measure, parts, models)
     if apart:
-        return f"Uniform KIVI ({kivi.scheme}, {size}) loses more: {measure} {said}."
-    return f"No difference from uniform KIVI ({kivi.scheme}, {size}): {measure} {said}."
+        return f"Uniform KIVI ({kivi.scheme}, {size}) loses more: {said}."
+    return f"No difference from uniform KIVI ({kivi.scheme}, {size}): {said}."
+
+
+def _differences(one: Verified, best: Verified, measure: str, parts: int, models: Sequence[str]) -> str:
+    """What one loses more than the best, by model."""
+    more = [t_interval(mine - other, parts) for mine, other in zip(one.losses, best.losses, strict=True)]
+    where = [f" on {model}" if len(models) > 1 else "" for model in models]
+    return f"{measure} " + "; ".join(f"{interval(*d)}{place}" for d, place in zip(more, where, strict=True))
 
 
 def _sized(verified: Sequence[Verified], names: Sequence[str]) -> list[str]:
@@ -223,32 +232,55 @@ def against(rows: Sequence[VerifiedRow], verified: Sequence[Verified], chosen: i
     return sorted(found, key=lambda row: row.scheme != best.scheme)
 
 
-def race_table(rows: Sequence[RaceRow], models: Sequence[str], measure: str) -> Table:
-    header = ["scheme", "bits", "predicted", "windows", f"{measure} [95 % at any time]", "shown to lose less", "front"]
-    several = len(models) > 1
+def race_table(rows: Sequence[RaceRow], measure: str) -> Table:
+    """Numbered, so that a row can say to which others it lost."""
+    place = {row.scheme: number for number, row in enumerate(rows, 1)}
+    several = len({row.model for row in rows}) > 1
+    header = [
+        "",
+        "scheme",
+        "bits",
+        "predicted",
+        "windows",
+        f"{measure} [95 % at any time]",
+        *(["in"] if several else []),
+        "lost to",
+        "front",
+    ]
     body = [
         [
-            row.scheme, f"{row.bits:.2f}", number(row.predicted, 2) if row.predicted is not None else "–", str(row.windows),
-            row.refused or loss_of(measure, row.loss, row.loss_low, row.loss_high) + (f" in {row.model}" if several else ""),
-            _first(row.lost_to) or "–", "•" if row.front else "",
+            str(place[row.scheme]), row.scheme, f"{row.bits:.2f}", "–" if row.predicted is None else number(row.predicted, 2),
+            str(row.windows), row.refused or loss_of(measure, row.loss, row.loss_low, row.loss_high),
+            *([row.model] if several else []), _places([place[name] for name in row.lost_to]), "•" if row.front else "",
         ]
-        for row in rows[:SHOWN]
+        for row in rows
     ]  # fmt: skip
     return header, body
 
 
+def _places(numbers: Sequence[int]) -> str:
+    more = len(numbers) - NUMBERED
+    return ", ".join(map(str, numbers[:NUMBERED])) + (f" and {more} more" if more > 0 else "") or "–"
+
+
 def verified_table(rows: Sequence[VerifiedRow], measure: str) -> Table:
+    """A line a scheme and model: two passes, then decoding, which decides."""
     several = len({row.model for row in rows}) > 1
-    header = ["scheme", "bits", "", *(["model"] if several else []), "protocol", f"{measure} [95 %]", "ΔNLL [95 %]",
-              f"{measure} more than the first"]  # fmt: skip
-    body = [
-        [
-            row.scheme, f"{row.bits:.2f}", row.what, *([row.model] if several else []), row.protocol,
-            loss_of(measure, row.loss, row.loss_low, row.loss_high), interval(row.delta_nll, row.delta_nll_low, row.delta_nll_high),
-            "–" if np.isnan(row.more) else interval(row.more, row.more_low, row.more_high),
-        ]
-        for row in rows
-    ]  # fmt: skip
+    decoding = rows[-1].protocol
+    two_pass = {(row.scheme, row.model): row for row in rows if row.protocol != decoding}
+    nll = [] if measure == "ΔNLL" else [f"ΔNLL, {decoding}"]
+    header = ["scheme", "bits", "", *(["model"] if several else []), f"{measure}, two-pass", f"{measure}, {decoding} [95 %]", *nll,
+              "more than the first"]  # fmt: skip
+    body = []
+    for row in rows:
+        if row.protocol == decoding:
+            before = two_pass[row.scheme, row.model]
+            body.append([
+                row.scheme, f"{row.bits:.2f}", row.what, *([row.model] if several else []),
+                loss_of(measure, before.loss, -np.inf, np.inf), loss_of(measure, row.loss, row.loss_low, row.loss_high),
+                *([interval(row.delta_nll, row.delta_nll_low, row.delta_nll_high)] if nll else []),
+                "–" if np.isnan(row.more) else interval(row.more, row.more_low, row.more_high),
+            ])  # fmt: skip
     return header, body
 
 
@@ -259,16 +291,13 @@ def loss_of(measure: str, mean: float, low: float, high: float) -> str:
     return number(mean, 2) + (f" [{number(max(0.0, low), 2)}, {number(high, 2)}]" if np.isfinite(low) else "")
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:1]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
 def some(names: Sequence[str]) -> str:
     """As many as a sentence holds."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-LEGEND = """bits: measured, a number, at the prefix length. predicted: KL of two passes by one backward pass. In the race 95 % intervals hold
-whenever one looks, and of the comparisons all together: who loses least is thrown out in at most 5 % of races. front: nothing of no more
-bits was shown to lose less. Verified: t intervals over windows; the differences hold together. ΔNLL: nats a token more than exact."""
+LEGEND = """bits: a number, measured, on average while the suffix is decoded (compare measures them where it begins). predicted: KL of two passes, by
+one backward pass. The race's intervals hold whenever one looks, its comparisons all together: who loses least is thrown out in at most
+5 % of races. front: nothing of no more bits was shown to lose less. Fresh windows: t intervals over windows; differences hold together.
+KL and ΔNLL: nats a token, from exact."""

@@ -14,6 +14,7 @@ from analysis.measuring.screening import predicted_losses
 from analysis.reading.summary import summarize
 from harness.comparison import compare
 from harness.records.measurement import measured_arrays
+from harness.subject.windows import cut_windows
 from schemes import SCHEMES, parse_scheme
 
 from ...conftest import SHARP, TINY
@@ -41,30 +42,38 @@ def test_without_the_bias_each_races_twice():
 
 def test_of_each_family_the_largest_that_fits(subject):
     specs = [f"int{bits}:group_size=16" for bits in (2, 4, 8)]
-    bits = {one.spec: one.bits for one in fitting(of_specs(specs), 16, [subject]).within}
+    bits = {one.spec: one.bits for one in fitting(of_specs(specs), 16, [subject], 8).within}
     assert list(bits.values()) == [3, 5, 9]  # codes and a scale of 16 bits for 16 numbers
     one_family = [replace(one, family="int") for one in of_specs(specs)]
-    found = fitting(one_family, 5.5, [subject])
+    found = fitting(one_family, 5.5, [subject], 8)
     assert [one.spec for one in found.within] == [specs[1]]
     assert found.smaller == 1
     assert [one.spec for one in found.larger] == [specs[2]]
 
 
-def test_bits_are_those_that_a_run_measures(subject, options):
-    """Sinks, tails, rules for layers and a wrapper included."""
+def test_bits_are_those_that_runs_measure_at_each_length(subject, options):
+    """Sinks, tails, blocks, rules for layers and a wrapper included: the mean over prefixes of 96, 104, 112 and 120 tokens."""
     specs = [
         "kivi:bits=2,group_size=16,residual_length=32",
         "int4:group_size=16,sink_tokens=4",
         "int4:group_size=16,exact_first_layers=1",
+        "hadamard(asym2:group_size=16)",
+        "asym2:key_axis=channel,group_size=32",
     ]
-    specs.append("hadamard(asym2:group_size=16)")
-    run, _ = compare(specs, options, subject=subject)
-    measured = {row.scheme: row.bits for row in summarize(run)[1:]}
-    assert {one.spec: one.bits for one in fitting(of_specs(specs), 16, [subject]).within} == pytest.approx(measured)
+    measured = []
+    for more in (0, 8, 16, 24):
+        sizes = replace(options, window_length=128 + more, out=f"{options.out}-{more}")
+        longer = cut_windows(subject.tokens, window_length=128 + more, score_length=32, windows=1)
+        run, _ = compare(specs, sizes, subject=replace(subject, windows=longer))
+        measured.append([row.bits for row in summarize(run)[1:]])
+    found = {one.spec: one.bits for one in fitting(of_specs(specs), 16, [subject], 8).within}
+    assert list(found) == specs
+    assert list(found.values()) == pytest.approx(np.mean(measured, axis=0))
+    assert max(np.ptp(measured, axis=0)) > 1  # no single length tells
 
 
 def test_what_does_not_fit_the_model_says_why(subject):
-    found = fitting(of_specs(["kvarn:bits=2", "exllamav3:bits=4"]), 16, [subject])
+    found = fitting(of_specs(["kvarn:bits=2", "exllamav3:bits=4"]), 16, [subject], 8)
     assert not found.within
     assert "a prefix of 96 tokens would leave every key exact" in found.refused["kvarn:bits=2"]
     assert "16 channels" in found.refused["exllamav3:bits=4"]

@@ -63,6 +63,14 @@ def test_fresh_windows_may_take_the_win_away_but_not_for_what_is_too_large():
     assert decide([rows[0], rows[3]], 4.5) == 0
 
 
+def test_what_is_smaller_says_what_it_loses_more():
+    text = said(
+        [verified("x", [0.1]), verified("y", [0.2], 3.5), verified("z", [0.3], 4.2), verified(KIVI, [0.5], 3.0)]
+    )
+    assert "Smaller: y (3.50 bits) loses more: KL +0.1031" in text
+    assert "z (4.20" not in text
+
+
 def test_kivi_may_win():
     rows = [verified("x", [0.5]), verified(KIVI, [0.1])]
     assert decide(rows, 4.5) == 1
@@ -111,9 +119,10 @@ def test_rows_of_the_race():
     assert [row.front for row in rows] == [True, False, True, False]
     assert rows[2].lost_to == ("b",)
     assert rows[3].refused == "it raised"
-    _, body = race_table(rows, ["m"], "KL")
-    assert [line[0] for line in body] == ["b", "c", "a", "d"]
-    assert body[3][4] == "it raised"
+    _, body = race_table(rows, "KL")
+    assert [line[1] for line in body] == ["b", "c", "a", "d"]
+    assert [line[6] for line in body] == ["–", "1", "1", "–"]
+    assert body[3][5] == "it raised"
 
 
 def test_differences_are_those_of_the_protocol_that_decides():
