@@ -20,7 +20,9 @@ recommending = typer.Typer()
 @takes_options(windows=16, without=("model", "until_se", "protocol", "step", "stride", "same_text"))
 def recommend(
     options: Options,
-    budget: Annotated[float, typer.Option("--budget", help="measured bits a number, K and V, at the prefix length")],
+    budget: Annotated[
+        float, typer.Option("--budget", help="measured bits a number, K and V, on average while decoding")
+    ],
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,7 +49,7 @@ def recommend(
     ] = 16,
     format: Format = "table",
 ) -> int:
-    """Find the scheme that loses least within a budget of bits: a race, verified on fresh windows, in decoding, against KIVI."""
+    """Which scheme loses least within a budget of bits? A race of all families, verified on --windows fresh ones against KIVI."""
     from schemes import parse_scheme
 
     if not 0 < budget < 16:
@@ -62,7 +64,8 @@ def recommend(
         presets(engine)
     if options.revision and len(set(model or [])) != 1:
         raise UserError("--revision is that of one hub id; give one --model with it")
-    from analysis.cli.recommending import Race, run_race
+    from analysis.cli.decoding_race import Race
+    from analysis.cli.recommending import run_race
 
     subjects = _subjects(options, model or ["packaged"])
     asked = Race(budget, by, step, race_windows, keep, tuple(scheme or ()), engine)

@@ -2,37 +2,32 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from analysis.cli import terminal
-from analysis.cli.runs import make_runs, report_failures, worst
+from analysis.cli.decoding_race import Race, Scorer
+from analysis.cli.runs import report_failures, worst
 from analysis.cli.starting import note, say
+from analysis.measuring.budgets import Candidates, fitting
 from analysis.measuring.candidates import (
     BASELINES,
     Candidate,
-    Candidates,
     all_candidates,
-    fitting,
     has_key_bias,
     of_engine,
     of_specs,
 )
 from analysis.measuring.fitting import halves
 from analysis.measuring.screening import predicted_losses
-from analysis.reading import measurement_tables, recommending, tables
-from analysis.reading.cells import By, Cell
-from analysis.reading.racing import Standing, race, rounds
-from analysis.reading.recommending import RaceRow, Verified, VerifiedRow
+from analysis.reading import measurement_tables, recommending, tables, verifying
+from analysis.reading.recommending import RaceRow
 from analysis.reading.rows import plain
-from harness.caches.contenders import contenders_of
 from harness.options import Options
 from harness.records.provenance import commit, versions
-from harness.records.run import Run, named
 from harness.records.writing import write_file
 from harness.stopping import spread_order
 from harness.subject.prepared import Subject
@@ -41,23 +36,6 @@ from schemes.errors import UserError
 
 SCREENED_ON = 2  # windows
 VERIFIED = 3  # of those that the race did not tell apart
-
-
-@dataclass(frozen=True)
-class Race:
-    """What is asked for. specs, engine: candidates in place of all."""
-
-    budget: float
-    by: By
-    step: int
-    windows: int
-    keep: int
-    specs: tuple[str, ...] = ()
-    engine: str | None = None
-
-    @property
-    def measure(self) -> str:
-        return "KL" if self.by == "kl" else "ΔNLL"
 
 
 def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format: str) -> int:
@@ -70,7 +48,7 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
         for subject, (first, _) in zip(subjects, split, strict=True)
     ]
     fresh = [replace(subject, windows=second) for subject, (_, second) in zip(subjects, split, strict=True)]
-    scorer = _Scorer(asked, options, folder, [_name(subject) for subject in subjects])
+    scorer = Scorer(asked, options, folder, [_name(subject) for subject in subjects])
     candidates = _within(asked, racing)
     ran, predicted = _screened(asked, candidates.within, racing)
     standings, refused = scorer.race(ran, racing)
@@ -85,9 +63,9 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
     if baseline and (twin := _same_scheme(baseline, best)):  # as it was called in the race
         baseline = replace(baseline, spec=twin)
     verified, verified_rows = scorer.verify({row.scheme: row.bits for row in best}, baseline, fresh)
-    chosen = recommending.decide(verified, asked.budget)
+    chosen = verifying.decide(verified, asked.budget)
     verified_rows = recommending.against(verified_rows, verified, chosen)
-    said = recommending.sentences(
+    said = verifying.sentences(
         verified, chosen, baseline.spec if baseline else "", asked.budget, asked.measure, asked.step, scorer.models,
         [row.scheme for row in left[VERIFIED:]],
     )  # fmt: skip
@@ -124,78 +102,6 @@ def _same_scheme(baseline: Candidate, rows: Sequence[RaceRow]) -> str:
     """What it is called in the rows; empty where it is none of them."""
     identity = parse_scheme(baseline.spec).identity
     return next((row.scheme for row in rows if parse_scheme(row.scheme).identity == identity), "")
-
-
-class _Scorer:
-    """Scores candidates by decoding, and keeps the runs."""
-
-    def __init__(self, asked: Race, options: Options, folder: Path, models: list[str]):
-        self.asked, self.options, self.folder, self.models = asked, options, folder, models
-        self.runs: list[Run] = []
-
-    def race(self, ran: Sequence[Candidate], subjects: Sequence[Subject]) -> tuple[list[Standing], list[str]]:
-        """How each stands, and why one that failed did."""
-        refused = [""] * len(ran)
-
-        def score(left: Sequence[int], first: int, last: int) -> np.ndarray:
-            specs = [ran[s].spec for s in left]
-            note(f"race, windows {first + 1} to {last} of {self.asked.windows}: {len(left)} left")
-            losses = []
-            for model, subject in enumerate(subjects):
-                some = replace(subject, windows=sorted(subject.windows[first:last], key=lambda window: window.index))
-                (cell,) = self._cells(specs, some, model, f"race/{first + 1}-{last}", ["stepwise"])
-                names = [parse_scheme(spec).identity for spec in specs]
-                losses.append(cell.losses(names, self.asked.by))
-                for s, name in zip(left, names, strict=True):
-                    refused[s] = refused[s] or cell.why_not(name)
-            return np.stack(losses, axis=1)
-
-        return race(len(ran), score, rounds(self.asked.windows)), refused
-
-    def verify(
-        self, bits: dict[str, float], baseline: Candidate | None, subjects: Sequence[Subject]
-    ) -> tuple[list[Verified], list[VerifiedRow]]:
-        """The best of the race, and the baseline, in two passes and in decoding. UserError where none has a score.
-
-        bits: of the best, by spec.
-        """
-        bits = bits | ({baseline.spec: baseline.bits} if baseline else {})
-        note(f"verifying {', '.join(bits)} on {len(subjects[0].windows)} fresh windows")
-        by_model = [
-            self._cells(list(bits), subject, model, "verify", ["two-pass", "stepwise"])
-            for model, subject in enumerate(subjects)
-        ]
-        verified: list[Verified] = []
-        rows: list[VerifiedRow] = []
-        for spec, size in bits.items():
-            name = parse_scheme(spec).identity
-            losses, nll = (
-                np.stack([cells[-1].losses([name], by)[0] for cells in by_model]) for by in (self.asked.by, "nll")
-            )
-            if np.isnan(losses).any():
-                note(f"{spec} is not verified: {next(filter(None, (cells[-1].why_not(name) for cells in by_model)))}")
-                continue
-            verified.append(Verified(spec, size, losses, nll))
-            what = "uniform KIVI" if baseline and spec == baseline.spec else ""
-            for model, cells in enumerate(by_model):
-                rows += [
-                    recommending.verified_row(spec, size, what, self.models[model], cell, name, self.asked.by)
-                    for cell in cells
-                ]
-        if not verified:
-            raise UserError("no scheme could be verified; the reasons are above")
-        return verified, rows
-
-    def _cells(
-        self, specs: Sequence[str], subject: Subject, model: int, place: str, protocols: Sequence[str]
-    ) -> list[Cell]:
-        name = re.sub(r"[^\w.+-]+", "-", self.models[model])
-        out = self.folder / place / f"{model + 1}-{name}"
-        options = replace(self.options, out=str(out), windows=len(subject.windows))
-        ways = options.by(protocols, [self.asked.step])
-        runs = make_runs(contenders_of(specs), ways, subject)
-        self.runs += [run for run, _ in runs]
-        return [Cell(folder, run, named(run.settings), {}) for run, folder in runs]
 
 
 def _within(asked: Race, subjects: Sequence[Subject]) -> Candidates:

@@ -2,15 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from harness.caches.contenders import SchemeContender
 from harness.caches.key_bias import key_bias_of
-from harness.protocols import prefill
-from harness.subject.prepared import Subject
 from harness.subject.probing import kv_shapes
-from schemes import SCHEMES, Scheme, TokenStore, parse_scheme
+from schemes import SCHEMES, parse_scheme
 from schemes.engines import presets
 from schemes.errors import UserError
 from schemes.family import Family
@@ -32,10 +29,6 @@ WIDER_KEYS = ((3, 2), (4, 2), (4, 3), (8, 4))
 BASELINES = {f"kivi:bits={bits},group_size={size}": bits for bits in (2, 3, 4, 8) for size in (32, 64, 128)}
 """Uniform KIVI, in the sizes that there are: bits of its codes by spec."""
 
-SAME_BITS = 0.005
-LENGTHS = 32
-"""So many lengths, at most, tell what is held on average."""
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -45,16 +38,6 @@ class Candidate:
     spec: str
     family: str
     bits: float = 0.0
-
-
-@dataclass
-class Candidates:
-    """within: a budget. smaller: how many more of the same families; larger: those beyond it, by bits; refused: those that cannot be used, and why."""
-
-    within: list[Candidate] = field(default_factory=list)
-    smaller: int = 0
-    larger: list[Candidate] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
 
 
 def all_candidates(unbiased: bool) -> list[Candidate]:
@@ -138,58 +121,3 @@ def _unbiased(one: Candidate) -> Candidate:
     if spec.endswith("sink_tokens=4"):
         spec, sinks = spec.removesuffix("sink_tokens=4")[:-1], ":sink_tokens=4"
     return Candidate(f"unbiased({spec}){sinks}", f"unbiased, {one.family}")
-
-
-def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[Subject], step: int) -> Candidates:
-    """Of each family the largest within a budget of measured bits, in every model, decoding in steps of so many tokens."""
-    found = Candidates()
-    measured: list[Candidate] = []
-    whole = [prefill(subject.loaded.model, subject.windows[0].tokens[None]) for subject in subjects]
-    for one in candidates:
-        try:
-            bits = max(_bits(one.spec, subject, kv, step) for subject, kv in zip(subjects, whole, strict=True))
-        except UserError as error:
-            found.refused[one.spec] = str(error)
-        else:
-            measured.append(Candidate(one.spec, one.family, bits))
-    best: dict[str, Candidate] = {}
-    for one in measured:
-        if one.bits > budget + SAME_BITS:
-            found.larger.append(one)
-        elif one.family not in best or one.bits > best[one.family].bits:
-            best[one.family] = one
-    found.within = list(best.values())
-    found.smaller = len(measured) - len(found.larger) - len(best)
-    found.larger.sort(key=lambda one: one.bits)
-    return found
-
-
-def _bits(spec: str, subject: Subject, whole: Any, step: int) -> float:
-    """Of one layer, or of all where they are not stored alike."""
-    contender, model, prefix = SchemeContender.of(spec), subject.loaded.model, subject.windows[0].prefix_length
-    contender.check(model, prefix)
-    cache = contender.empty(model)
-    stored = cache.quantized_layers
-    layers = stored if contender.scheme.layers else stored[len(stored) // 2 :][:1]
-    return mean_bits(cache.scheme, {layer: whole.layers[layer] for layer in layers}, prefix, step)
-
-
-def mean_bits(scheme: Scheme, layers: dict[int, Any], prefix: int, step: int) -> float:
-    """Measured bits a number of keys and values that are held, on average, while what follows a prefix is decoded.
-
-    At the prefix's own end a block may have just been filled, or want one token: a scheme with blocks of 128 tokens holds between 0
-    and 127 exact ones, which no single length tells. scheme: bound to the model; layers: with the `keys` and `values` of whole
-    windows; step: tokens a forward.
-    """
-    found: list[tuple[float, int]] = []
-    for layer, exact in layers.items():
-        rules = scheme.for_layer(layer).sides
-        for rule, x in zip(rules.values(), (exact.keys, exact.values), strict=True):
-            store = TokenStore(rule)
-            store.append(x[:, :, :prefix])
-            at_each = []
-            for chunk in x[:, :, prefix:].split(max(step, (x.shape[2] - prefix) // LENGTHS), dim=2):
-                at_each.append(8 * store.counted_bytes() / store.elements)
-                store.append(chunk)
-            found.append((sum(at_each) / len(at_each), x.numel()))
-    return sum(bits * numbers for bits, numbers in found) / sum(numbers for _, numbers in found)

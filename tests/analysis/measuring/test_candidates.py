@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from analysis.measuring.candidates import all_candidates, fitting, has_key_bias, of_engine, of_specs
+from analysis.measuring.budgets import fitting
+from analysis.measuring.candidates import all_candidates, has_key_bias, of_engine, of_specs
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.fitting import halves
 from analysis.measuring.screening import predicted_losses

@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.reading.racing import Standing
-from analysis.reading.recommending import (
-    Verified,
-    VerifiedRow,
-    against,
-    decide,
-    race_rows,
-    race_table,
-    sentences,
-    t_interval,
-    told_apart,
-)
+from analysis.reading.recommending import VerifiedRow, against, race_rows, race_table
+from analysis.reading.verifying import Verified, decide, sentences, t_interval, told_apart
 
 KIVI = "kivi:bits=3"
 
@@ -120,9 +111,9 @@ def test_rows_of_the_race():
     assert rows[2].lost_to == ("b",)
     assert rows[3].refused == "it raised"
     _, body = race_table(rows, "KL")
-    assert [line[1] for line in body] == ["b", "c", "a", "d"]
-    assert [line[6] for line in body] == ["–", "1", "1", "–"]
-    assert body[3][5] == "it raised"
+    assert [line[0] for line in body] == ["1. b", "2. c", "3. a", "4. d"]
+    assert [line[5] for line in body] == ["–", "1", "1", "–"]
+    assert body[3][4] == "it raised"
 
 
 def test_differences_are_those_of_the_protocol_that_decides():
