@@ -20,7 +20,6 @@ from harness.options import Options
 from harness.records.run import Run, named
 from harness.subject.prepared import Subject
 from schemes import parse_scheme
-from schemes.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Scorer:
 
     def verify(
         self, bits: dict[str, float], baseline: Candidate | None, subjects: Sequence[Subject]
-    ) -> tuple[list[Verified], list[VerifiedRow]]:
-        """The best of the race, and the baseline, in two passes and in decoding. UserError where none has a score.
+    ) -> tuple[list[Verified], list[VerifiedRow], list[str]]:
+        """The best of the race, and the baseline, in two passes and in decoding; and of those that failed, why.
 
         bits: of the best, by spec.
         """
@@ -81,13 +80,14 @@ class Scorer:
         ]
         verified: list[Verified] = []
         rows: list[VerifiedRow] = []
+        failed: list[str] = []
         for spec, size in bits.items():
             name = parse_scheme(spec).identity
             losses, nll = (
                 np.stack([cells[-1].losses([name], by)[0] for cells in by_model]) for by in (self.asked.by, "nll")
             )
             if np.isnan(losses).any():
-                note(f"{spec} is not verified: {next(filter(None, (cells[-1].why_not(name) for cells in by_model)))}")
+                failed.append(f"{spec}: {next(filter(None, (cells[-1].why_not(name) for cells in by_model)))}")
                 continue
             verified.append(Verified(spec, size, losses, nll))
             what = "uniform KIVI" if baseline and spec == baseline.spec else ""
@@ -96,9 +96,7 @@ class Scorer:
                     recommending.verified_row(spec, size, what, self.models[model], cell, name, self.asked.by)
                     for cell in cells
                 ]
-        if not verified:
-            raise UserError("no scheme could be verified; the reasons are above")
-        return verified, rows
+        return verified, rows, failed
 
     def _cells(
         self, specs: Sequence[str], subject: Subject, model: int, place: str, protocols: Sequence[str]

@@ -6,7 +6,6 @@ import typer
 
 from analysis.cli.carry import ByLoss
 from analysis.cli.flags import Format, takes_options
-from analysis.cli.starting import note
 from harness.options import Options
 from schemes.errors import UserError
 
@@ -78,10 +77,4 @@ def _subjects(options: Options, models: list[str]) -> "list[Subject]":
     from analysis.cli.starting import load_subject
     from harness.axes import PACKAGED
 
-    subjects = []
-    for name in dict.fromkeys(models):
-        subjects.append(load_subject(replace(options, model=None if name == PACKAGED else name)))
-    names = [subject.loaded.name for subject in subjects]
-    if len(set(names)) < len(names):
-        note(f"two of the models are called alike: {', '.join(names)}")
-    return subjects
+    return [load_subject(replace(options, model=None if name == PACKAGED else name)) for name in dict.fromkeys(models)]

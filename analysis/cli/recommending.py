@@ -21,11 +21,13 @@ from analysis.measuring.candidates import (
     of_engine,
     of_specs,
 )
-from analysis.measuring.fitting import halves
+from analysis.measuring.fitting import halves, least_in_half
 from analysis.measuring.screening import predicted_losses
 from analysis.reading import measurement_tables, recommending, tables, verifying
 from analysis.reading.recommending import RaceRow
 from analysis.reading.rows import plain
+from harness.caches.contenders import SchemeContender
+from harness.leaks import check_texts
 from harness.options import Options
 from harness.records.provenance import commit, versions
 from harness.records.writing import write_file
@@ -41,33 +43,36 @@ VERIFIED = 3  # of those that the race did not tell apart
 def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format: str) -> int:
     """Screen, race, verify, say. UserError where nothing keeps the budget, or the text is too short."""
     folder = Path(options.out) if options.out else _default_folder(asked, options, subjects)
-    fresh_windows = len(subjects[0].windows)
+    fresh_windows = options.windows or least_in_half(options, subjects)
     split = [halves(options, subject, asked.windows, fresh_windows) for subject in subjects]
     racing = [
         replace(subject, windows=[first[i] for i in spread_order(len(first))])
         for subject, (first, _) in zip(subjects, split, strict=True)
     ]
     fresh = [replace(subject, windows=second) for subject, (_, second) in zip(subjects, split, strict=True)]
-    scorer = Scorer(asked, options, folder, [_name(subject) for subject in subjects])
-    candidates = _within(asked, racing)
+    scorer = Scorer(asked, options, folder, _names(subjects))
+    candidates = _within(asked, options, subjects)
     ran, predicted = _screened(asked, candidates.within, racing)
     standings, refused = scorer.race(ran, racing)
     rows = recommending.race_rows(
         [one.spec for one in ran], [one.bits for one in ran], predicted, standings, refused, scorer.models
     )
     left = [row for row in rows if not row.lost_to and not row.refused]
+    failed = [f"{row.scheme}: {row.refused}" for row in rows if row.refused]
     if not left:
-        raise UserError(f"every candidate failed in the race; the first: {rows[0].scheme}: {rows[0].refused}")
+        raise UserError(f"every candidate failed in the race; the first: {failed[0]}")
     best = left[:VERIFIED]
     baseline, why_none = _baseline(asked, racing)
     if baseline and (twin := _same_scheme(baseline, best)):  # as it was called in the race
         baseline = replace(baseline, spec=twin)
-    verified, verified_rows = scorer.verify({row.scheme: row.bits for row in best}, baseline, fresh)
+    verified, verified_rows, failed_then = scorer.verify({row.scheme: row.bits for row in best}, baseline, fresh)
     chosen = verifying.decide(verified, asked.budget)
+    if chosen is None:
+        raise UserError(f"what the race left failed on fresh windows: {failed_then[0]}")
     verified_rows = recommending.against(verified_rows, verified, chosen)
     said = verifying.sentences(
         verified, chosen, baseline.spec if baseline else "", asked.budget, asked.measure, asked.step, scorer.models,
-        [row.scheme for row in left[VERIFIED:]],
+        [row.scheme for row in left[VERIFIED:]], [*failed, *failed_then],
     )  # fmt: skip
     if why_none:
         said.append(f"Not compared with uniform KIVI, which cannot be used here: {why_none}.")
@@ -85,15 +90,19 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
         "verified": plain(verified_rows),
     }
     write_file(folder / "recommend.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    if format in ("json", "csv"):
-        print(measurement_tables.as_text([*rows, *verified_rows], format), end="")
+    if format == "json":
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+    elif format == "csv":
+        print(measurement_tables.as_text(verified_rows, format), end="")
     else:
         say(*_heading(asked, options, subjects, candidates, len(ran), fresh_windows), format=format)
         _print("The race", recommending.race_table(rows, asked.measure), format)
         _print("Verified on fresh windows", recommending.verified_table(verified_rows, asked.measure), format)
         if format == "table":
             print(recommending.LEGEND)
-        say("", *said, "", *_code(spec), format=format)
+        say("", *said, "", format=format)
+        fence = ["```"] if format == "md" else []
+        say(*fence, *_code(spec), *fence)
     note(f"records: {folder}")
     return worst([report_failures(run) for run in scorer.runs])
 
@@ -104,7 +113,10 @@ def _same_scheme(baseline: Candidate, rows: Sequence[RaceRow]) -> str:
     return next((row.scheme for row in rows if parse_scheme(row.scheme).identity == identity), "")
 
 
-def _within(asked: Race, subjects: Sequence[Subject]) -> Candidates:
+def _within(asked: Race, options: Options, subjects: Sequence[Subject]) -> Candidates:
+    """Candidates that keep the budget. UserError where there are none, or for one that has seen the text."""
+    for subject in subjects:
+        check_texts([SchemeContender.of(spec) for spec in asked.specs], options, subject)
     if asked.engine:
         candidates = of_engine(asked.engine)
     elif asked.specs:
@@ -119,9 +131,10 @@ def _within(asked: Race, subjects: Sequence[Subject]) -> Candidates:
     if not found.within:
         nearest = ", ".join(f"{one.spec} ({one.bits:.2f})" for one in found.larger[:3])
         window = subjects[0].windows[0]
+        why = "; ".join([*found.refused.values(), "those that are lossless do not race"][:1])
         raise UserError(
-            f"no candidate keeps {asked.budget:g} measured bits from token {window.prefix_length} to {len(window.tokens)}; the nearest: "
-            f"{nearest or 'none can be used'}"
+            f"no candidate keeps {asked.budget:g} measured bits from token {window.prefix_length} to {len(window.tokens)}; "
+            + (f"the nearest: {nearest}" if nearest else f"none can be used: {why}")
         )
     return found
 
@@ -175,9 +188,10 @@ def _code(spec: str) -> list[str]:
     ]
 
 
-def _name(subject: Subject) -> str:
-    """Of a model, short."""
-    return subject.loaded.name.partition(",")[0].rpartition("/")[2]
+def _names(subjects: Sequence[Subject]) -> list[str]:
+    """Of models, short, and numbered where they are called alike."""
+    short = [subject.loaded.name.partition(",")[0].rpartition("/")[2] for subject in subjects]
+    return [f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, 1)]
 
 
 def _default_folder(asked: Race, options: Options, subjects: Sequence[Subject]) -> Path:

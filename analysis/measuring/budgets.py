@@ -12,22 +12,19 @@ from harness.subject.prepared import Subject
 from schemes import Scheme, TokenStore
 from schemes.errors import UserError
 
-LENGTHS = 32
-"""So many lengths, at most, tell what is held on average."""
-
 
 @dataclass
 class Candidates:
-    """within: a budget. smaller: how many more of the same families; larger: those beyond it, by bits; refused: those that cannot be used, and why."""
+    """within: those of a budget; larger: those beyond it, by bits; refused: those that cannot be used, and why."""
 
     within: list[Candidate] = field(default_factory=list)
-    smaller: int = 0
     larger: list[Candidate] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
 
 def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[Subject], step: int) -> Candidates:
-    """Of each family the largest within a budget of measured bits, in every model, decoding in steps of so many tokens."""
+    """Of each family the largest within a budget of measured bits, in every model, decoding in steps of so many tokens; all of
+    them where several are as large."""
     found = Candidates()
     measured: list[Candidate] = []
     whole = [prefill(subject.loaded.model, subject.windows[0].tokens[None]) for subject in subjects]
@@ -38,21 +35,20 @@ def fitting(candidates: Sequence[Candidate], budget: float, subjects: Sequence[S
             found.refused[one.spec] = str(error)
         else:
             measured.append(Candidate(one.spec, one.family, bits))
-    best: dict[str, Candidate] = {}
-    for one in measured:
-        if one.bits > budget + SAME_BITS:
-            found.larger.append(one)
-        elif one.family not in best or one.bits > best[one.family].bits:
-            best[one.family] = one
-    found.within = list(best.values())
-    found.smaller = len(measured) - len(found.larger) - len(best)
-    found.larger.sort(key=lambda one: one.bits)
+    kept = [one for one in measured if one.bits <= budget + SAME_BITS]
+    largest: dict[str, float] = {}
+    for one in kept:
+        largest[one.family] = max(one.bits, largest.get(one.family, 0.0))
+    found.within = [one for one in kept if one.bits >= largest[one.family] - SAME_BITS]
+    found.larger = sorted((one for one in measured if one not in kept), key=lambda one: one.bits)
     return found
 
 
 def _bits(spec: str, subject: Subject, whole: Any, step: int) -> float:
     """Of one layer, or of all where they are not stored alike."""
     contender, model, prefix = SchemeContender.of(spec), subject.loaded.model, subject.windows[0].prefix_length
+    if contender.scheme.kinds != "full":
+        raise UserError(f"{spec} stores layers with a sliding window, which are not predicted; leave layers=… out")
     contender.check(model, prefix)
     cache = contender.empty(model)
     stored = cache.quantized_layers
@@ -74,8 +70,8 @@ def mean_bits(scheme: Scheme, layers: dict[int, Any], prefix: int, step: int) ->
             store = TokenStore(rule)
             store.append(x[:, :, :prefix])
             at_each = []
-            for chunk in x[:, :, prefix:].split(max(step, (x.shape[2] - prefix) // LENGTHS), dim=2):
-                at_each.append(8 * store.counted_bytes() / store.elements)
+            for chunk in x[:, :, prefix:].split(step, dim=2):
+                at_each.append(8 * store.counted_bytes() * x.shape[2] / (store.length * x.numel()))
                 store.append(chunk)
             found.append((sum(at_each) / len(at_each), x.numel()))
     return sum(bits * numbers for bits, numbers in found) / sum(numbers for _, numbers in found)

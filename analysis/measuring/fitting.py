@@ -34,20 +34,26 @@ def apart_from(taken: Sequence[Window], options: Options, subject: Subject, coun
 def halves(options: Options, subject: Subject, first: int, second: int) -> tuple[list[Window], list[Window]]:
     """So many windows of the first half of the text, and of the second, spread evenly in it: none shares a token with one of the
     other half. ValueError where a half has not so many."""
-    grid = _grid(subject, options)
-    middle = (grid[0].start + _end(grid[-1])) // 2
     found = []
-    for half, count in (
-        ([window for window in grid if _end(window) <= middle], first),
-        ([window for window in grid if window.start >= middle], second),
-    ):
+    for half, count in zip(_halves(options, subject), (first, second), strict=True):
         if not 1 <= count <= len(half):
             raise UserError(
-                f"{count} windows are wanted in a half of the text, which has {len(half)}; take 1 or more, fewer or shorter windows, "
-                "or a longer text"
+                f"{count} windows are wanted in a half of the text, which has {len(half)} of {options.window_length} tokens; take fewer "
+                "(--windows, --race-windows) or shorter ones (--window-length), or a longer text"
             )
         found.append([half[(2 * i + 1) * len(half) // (2 * count)] for i in range(count)])
     return found[0], found[1]
+
+
+def least_in_half(options: Options, subjects: Sequence[Subject]) -> int:
+    """How many windows the second half of the text has, in the model whose tokens give fewest."""
+    return min(len(_halves(options, subject)[1]) for subject in subjects)
+
+
+def _halves(options: Options, subject: Subject) -> tuple[list[Window], list[Window]]:
+    grid = _grid(subject, options)
+    middle = (grid[0].start + _end(grid[-1])) // 2
+    return [one for one in grid if _end(one) <= middle], [one for one in grid if one.start >= middle]
 
 
 def overlap(a: Window, b: Window) -> bool:

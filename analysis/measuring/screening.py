@@ -54,4 +54,4 @@ def _predicted(scheme: Scheme, prefilled: Any, gradients: dict[int, dict[str, Te
             x = held.keys if side == "key" else held.values
             changed = gradient[side].double() * (rebuilt(rule, x).double() - x.double())
             total.append(changed.square().sum(dim=(1, 3)).log1p().sum())
-    return float(torch.stack(total).sum())
+    return float(torch.stack([one.to(total[0].device) for one in total]).sum())

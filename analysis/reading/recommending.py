@@ -165,5 +165,5 @@ def verified_table(rows: Sequence[VerifiedRow], measure: str) -> Table:
 
 LEGEND = """bits: a number, measured, on average while the suffix is decoded (compare measures them where it begins). predicted: KL of two passes, by
 one backward pass. The race's intervals hold whenever one looks, its comparisons all together: who loses least is thrown out in at most
-5 % of races. front: nothing of no more bits was shown to lose less. Fresh windows: t intervals over windows; differences hold together.
+5 % of races, where losses are not very skewed. front: nothing of no more bits was shown to lose less. Fresh windows: t intervals over windows; differences hold together.
 KL and ΔNLL: nats a token, from exact."""

@@ -45,17 +45,16 @@ def shown_to_lose_more(mine: Losses, theirs: Losses, parts: int) -> bool:
     return any(all(t_interval(one - other, parts)[1] > 0 for other in theirs) for one in mine)
 
 
-def decide(verified: Sequence[Verified], budget: float) -> int:
-    """Whom to recommend: the winner of the race, which comes first, unless fresh windows show that another within the budget loses
-    less: then of these the one that loses least."""
+def decide(verified: Sequence[Verified], budget: float) -> int | None:
+    """Whom to recommend: the first within the budget, in the order of the race, unless fresh windows show that another within it loses
+    less: then of these the one that loses least. None where none is within it."""
+    within = [i for i, one in enumerate(verified) if one.bits <= budget + SAME_BITS]
+    if not within:
+        return None
+    first = within[0]
     parts = max(1, (len(verified) - 1) * len(verified[0].losses))
-    better = [
-        i
-        for i, other in enumerate(verified)
-        if i and other.bits <= budget + SAME_BITS
-        and shown_to_lose_more(verified[0].losses, other.losses, parts)
-    ]  # fmt: skip
-    return min(better, key=lambda i: verified[i].worst, default=0)
+    better = [i for i in within if i != first and shown_to_lose_more(verified[first].losses, verified[i].losses, parts)]
+    return min(better, key=lambda i: verified[i].worst, default=first)
 
 
 def told_apart(verified: Sequence[Verified], chosen: int) -> list[bool]:
@@ -74,12 +73,14 @@ def sentences(
     step: int,
     models: Sequence[str],
     unverified: Sequence[str],
+    failed: Sequence[str] = (),
 ) -> list[str]:
-    """The recommendation in words. baseline: the label of uniform KIVI; unverified: others that the race did not tell apart."""
+    """The recommendation in words. baseline: the label of uniform KIVI; unverified: others that the race did not tell apart; failed: those
+    that have no score, and why."""
     best, apart = verified[chosen], told_apart(verified, chosen)
     parts = max(1, (len(verified) - 1) * len(models))
     lines = [f"Within {budget:g} bits: {best.scheme} ({best.bits:.2f} bits)."]
-    if chosen:
+    if chosen and verified[0].bits <= budget + SAME_BITS:
         lines.append(f"{verified[0].scheme} won the race, and lost to it on fresh windows.")
     for model, loss, nll in zip(models, best.losses, best.nll, strict=True):
         delta = t_interval(nll)
@@ -106,8 +107,11 @@ def sentences(
         for one, worse in zip(verified, apart, strict=True)
         if worse and one.bits < best.bits - SAME_BITS and one.scheme != baseline
     ]
-    if not others and not unverified:
+    if len(verified) > 1 and sum(apart) == len(verified) - 1 and not unverified:
         lines.append("Every other candidate that ran was shown to lose more.")
+    if failed:
+        more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
+        lines.append(f"Not judged, since it failed: {failed[0]}{more}.")
     return lines
 
 

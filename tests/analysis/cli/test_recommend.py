@@ -60,8 +60,34 @@ def test_the_same_command_goes_on(kvdelta, tmp_path):
     again = kvdelta(*words)
     assert first[:2] == again[:2]
     assert "holds this run already" in again[2]
-    rows = json.loads(first[1])
-    assert next(row["scheme"] for row in rows if "lost_to" in row) == "asym4:group_size=16"
+    said = json.loads(first[1])
+    assert said["race"][0]["scheme"] == said["recommended"] == "asym4:group_size=16"
+
+
+def test_two_models_called_alike_and_all_windows(kvdelta, files, tmp_path, small_kivi):
+    """Each has its own figures; all windows are those of the second half."""
+    from transformers import LlamaForCausalLM
+
+    shutil.copytree(files / "model", tmp_path / "again/model")
+    LlamaForCausalLM(tiny_config(initializer_range=0.05)).save_pretrained(tmp_path / "again/model")
+    words = ["--model", str(files / "model"), "--model", str(tmp_path / "again/model"), "--windows", "all"]
+    code, out, err = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, *words, "--format", "json")
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["models"] == ["model (1)", "model (2)"]
+    more = {row["model"]: row["more"] for row in said["verified"] if row["more"] is not None}
+    assert len(set(more.values())) == len(said["models"])
+    assert {row["windows"] for row in said["verified"]} == {11}
+
+
+def test_markdown_and_csv(kvdelta):
+    code, out, _ = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--format", "md")
+    assert code == 0
+    assert out.rstrip().endswith("```")
+    assert "| 1. asym4:group\\_size=16 | 6.00 |" in out or "| 1. asym4:group_size=16 | 6.00 |" in out
+    code, out, _ = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--format", "csv")
+    assert code == 0
+    assert out.splitlines()[1].startswith("asym4:group_size=16,6.0")
 
 
 def test_all_families_over_two_models(kvdelta, files, tmp_path):
@@ -106,6 +132,7 @@ def test_all_families_over_two_models(kvdelta, files, tmp_path):
             "12 windows are wanted in a half of the text, which has 11",
         ),
         (["--budget", "6", "--race-windows", "1"], "race-windows"),
+        (["--budget", "6", "--scheme", "exact", *FEW], "none can be used: those that are lossless do not race"),
     ],
 )
 def test_bad_input(kvdelta, words, message):

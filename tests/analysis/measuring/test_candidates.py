@@ -1,13 +1,14 @@
 """Who may race, what fits a budget, and what the screen predicts."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from analysis.measuring.budgets import fitting
+from analysis.measuring.budgets import fitting, mean_bits
 from analysis.measuring.candidates import all_candidates, has_key_bias, of_engine, of_specs
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.fitting import halves
@@ -16,7 +17,7 @@ from analysis.reading.summary import summarize
 from harness.comparison import compare
 from harness.records.measurement import measured_arrays
 from harness.subject.windows import cut_windows
-from schemes import SCHEMES, parse_scheme
+from schemes import SCHEMES, TokenStore, parse_scheme
 
 from ...conftest import SHARP, TINY
 
@@ -48,7 +49,6 @@ def test_of_each_family_the_largest_that_fits(subject):
     one_family = [replace(one, family="int") for one in of_specs(specs)]
     found = fitting(one_family, 5.5, [subject], 8)
     assert [one.spec for one in found.within] == [specs[1]]
-    assert found.smaller == 1
     assert [one.spec for one in found.larger] == [specs[2]]
 
 
@@ -71,6 +71,34 @@ def test_bits_are_those_that_runs_measure_at_each_length(subject, options):
     assert list(found) == specs
     assert list(found.values()) == pytest.approx(np.mean(measured, axis=0))
     assert max(np.ptp(measured, axis=0)) > 1  # no single length tells
+
+
+def test_blocks_as_long_as_many_steps_are_not_seen_at_one_phase():
+    """A suffix of many blocks, whose ends a coarse look would always fall on."""
+    x = torch.randn(1, 2, 32 + 1024, 16)
+    layer = SimpleNamespace(keys=x, values=x)
+    scheme = parse_scheme("asym2:key_axis=channel,value_axis=channel,group_size=32")
+    expected = np.mean([held(scheme.key, x[:, :, : 32 + at]) for at in range(0, 1024, 16)])
+    assert mean_bits(scheme, {0: layer}, 32, 16) == pytest.approx(expected)
+
+
+def held(rule, x):
+    store = TokenStore(rule)
+    store.append(x)
+    return 8 * store.counted_bytes() / store.elements
+
+
+def test_those_of_a_family_that_are_as_large_all_race(subject):
+    alike = [
+        replace(one, family="one")
+        for one in of_specs(["int4:group_size=16", "nf4:group_size=16", "int2:group_size=16"])
+    ]
+    assert len(fitting(alike, 6, [subject], 8).within) == 2
+
+
+def test_sliding_layers_are_refused(subject):
+    found = fitting(of_specs(["int4:group_size=16,layers=all"]), 16, [subject], 8)
+    assert "leave layers=… out" in found.refused["int4:group_size=16,layers=all"]
 
 
 def test_what_does_not_fit_the_model_says_why(subject):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from analysis.reading import racing
 from analysis.reading.racing import Standing, loses_more, race, rounds
 
 MARKS = rounds(16)
@@ -50,6 +51,19 @@ def test_whoever_is_best_is_thrown_out_in_at_most_5_percent_of_races():
             data = draw(rng)
             thrown_out += not race(len(data), of(data), MARKS)[0].left
         assert thrown_out <= 5
+
+
+def test_the_comparisons_share_the_error(monkeypatch):
+    """α/((K − 1)·M) each: without that the races above, whose schemes go up and down together, would hardly show it."""
+    levels = set()
+
+    def spy(mine, theirs, alpha):
+        levels.add(alpha)
+        return False
+
+    monkeypatch.setattr(racing, "loses_more", spy)
+    race(6, of(windows(np.random.default_rng(0), np.ones(6), models=2)), MARKS)
+    assert levels == {0.05 / (5 * 2)}
 
 
 def test_two_equal_ones_are_not_told_apart():

@@ -45,6 +45,24 @@ def test_no_difference():
     assert "Every other" not in text
 
 
+def test_the_last_sentence_is_said_only_where_it_is_true():
+    last = "Every other candidate that ran was shown to lose more."
+    assert last in said([verified("x", [0.1]), verified("y", [0.5])])
+    near = [verified("x", [0.1], spread=0.2), verified(KIVI, [0.11], spread=0.2)]
+    assert "No difference from uniform KIVI" in said(near)
+    assert last not in said(near)
+    assert last not in said([verified("x", [0.1])])
+    text = "\n".join(
+        sentences([verified("x", [0.1])], 0, KIVI, 4.5, "KL", 16, ["a"], [], ["y: it raised", "z: so did it"])
+    )
+    assert "Not judged, since it failed: y: it raised; and 1 more." in text
+
+
+def test_what_is_too_large_is_never_recommended():
+    assert decide([verified(KIVI, [0.1], 2.75)], 2.2) is None
+    assert decide([verified("large", [0.1], 6.0), verified("x", [0.5])], 4.5) == 1
+
+
 def test_fresh_windows_may_take_the_win_away_but_not_for_what_is_too_large():
     rows = [verified("x", [0.5]), verified("y", [0.1]), verified("large", [0.01], bits=6.0), verified(KIVI, [0.9])]
     assert decide(rows, 4.5) == 1
