@@ -80,6 +80,14 @@ def test_two_models_called_alike_and_all_windows(kvdelta, files, tmp_path, small
     assert {row["windows"] for row in said["verified"]} == {11}
 
 
+def test_by_nll(kvdelta):
+    code, out, _ = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--by", "nll")
+    assert code == 0
+    assert "ΔNLL [95 % at any time]" in out
+    assert "It costs: ΔNLL " in out
+    assert "KL [" not in out
+
+
 def test_markdown_and_csv(kvdelta):
     code, out, _ = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--format", "md")
     assert code == 0
