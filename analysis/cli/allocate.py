@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cli import terminal
+from analysis.cli.output import show_table
 from analysis.cli.runs import make_run, report_failures
 from analysis.cli.starting import note, say
 from analysis.measuring.costs import candidates_of, costs_of, sizes_of
@@ -62,8 +62,8 @@ def allocate_and_verify(
     else:
         say(*run_tables.heading(run), format=format)
         say(_what_it_was_fitted_to(costs, fitted), format=format)
-        _print("Bits by layer", _bits_table(costs, choice), format)
-        _print("Verified by two passes, ΔNLL against exact", run_tables.cells(against_exact), format)
+        show_table("Bits by layer", _bits_table(costs, choice), format)
+        show_table("Verified by two passes, ΔNLL against exact", run_tables.cells(against_exact), format)
         say(*_comparisons(run, rows, best), format=format)
     bits = allocation.chosen(costs.bits, choice)
     by_side = {side: dict(zip(costs.layers, map(float, bits[:, s]), strict=True)) for s, side in enumerate(SIDES)}
@@ -169,10 +169,3 @@ def _bits_table(costs: Costs, choice: np.ndarray) -> tables.Table:
     bits = allocation.chosen(costs.bits, choice)
     body = [[name, *(f"{number:.3g}" for number in bits[:, s])] for s, name in enumerate("KV")]
     return header, body
-
-
-def _print(title: str, table: tables.Table, format: str) -> None:
-    if format == "md":
-        print(f"\n**{title}**\n\n{tables.as_markdown(*table)}", end="")
-    else:
-        terminal.print_table(*table, title)

@@ -21,18 +21,25 @@ def show_rows(
     heading: "Sequence[str] | None" = None,
 ) -> None:
     """rows: every figure, for programs; shown: titled tables for people, below the record's heading, or the one given."""
-    from analysis.cli import terminal
-    from analysis.reading import measurement_tables, tables
+    from analysis.reading import measurement_tables
 
     if format in ("json", "csv"):
         print(measurement_tables.as_text(rows, format), end="")
         return
     say(*(heading or measurement_tables.heading(record)), format=format)
     for title, table in shown.items():
-        if format == "md":
-            print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))
-            print(tables.as_markdown(*table), end="")
-        else:
-            terminal.print_table(*table, title)
+        show_table(title, table, format)
     if format == "table":
         print(legend)
+
+
+def show_table(title: str, table: "Table", format: str) -> None:
+    """One, for people."""
+    from analysis.cli import terminal
+    from analysis.reading import tables
+
+    if format == "md":
+        print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))
+        print(tables.as_markdown(*table), end="")
+    else:
+        terminal.print_table(*table, title)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.cli import terminal
 from analysis.cli.decoding_race import Race, Scorer
+from analysis.cli.output import show_table
 from analysis.cli.runs import report_failures, worst
 from analysis.cli.starting import note, say
 from analysis.measuring.budgets import Candidates, fitting
@@ -23,7 +23,7 @@ from analysis.measuring.candidates import (
 )
 from analysis.measuring.fitting import halves, least_in_half
 from analysis.measuring.screening import predicted_losses
-from analysis.reading import measurement_tables, recommending, tables, verifying
+from analysis.reading import measurement_tables, recommending, verifying
 from analysis.reading.recommending import RaceRow
 from analysis.reading.rows import plain
 from harness.caches.contenders import SchemeContender
@@ -96,8 +96,8 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
         print(measurement_tables.as_text(verified_rows, format), end="")
     else:
         say(*_heading(asked, options, subjects, candidates, len(ran), fresh_windows), format=format)
-        _print("The race", recommending.race_table(rows, asked.measure), format)
-        _print("Verified on fresh windows", recommending.verified_table(verified_rows, asked.measure), format)
+        show_table("The race", recommending.race_table(rows, asked.measure), format)
+        show_table("Verified on fresh windows", recommending.verified_table(verified_rows, asked.measure), format)
         if format == "table":
             print(recommending.LEGEND)
         say("", *said, "", format=format)
@@ -199,10 +199,3 @@ def _default_folder(asked: Race, options: Options, subjects: Sequence[Subject]) 
     settings = asked, replace(options, command=""), [subject.loaded.source for subject in subjects]
     digest = hashlib.sha256(repr((settings, versions(), commit())).encode()).hexdigest()
     return Path("runs") / f"recommend-{digest[:12]}"
-
-
-def _print(title: str, table: tables.Table, format: str) -> None:
-    if format == "md":
-        print(f"\n**{title}**\n\n{tables.as_markdown(*table)}", end="")
-    else:
-        terminal.print_table(*table, title)

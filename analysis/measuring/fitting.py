@@ -28,7 +28,7 @@ def apart_from(taken: Sequence[Window], options: Options, subject: Subject, coun
             f"{count} windows {what} are wanted that share no token with the {len(taken)} others; the text has {len(free)}; "
             "take fewer or shorter windows, or a longer text"
         )
-    return [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
+    return _spread(free, count)
 
 
 def halves(options: Options, subject: Subject, first: int, second: int) -> tuple[list[Window], list[Window]]:
@@ -41,8 +41,13 @@ def halves(options: Options, subject: Subject, first: int, second: int) -> tuple
                 f"{count} windows are wanted in a half of the text, which has {len(half)} of {options.window_length} tokens; take fewer "
                 "(--windows, --race-windows) or shorter ones (--window-length), or a longer text"
             )
-        found.append([half[(2 * i + 1) * len(half) // (2 * count)] for i in range(count)])
+        found.append(_spread(half, count))
     return found[0], found[1]
+
+
+def _spread(windows: Sequence[Window], count: int) -> list[Window]:
+    """So many of them, evenly: each from the middle of its share."""
+    return [windows[(2 * i + 1) * len(windows) // (2 * count)] for i in range(count)]
 
 
 def least_in_half(options: Options, subjects: Sequence[Subject]) -> int:

@@ -4,8 +4,8 @@ Successive elimination (Even-Dar, Mannor and Mansour 2006), each comparison pair
 any time (harness.anytime). Over several models a scheme is judged by its worst loss: it is out where, in some model, it is
 shown to lose more than another does in every model.
 
-Of K schemes and M models each comparison has level α/((K − 1)·M). So with probability 1 − α the scheme whose worst loss is truly
-least is still there at the end: only the comparisons in which it has a part could throw it out, K − 1 others in M models.
+Of K schemes and M models each comparison has level α/((K − 1)·M). So with probability 1 − α, where differences of windows are about
+normal, the scheme whose worst loss is truly least is still there at the end: only the comparisons in which it has a part could throw it out, K − 1 others in M models.
 """
 
 from collections.abc import Callable, Sequence
