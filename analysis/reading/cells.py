@@ -1,7 +1,8 @@
 """The cells of a grid of comparisons: what tells them apart, and what each scheme lost in each."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -41,21 +42,23 @@ def names_by_axes(runs: Sequence[Run], without: Sequence[Callable[[Run], str]] =
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run. name: what tells it from the others. refused: schemes that could not be used there, and why."""
+    """One run. name: what tells it from the others. refused: schemes that could not be used there, and why. called: schemes
+    whose identity the cells have a name for in common."""
 
     folder: Path
     run: Run
     name: str
     refused: dict[str, str]
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> dict[str, tuple[int, SummaryRow]]:
         """By scheme, whatever the path of its files: its place in the record and its figures; lossless ones are left out."""
         rows = summarize(self.run)
         return {
-            identity_of(contender.name): (i, rows[i])
-            for i, contender in enumerate(self.run.contenders)
-            if not contender.lossless
+            self.called.get(identity, identity): (i, rows[i])
+            for i, identity in enumerate(map(identity_of, (contender.name for contender in self.run.contenders)))
+            if not self.run.contenders[i].lossless
         }
 
     @property
@@ -124,7 +127,27 @@ def gather_cells(
             first = place.relative_to(folder).parts[:1]
             found.append((place, run, refused.get(first[0] if first else "", {})))
     names = _names([run for _, run, _ in found], [str(place) for place, _, _ in found])
-    return [Cell(place, run, name, why) for (place, run, why), name in zip(found, names, strict=True)], failed
+    called = _called([run for _, run, _ in found])
+    return [Cell(place, run, name, why, called) for (place, run, why), name in zip(found, names, strict=True)], failed
+
+
+def _called(runs: Sequence[Run]) -> dict[str, str]:
+    """Schemes without the hash of their calibration, by identity. A calibration is of one model, so a scheme that each of several
+    models has calibrated once is one scheme; where a model has two, their hashes tell them apart."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for identity in (identity_of(contender.name) for contender in run.contenders):
+            of_models = found.setdefault(_CALIBRATION.sub("", identity), {})
+            of_models.setdefault(repr(run.settings.model), set()).add(identity)
+    return {
+        identity: name
+        for name, of_models in found.items()
+        if len(of_models) > 1 and all(len(identities) == 1 for identities in of_models.values())
+        for identity in set().union(*of_models.values())
+    }
+
+
+_CALIBRATION = re.compile(r"(?<=calibration=)#[0-9a-f]+")
 
 
 def _names(runs: Sequence[Run], folders: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from analysis.reading.grids import grid_of
 from harness import statistics
 from harness.records.run import NoiseFloor, save_run
 from harness.records.sweep import CellRecord, Sweep, save_sweep
+from schemes.errors import UserError
 
 from ..conftest import TOKENS
 
@@ -213,6 +214,22 @@ def test_one_window_orders_and_has_no_interval(cell):
 def test_by_kl(cell):
     grid = grid_of(gather_cells([cell("a", (-0.1, 0.2, 0.3)), cell("b", (0.1, 0.2, 0.3))])[0], by="kl")
     assert grid.means[0] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_scheme_calibrated_on_each_model_is_one_scheme(cell):
+    def calibrated(name, model, digest):
+        folder = cell(name, LOSSES[name])
+        content = json.loads((folder / "run.json").read_text())
+        content["settings"]["model"]["id"] = model
+        content["contenders"][1]["name"] = f"kvquant:bits=4,calibration=file#{digest}"
+        (folder / "run.json").write_text(json.dumps(content))
+        return folder
+
+    one, other = calibrated("prose", "one", "11111111"), calibrated("code", "other", "22222222")
+    assert grid_of(gather_cells([one, other])[0]).names[0] == "kvquant:bits=4,calibration="
+    again = calibrated("code", "one", "22222222")
+    with pytest.raises(UserError, match="lacks int8"):  # two calibrations of one model are two schemes
+        grid_of(gather_cells([one, again])[0])
 
 
 def test_a_scheme_that_failed_somewhere_is_named_and_never_chosen(cell):
