@@ -114,7 +114,7 @@ def against(rows: Sequence[VerifiedRow], verified: Sequence[Verified], chosen: i
 
 def race_table(rows: Sequence[RaceRow], measure: str) -> Table:
     """Numbered, so that a row can say to which others it lost."""
-    place = {row.scheme: number for number, row in enumerate(rows, 1)}
+    place = {row.scheme: at for at, row in enumerate(rows, 1)}
     several = len({row.model for row in rows}) > 1
     header = [
         "scheme",
