@@ -132,12 +132,12 @@ def gather_cells(
 
 
 def _called(runs: Sequence[Run]) -> dict[str, str]:
-    """Schemes without the hash of their calibration, by identity. A calibration is of one model, so a scheme that each of several
+    """Schemes without their calibration, by identity. A calibration is of one model, so a scheme that each of several
     models has calibrated once is one scheme; where a model has two, their hashes tell them apart."""
     found: dict[str, dict[str, set[str]]] = {}
     for run in runs:
         for identity in (identity_of(contender.name) for contender in run.contenders):
-            of_models = found.setdefault(_CALIBRATION.sub("", identity), {})
+            of_models = found.setdefault(_uncalibrated(identity), {})
             of_models.setdefault(repr(run.settings.model), set()).add(identity)
     return {
         identity: name
@@ -147,7 +147,8 @@ def _called(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-_CALIBRATION = re.compile(r"(?<=calibration=)#[0-9a-f]+")
+def _uncalibrated(identity: str) -> str:
+    return re.sub(r"([:,])calibration=#[0-9a-f]+(,?)", lambda field: field[1] if field[2] else "", identity)
 
 
 def _names(runs: Sequence[Run], folders: Sequence[str]) -> list[str]:

@@ -60,7 +60,7 @@ def test_records_that_named_paths_in_their_settings_are_read_and_found(tmp_path)
     assert run.contenders[1].name == named
     for spec in (f"@{RESULTS}/allocate-h100/maps/map.json", named, run.contenders[1].label):
         assert summary.find(run, spec) == 1
-    families = load_run(RESULTS / "families-h100")
+    families = load_run(RESULTS / "families-h200/smollm2/packaged_wiki.test_1536+512/two-pass")
     for contender in families.contenders:
         assert families.contenders[summary.find(families, contender.label)] == contender
         assert families.contenders[summary.find(families, contender.name)] == contender
