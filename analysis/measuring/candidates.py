@@ -63,12 +63,11 @@ def all_candidates(unbiased: bool) -> list[Candidate]:
         for one in found
         if not any(side.sink_tokens for side in _parsed(one.spec).sides.values())
     ]
-    if unbiased:
-        found += [_unbiased(one) for one in found]
     once: dict[str, Candidate] = {}
     for one in found:
         once.setdefault(_parsed(one.spec).identity, one)
-    return list(once.values())
+    found = list(once.values())
+    return [*found, *map(_unbiased, found)] if unbiased else found
 
 
 _parsed = functools.cache(parse_scheme)  # of the registry's own specs: no file stands behind them

@@ -64,7 +64,7 @@ def record_figure(record: Measurement, what: str, height: float, of: str = "") -
 def blank(title: str, height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)  # else every text that is measured makes a canvas of its own
-    figure.suptitle("\n".join(fill(line, 105) for line in title.splitlines()), x=0.01, ha="left")
+    figure.suptitle("\n".join(fill(line, 95) for line in title.splitlines()), x=0.01, ha="left")
     return figure
 
 

@@ -58,7 +58,7 @@ def kl_by_depth(rows: Sequence[Sequence[DepthRow]], title: str) -> Figure:
     """A panel a group of cells, a line a scheme: KL with its interval over windows against the tokens of the prefix."""
     groups = list(dict.fromkeys(line[0].group for line in rows))
     columns = min(len(groups), 2)
-    figure, panels = grid_figure(title, -(-len(groups) // columns), columns, 2.6)
+    figure, panels = grid_figure(title, -(-len(groups) // columns), columns, 2.6 + 0.07 * len(rows) / len(groups))
     for axes, group in zip(panels.flat, groups, strict=False):
         own = [line for line in rows if line[0].group == group]
         axes.set_xscale("log", base=2)
@@ -80,7 +80,7 @@ def kl_by_depth(rows: Sequence[Sequence[DepthRow]], title: str) -> Figure:
         axes.set_ylim(ends.min(), ends.max())  # panels compare
         tidy_log(axes.yaxis)
     for axes in panels[:, 0]:
-        axes.set_ylabel("KL(exact ‖ scheme) (nats per token)")
+        axes.set_ylabel("KL (nats per token)")
     scheme_legend(figure, panels, len(groups), [line[0].name for line in rows])
     settle(figure)
     return figure
