@@ -26,7 +26,8 @@ FAMILY = Family(
     good="4 bits with little metadata, on keys with loud constant channels too; k4v3 came out of a race of all families within 4.5 "
     "bits over two models (results/recommend-h200). The inner scheme of gear: gear(kcvt4).",
     fails="2 bits: a group of a whole width has a wide range.",
-    short={f"kcvt{bits}": {"bits": bits} for bits in (2, 4)} | {"k4v3": {"key_bits": 4, "value_bits": 3, "sink_tokens": 4}},
+    short={f"kcvt{bits}": {"bits": bits} for bits in (2, 4)}
+    | {"k4v3": {"key_bits": 4, "value_bits": 3, "sink_tokens": 4}},
     compared="with the published code of GEAR (opengear-project/GEAR, efe0bfe), keys alone: codes are equal but for ties. Values: a "
     "group is a token of one head, there of all heads",
 )
