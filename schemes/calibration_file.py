@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from schemes.errors import UserError
+from schemes.given import parse_json, read_bytes
 from schemes.references import digest_of, reference, split_reference
 
 
@@ -39,7 +40,7 @@ class CalibrationFile:
 def _contents(path: str) -> tuple[bytes, bytes]:
     """Of the file of tensors, and of its JSON."""
     try:
-        return Path(path).read_bytes(), facts_path(path).read_bytes()
+        return read_bytes(path, "calibration"), read_bytes(facts_path(path), "calibration")
     except OSError as error:
         raise UserError(
             f"the calibration {path!r} cannot be read: {error.filename}: {error.strerror}; kvdelta calibrate makes one, and a "
@@ -65,7 +66,7 @@ def read(file: CalibrationFile) -> Calibration:
     stored, said = _contents(file.path)
     digest_of(stored, said, expected=file.digest, what=f"the calibration {file.path!r}")
     try:
-        tensors, facts = load(stored), json.loads(said)
+        tensors, facts = load(stored), parse_json(said)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file.path} is no calibration: {error}") from None
     if not isinstance(facts, dict) or "text" not in facts:

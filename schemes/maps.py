@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from schemes.errors import UserError
+from schemes.given import parse_json, read_bytes
 from schemes.lossless import exactly
 from schemes.references import digest_of, reference, split_reference
 from schemes.scheme import Scheme
@@ -34,8 +35,8 @@ def read(spec: str, parse: Callable[[str, Within], Scheme], within: Within) -> S
     """
     try:
         path, expected = split_reference(spec.removeprefix("@"))
-        data = Path(path).read_bytes()
-        content = json.loads(data)
+        data = read_bytes(path, "map")
+        content = parse_json(data)
     except UserError as error:
         raise UserError(f"scheme {spec!r}: {error}") from None
     except OSError as error:

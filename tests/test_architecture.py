@@ -25,7 +25,7 @@ ROOMS = {
     "harness": {"schemes", "harness"},
     "harness.subject": {"schemes", "harness.options", "harness.records"},
     "harness.caches": {"schemes", "harness.protocols", "harness.subject", "harness.records"},
-    "harness.records": {"schemes.errors", "schemes.references"},
+    "harness.records": {"schemes.errors", "schemes.given", "schemes.references"},
     "analysis.measuring": {"schemes", "harness", "analysis.reading"},
     "analysis.reading": {"schemes", "harness"},
     "analysis.plots": {"schemes", "harness.records", "analysis.reading"},

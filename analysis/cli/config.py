@@ -8,6 +8,7 @@ import typer
 import yaml
 
 from schemes.errors import UserError
+from schemes.given import read_bytes
 
 
 def _from_file(context: Any, path: Path | None) -> Path | None:
@@ -55,7 +56,7 @@ def _values(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_bytes(path, "configuration").decode())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the configuration {path} cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -3,7 +3,6 @@
 Everything that a table shows is recomputed from here.
 """
 
-import json
 import math
 import os
 from itertools import pairwise
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from harness.records.writing import load_arrays, save_arrays, write_file
 from schemes.errors import UserError
+from schemes.given import parse_json, read_bytes
 from schemes.references import identity_of
 
 SCHEMA_VERSION = 1
@@ -257,10 +257,10 @@ def read_record(folder: str | Path, name: str, kind: type[RecordT]) -> RecordT:
     """Read one kind of record; ValueError where there is none, or one of another schema version."""
     path = Path(folder) / name
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_bytes(path, "record"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} is no run folder: there is no {name} in it") from None
-    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, JSON without end
+    except (OSError, ValueError) as error:  # no text, no JSON, JSON without end
         raise UserError(f"{path} cannot be read as a run record: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

@@ -2,7 +2,6 @@
 JSON lines file, or rows of a data set."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from harness.subject.errors import TextError, one_line
 from harness.subject.text import TEXTS, Text, load_text
+from schemes.given import parse_json, read_bytes
 
 FIELDS = ("text", "prompt", "messages")
 PARAGRAPH = r".+?(?:\n[ \t]*\n|\Z)"  # to a line without words
@@ -98,7 +98,7 @@ def _ids(row: Any, length: int, tokenizer: Any, bos: int | None) -> list[int]:
 
 def _json_lines(path: Path) -> tuple[Iterator[Any], Prompts]:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, "text")
         lines = data.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TextError(f'the prompts "{path.name}" cannot be read as UTF-8 text: {one_line(error)}') from error
@@ -108,7 +108,7 @@ def _json_lines(path: Path) -> tuple[Iterator[Any], Prompts]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise TextError(f"{path.name}, line {number} is no JSON: {one_line(error)}") from error
             yield _prompt_of(row, f"{path.name}, line {number}")

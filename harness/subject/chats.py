@@ -1,9 +1,9 @@
 """Chats as a text: a JSON lines file, each line with the messages of one chat, written out by the model's own template."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from harness.subject.errors import TextError, one_line
+from schemes.given import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,8 +20,8 @@ def parse_chats(content: str, name: str) -> tuple[tuple[Message, ...], ...]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise TextError(f'the text "{name}", line {number}, is no JSON: {one_line(error)}') from None
         chats.append(_messages(row, f'the text "{name}", line {number},'))
     return tuple(chats)

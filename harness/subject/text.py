@@ -16,6 +16,7 @@ from harness.subject.code import STDLIB, stdlib_code
 from harness.subject.errors import TextError, one_line
 from harness.subject.files import cache_folder
 from harness.subject.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
+from schemes.given import read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,7 @@ def _cache(path: Path, content: bytes) -> None:
 def _local_file(name: str) -> Text:
     path = Path(name).expanduser()
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, "text")
     except IsADirectoryError:
         raise TextError(f'the text "{name}" is a folder; give a text file or one of: {", ".join(TEXTS)}') from None
     except FileNotFoundError:

@@ -260,3 +260,17 @@ def test_a_quantizer_is_the_interface_one_tier_or_final():
         if "schemes." in kind.__module__:
             assert len([one for one in kind.__mro__ if issubclass(one, Quantizer)]) <= 3, kind
             assert isabstract(kind) or not kind.__subclasses__(), kind
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("hadamard(" * 17 + "int4" + ")" * 17, "17 parentheses, and wrappers nest 16 deep"),
+        ("hadamard(" * 1000 + "int4" + ")" * 1000, "10004 characters"),
+        ("x" * 5000, "5000 characters"),
+    ],
+)
+def test_a_spec_that_nobody_means_is_refused_in_one_short_line(spec, why):
+    with pytest.raises(ValueError, match=why) as refused:
+        parse_scheme(spec)
+    assert len(str(refused.value)) < 200

@@ -1,0 +1,43 @@
+"""Files that people name, and the JSON in them: what never ends, or is no file, is refused before it is read."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST = {"map": 2**24, "configuration": 2**20, "calibration": 2**30, "text": 2**31, "record": 2**30}
+"""Bytes of a file of a kind, far above any that is meant so."""
+
+
+def read_bytes(path: str | Path, kind: str) -> bytes:
+    """All of a file. OSError, which says why in strerror: as `open`; a pipe or a device, which may never end; one that is larger
+    than its kind can be."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
+    most = MOST[kind]
+    with open(path, "rb") as file:
+        content = b"" if found.st_size > most else file.read(most + 1)
+    if max(found.st_size, len(content)) > most:  # some, as those of /proc, say that they are empty
+        raise OSError(errno.EFBIG, f"it is larger than a {kind} can be, {most >> 20} MiB", str(path))
+    return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """ValueError for what is no JSON, what is nested deeper than can be read, and a name that stands twice in an object."""
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f'"{twice}" stands twice in one object')
+    return found
