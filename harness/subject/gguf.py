@@ -8,10 +8,17 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, cache_folder, needs_space, one_at_a_time, remembered_sha256
+from harness.subject.files import (
+    Progress,
+    cache_folder,
+    file_sha256,
+    needs_space,
+    one_at_a_time,
+    remembered_sha256,
+)
 from harness.subject.imports import quiet
 
-ORIGIN = "kvdelta.json"  # in a converted folder, written last: which GGUF file it was made from
+ORIGIN = "kvdelta.json"  # in a converted folder: which GGUF file it was made from, and the hash of each file beside it
 LAYOUT = "v1"  # of a converted folder; a new one is made where it differs
 
 
@@ -38,7 +45,12 @@ def converted_folder(sha256: str) -> Path:
 
 
 def is_converted(folder: Path) -> bool:
-    return (folder / ORIGIN).is_file()  # the folder appears by one rename, so what holds ORIGIN is whole
+    """Whether a folder holds what was written there, to the last bit: a flipped one would be scored under the GGUF file's hash."""
+    try:
+        files = json.loads((folder / ORIGIN).read_text())["files"]
+        return all(file_sha256(folder / name) == sha256 for name, sha256 in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or from before the hashes
+        return False
 
 
 def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
@@ -46,6 +58,9 @@ def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    target = converted_folder(sha256)
+    if target.exists():
+        progress(f"the converted copy of {gguf.name} is not as this version writes it, or is damaged; it is made again")
     progress(f"converting {gguf.name} to safetensors (half a minute; once)")
     try:
         # transformers draws a bar while it dequantizes that has no switch; what goes wrong is raised, not printed
@@ -68,8 +83,8 @@ def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
     with needs_space(work, needed, f'the converted copy of "{gguf.name}"'), quiet(progress_bars=False):
         model.save_pretrained(part, max_shard_size="100GB")
         tokenizer.save_pretrained(part)
-        (part / ORIGIN).write_text(json.dumps({"gguf": gguf.name, "sha256": sha256}) + "\n", encoding="utf-8")
-    target = converted_folder(sha256)
+        files = {path.name: file_sha256(path) for path in sorted(part.iterdir())}
+        (part / ORIGIN).write_text(json.dumps({"gguf": gguf.name, "sha256": sha256, "files": files}, indent=1) + "\n")
     target.parent.mkdir(exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)  # a folder without ORIGIN is not ours to trust
+    shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)

@@ -82,6 +82,11 @@ def load_model(
         _refuse_revision(revision, f'the folder "{name}"')
         if not (path / "config.json").is_file():
             raise ModelError(f'the folder "{name}" holds no model: there is no config.json in it')
+        if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
+            raise ModelError(
+                f'the folder "{name}" has pickled weights (*.bin) alone, which can run code when they are read; load it with '
+                "transformers where you trust it, and save it again: save_pretrained writes safetensors"
+            )
         base = path.resolve().name
         loaded = _load(str(path), None, base, {"kind": "folder", "id": base}, place)
         loaded.source["sha256"] = _folder_sha256(path)
@@ -127,8 +132,9 @@ def _load(
             spread = {"device_map": place.device_map} if place.device_map else {}
             # Any: transformers declares one return value, and two come with output_loading_info.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=place.dtype, output_loading_info=True, trust_remote_code=False, **spread, **pinned
-            )
+                where, dtype=place.dtype, output_loading_info=True, trust_remote_code=False,
+                use_safetensors=True, **spread, **pinned,
+            )  # fmt: skip
             model, report = loaded
         except Exception as error:  # OSError, ValueError, KeyError, safetensors' own: all mean it cannot be had
             raise _unavailable(name, pinned, error) from error
@@ -175,8 +181,7 @@ def _refuse_unsupported(config: Any, name: str) -> None:
 def _folder_sha256(folder: Path) -> str:
     """One hash over config.json and the weight files, names included."""
     digest = hashlib.sha256()
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    for path in [folder / "config.json", *weights]:
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         digest.update(f"{path.name}\0{remembered_sha256(path)}\n".encode())
     return digest.hexdigest()
 

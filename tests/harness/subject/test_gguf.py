@@ -74,6 +74,22 @@ class TestGGUF:
         assert len(messages) == 1
         assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
 
+    @pytest.mark.parametrize("damaged", ["model.safetensors", "tokenizer.json", gguf.ORIGIN])
+    def test_a_flipped_bit_in_the_converted_copy_is_found_and_the_copy_made_again(self, tmp_path, damaged):
+        path = tmp_path / "tiny.gguf"
+        write_gguf(path)
+        folder, sha256 = gguf.gguf_folder(path, lambda message: None)
+        content = bytearray((folder / damaged).read_bytes())
+        content[-9] ^= 1
+        (folder / damaged).write_bytes(content)
+        messages: list[str] = []
+        assert gguf.gguf_folder(path, messages.append) == (folder, sha256)
+        assert "is damaged; it is made again" in messages[0]
+        assert gguf.is_converted(folder)
+        messages.clear()
+        gguf.gguf_folder(path, messages.append)
+        assert not messages
+
     def test_one_line_and_no_progress_bars(self, tmp_path, capfd):
         write_gguf(tmp_path / "tiny.gguf")
         load_model(str(tmp_path / "tiny.gguf"))

