@@ -1,6 +1,7 @@
 """What all figures share: fonts, files, titles, axes, legends and labels."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -88,13 +89,22 @@ def plain_number(value: float, _: int = 0) -> str:
     return f"{value:g}"
 
 
+def power_of_ten(value: float, _: int = 0) -> str:
+    exponent = math.log10(abs(value)) if value else 0.5
+    if abs(exponent - round(exponent)) > 1e-9:
+        return plain_number(value)
+    digits = str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{'−' if value < 0 else ''}10{digits}"
+
+
 def tidy_log(axis: Axis) -> None:
     """Plain numbers by a log axis that spans little, powers of ten by one that spans much; never labels so close that
     they overlap."""
     low, high = axis.get_view_interval()
+    axis.set_major_formatter(FuncFormatter(power_of_ten))
     axis.set_minor_formatter(NullFormatter())
     axis.set_tick_params(which="minor", label1On=False)  # empty ones are measured too
-    if high / low < 100:
+    if low > 0 and high / low < 100:
         axis.set_major_locator(MaxNLocator(4) if high / low < 4 else LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(plain_number))
 

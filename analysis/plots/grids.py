@@ -48,7 +48,7 @@ def loss_by_cell(rows: Sequence[OrderRow], loss: str, title: str) -> Figure:
         axes.set_ylabel(f"{loss} (nats per token;\nlinear between ±0.001)")
     else:
         axes.set(yscale="log", ylabel=f"{loss} (nats per token)")
-        tidy_log(axes.yaxis)
+    tidy_log(axes.yaxis)
     scheme_legend(figure, panels, 1, named)
     settle(figure)
     return figure

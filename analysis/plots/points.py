@@ -80,6 +80,7 @@ def bits_against_loss(rows: Sequence[SummaryRow], title: str) -> Figure:
     axes.margins(x=0.08)
     draw = _divergence if len(shown) > MANY else _loss
     height, low, high, named = draw(axes, shown)
+    tidy_log(axes.yaxis)
     if draw is _loss:
         scheme_legend(figure, panels, 1, [row.name for row in shown], lines=False)
     bits, names = np.array([row.bits for row in shown], dtype=float), [scheme_label(row.name) for row in shown]

@@ -25,6 +25,7 @@ BASE: dict[str, object] = {
     "figure.dpi": 150,
     "figure.titlesize": 9,
     "font.size": 8,
+    "text.parse_math": False,  # names are drawn as they are, with $ and all
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "axes.labelsize": 8,

@@ -231,6 +231,17 @@ def test_errors_name_every_scheme_once_and_mark_an_error_of_zero():
     assert "hollow ▽: 0 or less" in said(figure)
 
 
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_in_a_figure_is_read_as_markup(name):
+    """A $ in a name, which has to be drawn; and no label of an axis relies on it."""
+    with plots.styled():
+        figure = DRAWN[name][0]()
+    figure.suptitle(r"a model of $\frac{1}$ and $$")
+    figure.canvas.draw()
+    assert not [text for text in figure.findobj(Text) if text.get_parse_math() and "$" in text.get_text()]
+    assert not [one for one in said(figure) if "mathdefault" in one]
+
+
 def test_a_scheme_has_one_colour_in_every_figure():
     color = scheme_style("kivi:bits=2").color
     for name in ("errors", "sensitivity", "bits", "scatter"):
