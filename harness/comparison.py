@@ -1,10 +1,8 @@
 """Set up a comparison: model, text, windows, contenders and run folder; then hand over to the runner."""
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,9 @@ from harness.leaks import check_texts
 from harness.options import Options
 from harness.passes import Passes
 from harness.processes import Processes, processes
-from harness.records.provenance import host, open_folder
+from harness.records.provenance import open_folder
 from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, named, save_run
-from harness.records.writing import write_file
+from harness.records.timings import Timings, load_timings, save_timings
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
@@ -81,16 +79,16 @@ def compare_protocols(
         for options, one in zip(protocols, settings, strict=True)
     ]
     left: list[Runner] = []
-    for folder, run in opened:
+    for folder, run, spent in opened:
         if run.status == "complete":
             progress.on_note(f"{folder} holds this run already, complete; its record is printed again")
             continue
         if run.windows:
             progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
         shown = progress.of_part(len(left), len(contenders), named(run.settings) if len(protocols) > 1 else "")
-        left.append(Runner(Passes(model, contenders), subject.loaded.name, run, folder, shown))
+        left.append(Runner(Passes(model, contenders), subject.loaded.name, run, folder, shown, spent))
     if not left:
-        return [(run, folder) for folder, run in opened]
+        return [(run, folder) for folder, run, _ in opened]
     if not any(runner.run.windows for runner in left):
         progress.on_note(
             "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
@@ -104,7 +102,7 @@ def compare_protocols(
     for runner in left:
         _completed(runner, together, seconds)
     done = {runner.folder: runner.run for runner in left}
-    return [(done.get(folder, run), folder) for folder, run in opened]
+    return [(done.get(folder, run), folder) for folder, run, _ in opened]
 
 
 def _check(contenders: Sequence[Contender], protocols: Sequence[Options], subject: Subject) -> None:
@@ -146,11 +144,14 @@ def _completed(runner: Runner, together: Processes, wall: float) -> None:
     for contender, tail in zip(run.contenders, tails, strict=True):
         contender.kl_999 = float(tail) if contender.error is None else None
     run.status = "complete"
-    seconds = _joined(together.gather(runner.passes.timings))
-    timings = {"host": host(), "processes": together.size, "wall": round(wall, 3), "seconds": seconds}
+    seconds = together.gather(runner.passes.timings)
     if together.rank == 0:
+        save_timings(
+            Timings.joined([runner.spent, *(Timings(0, one) for one in seconds), Timings(wall, {})]),
+            folder,
+            together.size,
+        )
         save_run(run, folder)
-        write_file(folder / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
 
 
 def _batch_size(options: Options, subject: Subject) -> int:
@@ -159,16 +160,22 @@ def _batch_size(options: Options, subject: Subject) -> int:
     )
 
 
-def _opened(options: Options, settings: Settings, subject: Subject, size: int, processes: int) -> tuple[Path, Run]:
-    """The run folder and the record in it, continued or begun with so many windows at once."""
+def _opened(
+    options: Options, settings: Settings, subject: Subject, size: int, processes: int
+) -> tuple[Path, Run, Timings]:
+    """The run folder, the record in it, continued or begun with so many windows at once, and what was spent on it before. It is on
+    disk before a window is scored: whatever stops the run then, the folder holds one."""
     folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
+    spent = Timings()
     if run is None:
         run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
-        if processes > 1:  # no part may lie in a folder without a record
-            save_run(run, folder)
+        save_run(run, folder)
     elif run.status == "running":
+        spent = load_timings(folder, [RUN_FILE, *sharding.parts_of(folder)])
         run = sharding.with_parts(run, folder, stopping.visits(settings))
-    return folder, run
+        save_timings(spent, folder, processes)
+        save_run(run, folder)
+    return folder, run, spent
 
 
 def _check_alike(settings: Sequence[Settings]) -> None:
@@ -180,8 +187,3 @@ def _check_alike(settings: Sequence[Settings]) -> None:
                 f"process {rank} of {len(settings)} differs from the first in {', '.join(differs)}; start all processes on "
                 "machines with the same code, files and kind of GPU"
             )
-
-
-def _joined(timings: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Of all processes, one after another."""
-    return {name: [x for one in timings for x in one.get(name, [])] for name in dict.fromkeys(chain(*timings))}

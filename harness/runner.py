@@ -16,7 +16,9 @@ from harness.caches.contenders import stores_sliding
 from harness.failures import failures
 from harness.passes import Outcome, Passes
 from harness.protocols import prefill
-from harness.records.run import RUN_FILE, Run, WindowRecord, save_run, save_tokens
+from harness.records import journal
+from harness.records.run import RUN_FILE, Run, Step, WindowRecord, journal_of, save_tokens
+from harness.records.timings import Timings
 from harness.scoring import PER_TOKEN, NotFinite
 from harness.subject.errors import one_line
 from harness.subject.windows import Batch, Window
@@ -40,11 +42,22 @@ class Progress:
         return Progress(on_pass, self.on_note)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A place in a run. run: without its windows. windows, batches: how many there were. size: of the journal, in bytes. said: of the contenders in it."""
+
+    run: Run
+    windows: int
+    batches: int
+    size: int
+    said: list[str]
+
+
 @dataclass
 class Runner:
     """Scores contenders on windows with one model and by one protocol.
 
-    file: in the folder, where the record goes. elsewhere: windows before the next batch that other processes score.
+    spent: on the run before this process. file: in the folder, where the record goes. elsewhere: windows before the next batch that other processes score.
     """
 
     passes: Passes
@@ -52,8 +65,12 @@ class Runner:
     run: Run
     folder: Path
     progress: Progress = field(default_factory=Progress)
+    spent: Timings = field(default_factory=Timings)
     file: str = RUN_FILE
     elsewhere: int = 0
+    _said: list[str] = field(default_factory=list)  # of the contenders, in the journal
+    _told: dict[str, int] = field(default_factory=dict)  # how many of the timings
+    _moment: float = field(default_factory=time.perf_counter)  # of its last entry
 
     def batch(self, batch: Batch, prefilled: DynamicCache) -> None:
         """Score the windows of a batch, and save them."""
@@ -78,6 +95,24 @@ class Runner:
         started = time.perf_counter()
         self._keep(batch, outcomes)
         self.passes.time("record", started)
+
+    def mark(self) -> "Mark":
+        """Where the run is now."""
+        part = self.run.model_copy(update={"windows": [], "batches": []}).model_copy(deep=True)
+        return Mark(
+            part,
+            len(self.run.windows),
+            len(self.run.batches),
+            journal.size(journal_of(self.folder, self.file)),
+            self._said,
+        )
+
+    def go_back(self, mark: "Mark") -> None:
+        """Take back what was scored since, in the journal too."""
+        windows, batches = self.run.windows[: mark.windows], self.run.batches[: mark.batches]
+        self.run = mark.run.model_copy(update={"windows": windows, "batches": batches})
+        journal.cut(journal_of(self.folder, self.file), mark.size)
+        self._said = mark.said
 
     def _failed(self, position: int) -> bool:
         return position < len(self.run.contenders) and self.run.contenders[position].error is not None
@@ -107,7 +142,23 @@ class Runner:
                 controls.add_reads(self.run.audit, contender.label, outcome.reads[i])
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
-        save_run(self.run, self.folder, self.file)
+        self._log(len(batch))
+
+    def _log(self, count: int) -> None:
+        """The last windows of the run into its journal."""
+        said = [contender.model_dump_json() for contender in self.run.contenders]
+        step = Step(
+            windows=self.run.windows[-count:],
+            batch=self.run.batch,
+            contenders=self.run.contenders if said != self._said else None,
+            audit=self.run.audit,
+            noise_floor=self.run.noise_floor,
+            seconds={name: new for name, all in self.passes.timings.items() if (new := all[self._told.get(name, 0) :])},
+            wall=round(time.perf_counter() - self._moment, 4),
+        )
+        journal.append(journal_of(self.folder, self.file), step.model_dump_json())
+        self._said, self._told = said, {name: len(all) for name, all in self.passes.timings.items()}
+        self._moment = time.perf_counter()
 
 
 def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
@@ -120,7 +171,7 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
 
     def whole_batch(batch: Batch) -> None:
         """Or nothing of it in the records, where memory runs out."""
-        before = [runner.run.model_copy(deep=True) for runner in runners]
+        before = [runner.mark() for runner in runners]
         try:
             started = time.perf_counter()
             prefilled = prefill(passes.model, batch.prefix, whole=any(map(stores_sliding, passes.contenders)))
@@ -128,8 +179,8 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
             for runner in runners:
                 runner.batch(batch, prefilled)
         except torch.OutOfMemoryError:
-            for runner, run in zip(runners, before, strict=True):
-                runner.run = run
+            for runner, mark in zip(runners, before, strict=True):
+                runner.go_back(mark)
             raise
 
     def halve(count: int, size: int) -> None:

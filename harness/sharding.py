@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.controls import FLOOR_WINDOWS, add_reads
 from harness.failures import failures
 from harness.processes import Processes
-from harness.records.run import Audit, Run, WindowRecord, read_record, save_run
+from harness.records.run import Audit, Run, WindowRecord, load_run, save_run
 from harness.runner import Runner
 from harness.runner import score as score_batches
 from harness.subject.windows import Window
@@ -36,6 +36,7 @@ def score(runners: Sequence[Runner], windows: Sequence[Window], processes: Proce
         for runner in runners:
             runner.run = runner.run.model_copy(deep=True, update={"windows": [], "batches": [], "audit": Audit()})
             runner.file, runner.passes.with_controls = f"{PARTS}/{processes.rank}.json", False
+            save_run(runner.run, runner.folder, runner.file)
     controlled = -(-max(0, FLOOR_WINDOWS - len(done)) // size)
     for at, batch in processes.deal(batches, first=controlled):
         for runner in runners:
@@ -50,12 +51,17 @@ def _join(runner: Runner, order: Sequence[int], processes: Processes) -> None:
     runner.run = processes.from_first(lambda: _kept(joined(first, parts, order), runner.folder))
 
 
+def parts_of(folder: Path) -> list[str]:
+    """The records that other processes of a stopped run left beside its own."""
+    return [f"{PARTS}/{path.name}" for path in sorted((folder / PARTS).glob("*.json"))]
+
+
 def with_parts(run: Run, folder: Path, order: Sequence[int]) -> Run:
     """A record with what the processes of a stopped run left beside it. Before the first process has the controls it is
     left out, and scored again."""
     if len(run.windows) < min(FLOOR_WINDOWS, len(order)):
         return run
-    found = [read_record(folder / PARTS, path.name, Run) for path in sorted((folder / PARTS).glob("*.json"))]
+    found = [load_run(folder, part) for part in parts_of(folder)]
     parts = [part for part in found if part.settings == run.settings]
     return _kept(joined(run, parts, order), folder) if parts else run
 

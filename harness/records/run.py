@@ -1,10 +1,12 @@
 """The run record: run.json (typed, versioned), timings.json, and per-token arrays, one file a window.
 
-Everything that a table shows is recomputed from here.
+Everything that a table shows is recomputed from here. While a run goes, run.json is as it was when it began or went on, and what
+each batch adds is a line of the journal beside it, run.journal.
 """
 
 import math
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from harness.records import journal
 from harness.records.writing import load_arrays, save_arrays, write_file
 from schemes.errors import UserError
 from schemes.given import parse_json, read_bytes
@@ -195,6 +198,19 @@ class Run(Header):
         return sorted(window.index for window in self.windows)
 
 
+class Step(Typed):
+    """What a batch adds to a run: an entry of its journal. batch: windows a batch from here on. contenders: None where they are as
+    before. seconds: what the batch took, as in timings.json; wall: seconds since the entry before."""
+
+    windows: list[WindowRecord]
+    batch: int
+    contenders: list[ContenderRecord] | None
+    audit: Audit
+    noise_floor: NoiseFloor | None
+    seconds: dict[str, list[float]]
+    wall: float
+
+
 def run_folders(folder: Path) -> list[Path]:
     """The folder, or those in it where it holds a comparison by several protocols: in the order in which they were asked for
     as far as one can tell, two-pass first, then long steps before short ones. Those in its folders, where it is a sweep's."""
@@ -210,7 +226,38 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
+    """All of it, so that the journal is not needed any more."""
     write_file(folder / file, (run.model_dump_json(indent=1) + "\n").encode())
+    journal_of(folder, file).unlink(missing_ok=True)
+
+
+def journal_of(folder: Path, file: str = RUN_FILE) -> Path:
+    return (folder / file).with_suffix(".journal")
+
+
+def steps_of(folder: Path, file: str = RUN_FILE) -> list[Step]:
+    """What the journal has; UserError where it is another version's."""
+    path = journal_of(folder, file)
+    try:
+        return [Step.model_validate(parse_json(entry)) for entry in journal.read(path)]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and its windows are scored again"
+        ) from None
+
+
+def _with_steps(run: Run, steps: Sequence[Step]) -> Run:
+    have = {window.index for window in run.windows}
+    for step in steps:
+        if have & {window.index for window in step.windows}:  # saved in run.json when the run was ended
+            continue
+        if not run.batches:
+            run.batches = [1] * len(run.windows)
+        run.windows += step.windows
+        run.batches.append(len(step.windows))
+        run.batch, run.audit, run.noise_floor = step.batch, step.audit, step.noise_floor
+        run.contenders = run.contenders if step.contenders is None else step.contenders
+    return run
 
 
 def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
@@ -234,10 +281,10 @@ def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
     return np.concatenate(arrays, axis=1).astype(np.float64)
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
     """Read a run folder; ValueError as `read_record`. A row whose sums are not finite has failed; older records
     do not say so."""
-    run = read_record(folder, RUN_FILE, Run)
+    run = _with_steps(read_record(folder, file, Run), steps_of(Path(folder), file))
     series = [
         [w.nll, w.kl, w.top1, w.probability, w.key_pairs, w.value_pairs, w.pairs, *([w.tvd] if w.tvd else [])]
         for w in run.windows

@@ -25,7 +25,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     # not tempfile's: that would be readable by its owner alone, and records are for others too
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
     try:
-        part.write_bytes(content)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -48,10 +51,14 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise UserError(
-            f"{path.name} cannot be written to {path.parent}: {error.strerror}; finished windows are kept: free some "
-            "space and give the same command again, or choose another folder with --out"
-        ) from None
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path.name} cannot be written to {path.parent}: {error.strerror}; finished windows are kept: free some "
+        "space and give the same command again, or choose another folder with --out"
+    )
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:

@@ -17,7 +17,7 @@ from harness.caches.contenders import contenders_of
 from harness.comparison import _check_alike, compare
 from harness.passes import Passes
 from harness.processes import Processes
-from harness.records.run import LayerReads, Run, load_run, load_tokens, read_record, save_run
+from harness.records.run import LayerReads, Run, load_run, load_tokens, save_run
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import own_device
@@ -45,7 +45,7 @@ def picky(config):
 calls = []
 
 def there():
-    return Path("out/processes/1.json").exists() and json.loads(Path("out/run.json").read_text())["windows"]
+    return Path("out/processes/1.journal").exists() and Path("out/run.journal").exists()
 
 def deadly(config):
     calls.append(config)
@@ -231,7 +231,7 @@ def test_each_process_keeps_its_part_and_says_where_in_the_run_it_is(subject, op
         for on_pass in (lambda windows, *_: seen.append(windows), lambda *_: None)
     ]
     sharding.score([runners[1]], subject.windows, second := Hand(1))
-    part = read_record(tmp_path, f"{sharding.PARTS}/1.json", Run)
+    part = load_run(tmp_path, f"{sharding.PARTS}/1.json")
     assert [window.index for window in part.windows] == [window.index for window in subject.windows[3:6]]
     assert (part.noise_floor, part.audit.identity_is_exact) == (None, None)
     assert part.audit.zeroed_codes_move_logits == {}

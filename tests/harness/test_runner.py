@@ -1,6 +1,7 @@
 """A run from windows to record: resumed, refused, recomputed from its raw part."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from analysis.reading import summary
 from harness import controls
 from harness.caches.contenders import SchemeContender, contenders_of
 from harness.caches.foreign import ForeignContender
-from harness.comparison import compare
-from harness.records import writing
-from harness.records.run import load_run, load_tokens, save_run
+from harness.comparison import compare, compare_protocols
+from harness.passes import Passes
+from harness.records import journal, writing
+from harness.records.run import journal_of, load_run, load_tokens, save_run
 from harness.runner import Progress, window_sums
 from harness.scoring import Scores, not_finite
 from harness.subject.windows import Batch
@@ -247,3 +249,42 @@ def test_records_of_another_schema_are_refused(subject, options, tmp_path):
         load_run(path.parent)
     with pytest.raises(ValueError, match=r"no run\.json"):
         load_run(tmp_path)
+
+
+def test_a_window_adds_a_line_and_does_not_write_the_record_again(subject, options, monkeypatch):
+    sizes, written = [], []
+    append, write = journal.append, writing.write_atomically
+    monkeypatch.setattr(journal, "append", lambda path, entry: (append(path, entry), sizes.append(len(entry))))
+    monkeypatch.setattr(
+        writing, "write_atomically", lambda path, content: (write(path, content), written.append(path.name))
+    )
+    run, folder = compare(SPECS, replace(options, batch="1"), subject=subject)
+    assert len(sizes) == len(run.windows) >= 3
+    assert max(sizes[1:]) < 1.1 * min(sizes[1:]) < sizes[0]  # the first has what the contenders are too
+    assert written.count("run.json") == 2  # when it begins and when it ends
+    assert not journal_of(folder).exists()
+
+
+def test_a_run_that_ran_out_of_memory_has_nothing_twice(subject, options, monkeypatch):
+    """The first protocol has its batch in the journal when the second needs more than there is; then the run is stopped."""
+    over, failed = Passes.over, []
+
+    def scarce(self, position, run, batch, prefilled):
+        if run.settings.protocol == "stepwise":
+            failed.append(len(batch))
+            if len(batch) > 1:
+                raise torch.OutOfMemoryError
+            if run.windows:
+                raise KeyboardInterrupt
+        return over(self, position, run, batch, prefilled)
+
+    asked = replace(options, batch="2", out=str(Path(options.out) / "both")).by(["two-pass", "stepwise"], [8])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Passes, "over", scarce)
+        compare_protocols(SPECS[:1], asked, subject=subject)
+    assert failed[0] == 2
+    left = [load_run(one.out) for one in asked]
+    assert [len({window.index for window in run.windows}) for run in left] == [2, 1]
+    assert [run.batches for run in left] == [[1, 1], [1]]
+    runs = compare_protocols(SPECS[:1], asked, subject=subject)
+    assert [len(run.windows) for run, _ in runs] == [len(subject.windows)] * 2

@@ -1,5 +1,6 @@
 """A command that was killed after a window: the same command goes on, and ends with the arrays of one that was not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,8 @@ import numpy as np
 import pytest
 
 from analysis.measuring import loop
-from harness import runner
-from harness.records.run import load_run
-from harness.records.writing import UNFINISHED
+from harness.records import journal
+from harness.records.run import RUN_FILE, journal_of, load_run
 
 ROOT = Path(__file__).parents[3]
 SCHEMES = ["--scheme", "asym2:key_axis=channel,group_size=16", "--scheme", "asym4:key_axis=channel,group_size=16"]
@@ -24,7 +24,7 @@ COMMANDS = {
 }
 AT = {
     "a measured window": (loop, "save_arrays"),
-    "a scored window": (runner, "save_run"),
+    "a scored window": (journal, "append"),
 }
 
 
@@ -68,35 +68,42 @@ def test_the_same_command_goes_on(kvdelta, unrendered, monkeypatch, name, at):
 
 DIES = """
 import os, pathlib, runpy, signal
+from harness.records import journal
 
-replace = os.replace
+append = journal.append
 
-def replaces(part, path):
-    if pathlib.Path(path).name == "run.json" and len(list(pathlib.Path("killed/tokens").glob("*.npz"))) == 2:
+def appends(path, content):
+    if len(list(pathlib.Path("killed/tokens").glob("*.npz"))) == DIES_AT:
+        path.open("ab").write(b"01234567 " + content.encode()[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
-    replace(part, path)
+    append(path, content)
 
-os.replace = replaces
+journal.append = appends
 runpy.run_module("analysis.cli.main", run_name="__main__")
 """
 
 
-def test_a_comparison_that_is_killed_goes_on(kvdelta):
-    """By a signal that no code answers, when the second window is measured and its record is being written."""
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_comparison_that_is_killed_goes_on(kvdelta, at):
+    """By a signal that no code answers, when a window is measured and half of its entry in the journal is written."""
     assert kvdelta("compare", *SCHEMES, "--windows", "4", "--out", "whole")[0] == 0
     words = ["killed" if word == "whole" else word for word in sys.argv[1:]]
     one_thread = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", DIES, *words], env=one_thread, capture_output=True, text=True)
+    dies = DIES.replace("DIES_AT", str(at))
+    done = subprocess.run([sys.executable, "-c", dies, *words], env=one_thread, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path.name for path in Path("killed").glob(f"*{UNFINISHED}")]
+    assert len(journal.read(journal_of(Path("killed")))) == at - 1
     left = load_run("killed")
-    assert (left.status, len(left.windows)) == ("running", 1)
-    finished = Path("killed/tokens") / f"{left.windows[0].index:06}.npz"
-    before = finished.stat().st_mtime_ns
+    assert (left.status, len(left.windows)) == ("running", at - 1)
+    finished = [Path("killed/tokens") / f"{window.index:06}.npz" for window in left.windows]
+    before = [path.stat().st_mtime_ns for path in finished]
     code, _, err = kvdelta("compare", *SCHEMES, "--windows", "4", "--out", "killed")
     assert code == 0
     assert "window 4/4" in err
-    assert finished.stat().st_mtime_ns == before  # not measured again
+    assert [path.stat().st_mtime_ns for path in finished] == before  # not measured again
+    assert sorted(path.name for path in Path("killed").iterdir()) == [RUN_FILE, "timings.json", "tokens"]
+    prefills = json.loads(Path("killed/timings.json").read_text())["seconds"]["prefill"]
+    assert len(prefills) == 4  # of the process that was killed too
     killed, whole = (load_run(folder).model_dump(exclude={"command"}) for folder in ("killed", "whole"))
     assert killed == whole
     assert arrays_in("killed").keys() == arrays_in("whole").keys()

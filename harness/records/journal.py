@@ -1,0 +1,56 @@
+"""A file that is added to while a run goes: a line an entry, each with its checksum, on disk before `append` returns.
+
+A line is the CRC-32 of its JSON, eight hexadecimal digits, and the JSON. A process that is killed, or a disk that fills, can leave the
+last line torn: reading ends before the first line that is not whole.
+"""
+
+import os
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+from harness.records.writing import cannot_write
+
+
+def append(path: Path, content: str) -> None:
+    """UserError, and the file as it was, where the disk is full or the folder cannot be written."""
+    line = content.encode()
+    before = size(path)
+    try:
+        with path.open("ab") as file:
+            file.write(b"%08x %b\n" % (zlib.crc32(line), line))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            cut(path, before)
+        raise cannot_write(path, error) from None
+
+
+def read(path: Path) -> list[str]:
+    """The entries that are whole, up to the first that is not; none where there is no file."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # behind the last newline stands nothing, or what was not finished
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in lines:
+        checksum, _, content = line.partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(content):
+            break
+        entries.append(content.decode())
+    return entries
+
+
+def size(path: Path) -> int:
+    """In bytes; 0 where there is no file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def cut(path: Path, to: int) -> None:
+    """Take back what was appended since it had this size."""
+    if size(path) > to:
+        os.truncate(path, to)
