@@ -1,7 +1,8 @@
 """Set up a comparison: model, text, windows, contenders and run folder; then hand over to the runner."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.processes import Processes, processes
 from harness.records.provenance import open_folder
 from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, named, save_run
 from harness.records.timings import Timings, load_timings, save_timings
+from harness.records.writer import writing
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
@@ -59,9 +61,19 @@ def compare_protocols(
 
     protocols: as `Options.by` makes them: they differ in protocol, step and folder.
     """
-    progress = progress or Progress()
+    with ExitStack() as held:
+        return _compared(schemes, protocols, subject or prepare(protocols[0]), progress or Progress(), held)
+
+
+def _compared(
+    schemes: Sequence[str | Contender],
+    protocols: Sequence[Options],
+    subject: Subject,
+    progress: Progress,
+    held: ExitStack,
+) -> list[tuple[Run, Path]]:
+    """held: releases the run folders."""
     contenders = contenders_of(schemes, progress.on_note)
-    subject = subject or prepare(protocols[0])
     model = subject.loaded.model
     together = processes()
     _check(contenders, protocols, subject)
@@ -74,8 +86,12 @@ def compare_protocols(
             )
         _check_alike(together.gather(one))
     size = max(_batch_size(options, subject) for options in protocols)
+
+    def hold(folder: Path) -> None:
+        held.enter_context(writing(folder, protocols[0].wait, progress.on_note))
+
     opened = [
-        together.from_first(partial(_opened, options, one, subject, size, together.size))
+        together.from_first(partial(_opened, options, one, subject, size, together.size, hold))
         for options, one in zip(protocols, settings, strict=True)
     ]
     left: list[Runner] = []
@@ -161,11 +177,11 @@ def _batch_size(options: Options, subject: Subject) -> int:
 
 
 def _opened(
-    options: Options, settings: Settings, subject: Subject, size: int, processes: int
+    options: Options, settings: Settings, subject: Subject, size: int, processes: int, hold: Callable[[Path], None]
 ) -> tuple[Path, Run, Timings]:
     """The run folder, the record in it, continued or begun with so many windows at once, and what was spent on it before. It is on
     disk before a window is scored: whatever stops the run then, the folder holds one."""
-    folder, run = open_folder(options.out, RUN_FILE, settings, load_run)
+    folder, run = open_folder(options.out, RUN_FILE, settings, load_run, hold)
     spent = Timings()
     if run is None:
         run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))

@@ -50,6 +50,7 @@ class Options:
         0, "of the bootstrap, and of caches that draw; a scheme that draws has its own, turboquant:seed=1"
     )
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
+    wait: bool = _flag(False, "where another process writes the run folder, wait until it has ended")
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     offset: int = 0  # tokens of the text before its first window: so windows of several prefixes score the same tokens
     command: str = "harness.compare(…)"

@@ -129,7 +129,11 @@ def _free() -> None:
 
 def _default_folder(contenders: Sequence[Contender], options: Options, axes: Axes) -> Path:
     """Named by what is asked for and by the code, so that the same command finds its cells again."""
-    asked = asdict(replace(options, command="")), asdict(axes), [identity_of(one.name) for one in contenders]
+    asked = (
+        asdict(replace(options, command="", wait=False)),
+        asdict(axes),
+        [identity_of(one.name) for one in contenders],
+    )
     digest = hashlib.sha256(repr((asked, versions(), commit())).encode()).hexdigest()
     return Path("runs") / f"sweep-{digest[:12]}"
 

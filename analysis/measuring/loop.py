@@ -1,6 +1,7 @@
 """The loop of every measurement: batches of windows, each on disk before the next begins."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.records.measurement import (
     window_file,
 )
 from harness.records.provenance import open_folder
+from harness.records.writer import writing
 from harness.records.writing import save_arrays
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject
@@ -72,31 +74,38 @@ def measure_windows(
     measured: what else the numbers depend on. of_batch(batch): the arrays of each window; backward: it takes gradients.
     """
     settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
-    folder, record = open_folder(options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind))
-    record = record or Measurement(
-        **header_of(options, subject, settings),
-        kind=kind,
-        labels=[scheme.label for scheme in schemes],
-        measured_layers=list(layers),
-        kv_heads=list(kv_heads),
-    )
-    if record.status == "complete":
-        on_note(f"{folder} holds this measurement already, complete")
+    with ExitStack() as held:
+
+        def hold(folder: Path) -> None:
+            held.enter_context(writing(folder, options.wait, on_note))
+
+        folder, record = open_folder(
+            options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind), hold
+        )
+        record = record or Measurement(
+            **header_of(options, subject, settings),
+            kind=kind,
+            labels=[scheme.label for scheme in schemes],
+            measured_layers=list(layers),
+            kv_heads=list(kv_heads),
+        )
+        if record.status == "complete":
+            on_note(f"{folder} holds this measurement already, complete")
+            return record, folder
+        save_measurement(record, folder)
+
+        def keep(batch: Batch) -> None:
+            for window, arrays in zip(batch.windows, of_batch(batch), strict=True):
+                save_arrays(window_file(folder, kind, window.index), arrays)
+
+        left = [window for window in subject.windows if not window_file(folder, kind, window.index).exists()]
+        model = subject.loaded.model
+        size = batch_size(options.batch, model, options.window_length, options.score_length, backward=backward)
+        with fused_kernels(len(left), on_note):
+            in_batches(left, size, keep, lambda windows, size: on_note(halved(windows, size)))
+        record.status = "complete"
+        save_measurement(record, folder)
         return record, folder
-    save_measurement(record, folder)
-
-    def keep(batch: Batch) -> None:
-        for window, arrays in zip(batch.windows, of_batch(batch), strict=True):
-            save_arrays(window_file(folder, kind, window.index), arrays)
-
-    left = [window for window in subject.windows if not window_file(folder, kind, window.index).exists()]
-    model = subject.loaded.model
-    size = batch_size(options.batch, model, options.window_length, options.score_length, backward=backward)
-    with fused_kernels(len(left), on_note):
-        in_batches(left, size, keep, lambda windows, size: on_note(halved(windows, size)))
-    record.status = "complete"
-    save_measurement(record, folder)
-    return record, folder
 
 
 def named(batch: Batch, windows: Sequence[Window]) -> str:

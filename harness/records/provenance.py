@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.run import RECORD_FILES, RUN_FILE, HeaderT, Settings
+from harness.records.writer import OURS
 from schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
@@ -24,12 +25,17 @@ class OtherRun(UserError):
 
 
 def open_folder(
-    out: str | None, file: str, settings: Settings, load: Callable[[Path], HeaderT]
+    out: str | None,
+    file: str,
+    settings: Settings,
+    load: Callable[[Path], HeaderT],
+    hold: Callable[[Path], None] = lambda folder: None,
 ) -> tuple[Path, HeaderT | None]:
     """The folder, and the record with the same settings that is there, if any; UserError where it holds another, or cannot
     be read and written.
 
-    file: the name of the record's file; records of other kinds may lie beside it. Without `out` the folder is named by the settings, so that the same command
+    file: the name of the record's file; records of other kinds may lie beside it. hold: called with a folder that can be written,
+    before anything in it is read. Without `out` the folder is named by the settings, so that the same command
     finds its record again.
     """
     name = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:12]
@@ -37,7 +43,10 @@ def open_folder(
     folder = Path(out) if out else Path("runs") / f"{kind}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = set(os.listdir(folder))
+        writable = os.access(folder, os.W_OK)
+        if writable:
+            hold(folder)
+        names = set(os.listdir(folder)) - set(OURS)
     except OSError as error:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"the run folder {folder} cannot be used: {reason}; choose another with --out") from None
@@ -49,7 +58,7 @@ def open_folder(
             raise OtherRun(f"{folder} holds another run (it differs in {differs}); choose another folder with --out")
     elif names and not names & set(RECORD_FILES):
         raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
-    if (record is None or record.status == "running") and not os.access(folder, os.W_OK):  # said before hours are lost
+    if (record is None or record.status == "running") and not writable:  # said before hours are lost
         raise UserError(f"the run folder {folder} cannot be written; choose another with --out")
     return folder, record
 

@@ -2,6 +2,7 @@
 its cache. Two runs over these windows, token by token and in one forward, and a record of what is kept by position."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from harness.records.replay import (
     save_sampled,
 )  # fmt: skip
 from harness.records.run import Run, load_tokens
+from harness.records.writer import writing
 from harness.replaying import sums
 from harness.replaying.free_run import run_freely
 from harness.replaying.options import ReplayOptions
@@ -69,35 +71,42 @@ def replay(
     sampling = sampling_of(how, loaded.model)
     measured = {"sampling": sampling.model_dump(), "free_run": how.free_run}
     settings = settings_of(options, given, [contender.name for contender in contenders], measured)
-    folder, record = open_folder(options.out, REPLAY_FILE, settings, load_replay)
-    if record is None:
-        header = header_of(options, given, settings) | {"sampling": sampling, "skipped": prompts.skipped}
-        grid = sums.edges_of(how.tokens, sums.GRID)
-        record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
+    with ExitStack() as held:
+
+        def hold(folder: Path) -> None:
+            held.enter_context(writing(folder, options.wait, on_note))
+
+        folder, record = open_folder(options.out, REPLAY_FILE, settings, load_replay, hold)
+        if record is None:
+            header = header_of(options, given, settings) | {"sampling": sampling, "skipped": prompts.skipped}
+            grid = sums.edges_of(how.tokens, sums.GRID)
+            record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
+            save_replay(record, folder)
+        if record.status == "complete":
+            on_note(f"{folder} holds this replay already, complete; its record is printed again")
+            return record, folder
+        tokens = _sampled(folder, given, options, how, sampling, on_note)
+        subject = _subject(loaded, prompts, tokens, how, bos)
+        runs = {}
+        for protocol in (STEPS, ONE_FORWARD) if continues(loaded.model) else (STEPS,):
+            step = how.step if protocol == STEPS else None
+            on_note(f"{protocol}:" if step is None else f"{protocol}, {step} token{'s' * (step > 1)} a forward:")
+            asked = replace(options, protocol=protocol, step=step, out=str(folder / protocol))
+            runs[protocol], _ = compare(
+                contenders, asked, subject=subject, progress=progress(how.prompt_count, len(contenders))
+            )
+        if ONE_FORWARD not in runs:
+            on_note(
+                "this model goes on from its state one token at a time only: the same text in one forward is left out"
+            )
+        record.rows = _rows(folder, runs, record)
+        for row, contender in zip(record.rows, contenders, strict=True):
+            row.note = _kept_exact(contender, how)
+        if how.free_run:
+            run_freely(folder, record, contenders, subject, runs[STEPS].batch, on_note)
+        record.status = "complete"
         save_replay(record, folder)
-    if record.status == "complete":
-        on_note(f"{folder} holds this replay already, complete; its record is printed again")
         return record, folder
-    tokens = _sampled(folder, given, options, how, sampling, on_note)
-    subject = _subject(loaded, prompts, tokens, how, bos)
-    runs = {}
-    for protocol in (STEPS, ONE_FORWARD) if continues(loaded.model) else (STEPS,):
-        step = how.step if protocol == STEPS else None
-        on_note(f"{protocol}:" if step is None else f"{protocol}, {step} token{'s' * (step > 1)} a forward:")
-        asked = replace(options, protocol=protocol, step=step, out=str(folder / protocol))
-        runs[protocol], _ = compare(
-            contenders, asked, subject=subject, progress=progress(how.prompt_count, len(contenders))
-        )
-    if ONE_FORWARD not in runs:
-        on_note("this model goes on from its state one token at a time only: the same text in one forward is left out")
-    record.rows = _rows(folder, runs, record)
-    for row, contender in zip(record.rows, contenders, strict=True):
-        row.note = _kept_exact(contender, how)
-    if how.free_run:
-        run_freely(folder, record, contenders, subject, runs[STEPS].batch, on_note)
-    record.status = "complete"
-    save_replay(record, folder)
-    return record, folder
 
 
 def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contender]) -> None:

@@ -18,6 +18,7 @@ from harness.comparison import _check_alike, compare
 from harness.passes import Passes
 from harness.processes import Processes
 from harness.records.run import LayerReads, Run, load_run, load_tokens, save_run
+from harness.records.writer import LOCK
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import own_device
@@ -121,7 +122,7 @@ def test_two_processes_leave_the_record_of_one(one, launched, tmp_path):
     timings = json.loads((tmp_path / "out" / "timings.json").read_text())
     assert (timings["processes"], len(timings["seconds"]["control: identity"])) == (2, 1)
     assert len(timings["seconds"]["prefill"]) == len(run.batches)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "timings.json", "tokens"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "timings.json", "tokens", LOCK}
 
 
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(one, launched, tmp_path):

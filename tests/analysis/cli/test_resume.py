@@ -13,6 +13,7 @@ import pytest
 from analysis.measuring import loop
 from harness.records import journal
 from harness.records.run import RUN_FILE, journal_of, load_run
+from harness.records.writer import LOCK
 
 ROOT = Path(__file__).parents[3]
 SCHEMES = ["--scheme", "asym2:key_axis=channel,group_size=16", "--scheme", "asym4:key_axis=channel,group_size=16"]
@@ -101,7 +102,7 @@ def test_a_comparison_that_is_killed_goes_on(kvdelta, at):
     assert code == 0
     assert "window 4/4" in err
     assert [path.stat().st_mtime_ns for path in finished] == before  # not measured again
-    assert sorted(path.name for path in Path("killed").iterdir()) == [RUN_FILE, "timings.json", "tokens"]
+    assert sorted(path.name for path in Path("killed").iterdir()) == [LOCK, RUN_FILE, "timings.json", "tokens"]
     prefills = json.loads(Path("killed/timings.json").read_text())["seconds"]["prefill"]
     assert len(prefills) == 4  # of the process that was killed too
     killed, whole = (load_run(folder).model_dump(exclude={"command"}) for folder in ("killed", "whole"))
