@@ -20,7 +20,7 @@ def read_bytes(path: str | Path, kind: str) -> bytes:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
     most = MOST[kind]
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         content = b"" if found.st_size > most else file.read(most + 1)
     if max(found.st_size, len(content)) > most:  # some, as those of /proc, say that they are empty
         raise OSError(errno.EFBIG, f"it is larger than a {kind} can be, {most >> 20} MiB", str(path))
