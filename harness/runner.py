@@ -82,9 +82,9 @@ class Runner:
             if not self._failed(position):
                 try:
                     outcome = self.passes.over(position, self.run, batch, prefilled)
-                except Exception as error:
-                    # a foreign cache may raise what it likes; for want of memory it is tried again with fewer windows
-                    if not contender.foreign or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
+                except (Exception, SystemExit) as error:  # a foreign cache may raise what it likes, and exit()
+                    # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
+                    if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
                         raise
                     self._fail(position, f"{type(error).__name__}: {one_line(error)}")
                 if outcome.error:

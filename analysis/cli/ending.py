@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -9,13 +10,14 @@ import typer
 from analysis.cli.starting import complain, note
 from schemes.errors import UserError
 
-USER_ERROR, AUDIT_FAILED, ROW_FAILED, INTERRUPTED, CLOSED = 2, 3, 4, 130, 141
+FAULT, USER_ERROR, AUDIT_FAILED, ROW_FAILED, INTERRUPTED, CLOSED = 1, 2, 3, 4, 130, 141
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, or that of typer's copy of click
 
 
 def exit_code(app: typer.Typer) -> int:
-    """Run the command that was typed. What is neither the user's error nor a device without room keeps its traceback."""
+    """Run the command that was typed. What is neither the user's error nor a device without room keeps its traceback, and says
+    what to do with it."""
     command: Any = typer.main.get_command(app)
     try:
         # not app(): that turns an interrupt into an exit without a word
@@ -39,9 +41,11 @@ def exit_code(app: typer.Typer) -> int:
     except KeyboardInterrupt:
         complain("interrupted; finished windows are kept: the same command goes on")
         return INTERRUPTED
-    except RuntimeError as error:
+    except Exception as error:
         if not _out_of_memory(error):
-            raise
+            traceback.print_exc()
+            complain("this is a fault of kvdelta, not of yours: please report it, with these lines and the command")
+            return FAULT
         complain(
             "the device has no memory left; finished windows are kept: free some and give the same command again, "
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
@@ -49,6 +53,6 @@ def exit_code(app: typer.Typer) -> int:
     return USER_ERROR
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # not imported here: most commands that fail do so without it
     return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -62,8 +62,8 @@ class Contender(Protocol):
     def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
         """What it is, and what `cache`, filled with one prefix, holds.
 
-        prefilled: the same tokens' exact keys and values, None where the cache was filled with others. cache: None of a
-        foreign one that failed.
+        prefilled: the same tokens' exact keys and values, None where the cache was filled with others. cache: None where it
+        failed before anything was measured.
         """
         ...
 
@@ -137,7 +137,9 @@ class SchemeContender:
         cache.zero_codes()
         return not self.lossless
 
-    def record(self, model: Any, cache: SchemeCache, prefilled: DynamicCache | None) -> ContenderRecord:
+    def record(self, model: Any, cache: SchemeCache | None, prefilled: DynamicCache | None) -> ContenderRecord:
+        filled = cache is not None
+        cache = cache if cache is not None else self.empty(model)
         sides: dict[str, Bytes] = {side: Bytes(held={}, counted=0.0, elements=0) for side in self.scheme.sides}
         for layer, side, store in cache.stores():
             total = sides[side]
@@ -155,7 +157,7 @@ class SchemeContender:
             spec=self._spec(),
             quantized_layers=cache.quantized_layers,
             lossy_layers=cache.lossy_layers,
-            bytes=sides,
+            bytes=sides if filled else None,
             note=self._note(sum(int(store.saturated) for _, _, store in cache.stores())),
         )
 

@@ -150,9 +150,18 @@ def test_out_of_memory_halves_the_batch_and_loses_no_window(subject, options, mo
 
 
 def test_one_window_that_is_too_much_says_what_was_needed(subject, options, monkeypatch):
+    """A scheme's own row; of exact, the run."""
     monkeypatch.setattr(Hungry, "most", 0)
+    hungry = Hungry("hungry", parse_scheme("int4:group_size=16"))
+    run, _ = compare([hungry], replace(options, batch="2"), subject=subject)
+    assert "9.00 GiB" in run.contenders[1].error
+    assert run.batches == [1, 1, 1]
     with pytest.raises(UserError, match=r"one window at a time is too much .* 9\.00 GiB.*use shorter windows"):
-        compare([Hungry("hungry", parse_scheme("int4:group_size=16"))], replace(options, batch="2"), subject=subject)
+        compare(
+            [Hungry("exact", parse_scheme("exact"))],
+            replace(options, batch="1", out=f"{options.out}-2"),
+            subject=subject,
+        )
 
 
 def test_a_foreign_cache_that_is_too_much_alone_fails_its_row(subject, options):

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from analysis.cli import catalogue
+from analysis.cli.ending import FAULT
 from schemes.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -48,11 +49,13 @@ def invalid():
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_no_user_error_keeps_its_traceback(kvdelta, monkeypatch, error):
+def test_what_is_no_user_error_keeps_its_traceback_and_says_what_to_do_with_it(kvdelta, monkeypatch, error):
     monkeypatch.setattr(catalogue, "listing", raising(error))
-    with pytest.raises(type(error)) as raised:
-        kvdelta("schemes")
-    assert raised.value is error
+    code, out, err = kvdelta("schemes")
+    assert (code, out) == (FAULT, "")
+    assert err.startswith("Traceback (most recent call last):")
+    assert type(error).__name__ in err
+    assert "this is a fault of kvdelta, not of yours: please report it" in err.splitlines()[-1]
 
 
 def test_a_user_error_is_one_line_whatever_is_in_it(kvdelta, monkeypatch):

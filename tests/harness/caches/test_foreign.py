@@ -11,10 +11,11 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import HQQQuantizedLayer
 
+from analysis.cli.runs import ROW_FAILED, report_failures
 from analysis.cli.trap_contenders import stock_hqq
 from analysis.reading import run_tables, summary
 from analysis.reading.trap import trap_verdict
-from harness.caches.contenders import contender_of
+from harness.caches.contenders import SchemeContender, contender_of
 from harness.caches.foreign import ForeignContender, note_of
 from harness.caches.holdings import measured
 from harness.caches.scheme import SchemeCache
@@ -285,7 +286,22 @@ def test_a_failure_in_a_later_window(subject, options):
     assert (shown, "bad failed" in sentences[0]) == (False, True)
 
 
-def test_ours_still_raise(subject, options, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("ours"), SystemExit(3), AssertionError()], ids=str)
+def test_a_scheme_of_ours_that_raises_fails_its_own_row(subject, options, error):
+    class Faulty(SchemeContender):
+        def fill(self, cache, model, batch, prefilled):
+            raise error
+
+    faulty = Faulty("faulty", parse_scheme("int8:group_size=16"))
+    run, _ = compare([faulty, *OURS], options, subject=subject)
+    assert run.contenders[1].error == f"{type(error).__name__}: {str(error) or type(error).__name__}"
+    assert run.status == "complete"
+    assert report_failures(run) == ROW_FAILED
+    alone, _ = compare(OURS, replace(options, out=f"{options.out}-alone"), subject=subject)
+    assert [window.nll[-1] for window in run.windows] == [window.nll[-1] for window in alone.windows]
+
+
+def test_exact_that_raises_ends_the_run(subject, options, monkeypatch):
     def broken(self, *args, **kwargs):
         raise RuntimeError("ours")
 
