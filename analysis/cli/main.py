@@ -22,6 +22,7 @@ from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
 from analysis.cli.recommend import recommending
+from analysis.cli.recommended import show_recommendation
 from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
@@ -108,15 +109,20 @@ def show(
     sort: Sort = "run",
     format: Format = "table",
 ) -> int:
-    """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side."""
+    """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side. Replays
+    and recommendations are printed again."""
     from analysis.cli.runs import report_failures, show_protocols, show_run, worst
     from analysis.reading.protocols import alike
+    from harness.records.recommendation import has_recommendation, load_recommendation
     from harness.records.replay import has_replay
     from harness.records.run import load_run, run_folders
 
     codes = [show_replay(folder, format) for folder in runs if has_replay(folder)]
-
-    folders = [folder for given in runs if not has_replay(given) for folder in run_folders(given)]
+    for folder in runs:
+        if has_recommendation(folder):
+            show_recommendation(load_recommendation(folder), format)
+    others = [folder for folder in runs if not has_replay(folder) and not has_recommendation(folder)]
+    folders = [folder for given in others for folder in run_folders(given)]
     loaded = [(load_run(folder), folder) for folder in folders]
     beside = alike([run for run, _ in loaded])
     for run, folder in loaded:

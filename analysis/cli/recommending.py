@@ -1,7 +1,6 @@
 """What `recommend` does: candidates, screen, race, verification, and what to say of them."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis.cli.decoding_race import Race, Scorer
-from analysis.cli.output import show_table
+from analysis.cli.recommended import show_recommendation
 from analysis.cli.runs import report_failures, worst
-from analysis.cli.starting import note, say
+from analysis.cli.starting import note
 from analysis.measuring.budgets import Candidates, fitting
 from analysis.measuring.candidates import (
     BASELINES,
@@ -23,14 +22,14 @@ from analysis.measuring.candidates import (
 )
 from analysis.measuring.fitting import halves, least_in_half
 from analysis.measuring.screening import predicted_losses
-from analysis.reading import measurement_tables, recommending, verifying
+from analysis.reading import recommending, verifying
 from analysis.reading.recommending import RaceRow
 from analysis.reading.rows import plain
 from harness.caches.contenders import SchemeContender
 from harness.leaks import check_texts
 from harness.options import Options
 from harness.records.provenance import commit, versions
-from harness.records.writing import write_file
+from harness.records.recommendation import Recommendation, save_recommendation
 from harness.stopping import spread_order
 from harness.subject.prepared import Subject
 from schemes import parse_scheme
@@ -76,33 +75,21 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
     )  # fmt: skip
     if why_none:
         said.append(f"Not compared with uniform KIVI, which cannot be used here: {why_none}.")
-    spec = verified[chosen].scheme
-    content = {
-        "command": options.command,
-        "commit": commit(),
-        "budget": asked.budget,
-        "by": asked.by,
-        "models": scorer.models,
-        "recommended": spec,
-        "said": said,
-        "candidates": [vars(one) for one in candidates.within],
-        "race": plain(rows),
-        "verified": plain(verified_rows),
-    }
-    write_file(folder / "recommend.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    if format == "json":
-        print(json.dumps(content, indent=1, ensure_ascii=False))
-    elif format == "csv":
-        print(measurement_tables.as_text(verified_rows, format), end="")
-    else:
-        say(*_heading(asked, options, subjects, candidates, len(ran), fresh_windows), format=format)
-        show_table("The race", recommending.race_table(rows, asked.measure), format)
-        show_table("Verified on fresh windows", recommending.verified_table(verified_rows, asked.measure), format)
-        if format == "table":
-            print(recommending.LEGEND)
-        say("", *said, "", format=format)
-        fence = ["```"] if format == "md" else []
-        say(*fence, *_code(spec), *fence)
+    found = Recommendation(
+        command=options.command,
+        commit=commit(),
+        budget=asked.budget,
+        by=asked.by,
+        models=scorer.models,
+        heading=_heading(asked, options, subjects, candidates, len(ran), fresh_windows),
+        recommended=verified[chosen].scheme,
+        said=said,
+        candidates=[vars(one) for one in candidates.within],
+        race=plain(rows),
+        verified=plain(verified_rows),
+    )
+    save_recommendation(found, folder)
+    show_recommendation(found, format)
     note(f"records: {folder}")
     return worst([report_failures(run) for run in scorer.runs])
 
@@ -181,13 +168,6 @@ def _heading(
     return lines
 
 
-def _code(spec: str) -> list[str]:
-    return [
-        "from harness import SchemeCache; from schemes import parse_scheme",
-        f"cache = SchemeCache.for_model(parse_scheme({json.dumps(spec)}), model)  # then model.generate(…, cache=cache)",
-    ]
-
-
 def _names(subjects: Sequence[Subject]) -> list[str]:
     """Of models, short, and numbered where they are called alike."""
     short = [subject.loaded.name.partition(",")[0].rpartition("/")[2] for subject in subjects]
@@ -196,6 +176,6 @@ def _names(subjects: Sequence[Subject]) -> list[str]:
 
 def _default_folder(asked: Race, options: Options, subjects: Sequence[Subject]) -> Path:
     """Named by what is asked for and by the code, so that the same command goes on where it stopped."""
-    settings = asked, replace(options, command=""), [subject.loaded.source for subject in subjects]
+    settings = asked, replace(options, command="", wait=False), [subject.loaded.source for subject in subjects]
     digest = hashlib.sha256(repr((settings, versions(), commit())).encode()).hexdigest()
     return Path("runs") / f"recommend-{digest[:12]}"

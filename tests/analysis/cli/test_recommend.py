@@ -43,6 +43,11 @@ def test_the_planted_winner(kvdelta, tmp_path, small_kivi):
     assert not scored[0] & scored[1]
     assert small_kivi in [contender.label for contender in fresh.contenders]
     assert re.search(r"[Uu]niform KIVI \(kivi:bits=2,group_size=16,residual_length=16, \d", out)
+    assert kvdelta("show", "run") == (0, out, "")
+    for format in ("md", "json", "csv"):
+        again = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--out", "run", "--format", format)
+        shown = kvdelta("show", "run", "--format", format)
+        assert shown[:2] == again[:2]
 
 
 def test_two_equal_ones(kvdelta):
