@@ -12,7 +12,7 @@ from harness import sharding, stopping
 from harness.batching import batch_size, fused_kernels
 from harness.caches.contenders import Contender, contenders_of
 from harness.controls import floor_of
-from harness.leaks import check_texts
+from harness.leaks import check_calibrations
 from harness.options import Options
 from harness.passes import Passes
 from harness.processes import Processes, processes
@@ -126,7 +126,7 @@ def _check(contenders: Sequence[Contender], protocols: Sequence[Options], subjec
     model, options = subject.loaded.model, protocols[0]
     for contender in contenders:
         contender.check(model, options.window_length - options.score_length)
-    check_texts(contenders, options, subject)
+    check_calibrations(contenders, options, subject)
     if any(one.protocol != "single-pass" and one.step != 1 for one in protocols):
         check_continues(model)
 

@@ -1,9 +1,10 @@
-"""Nothing is scored, unasked, on tokens that it was made from: neither a calibration nor a map that was fitted."""
+"""Nothing is scored, unasked, on tokens that it was made from, neither a calibration nor a map that was fitted; and no calibration
+on another model than its own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.caches.contenders import Contender
+from harness.caches.contenders import Contender, SchemeContender
 from harness.options import Options
 from harness.subject.prepared import Subject
 from harness.subject.text import token_sha256
@@ -22,8 +23,16 @@ def seen_text(subject: Subject) -> dict[str, str]:
     }
 
 
-def check_texts(contenders: Sequence[Contender], options: Options, subject: Subject) -> None:
-    """UserError where a contender has seen tokens of the windows that it would be scored on, unless that is asked for."""
+def check_calibrations(contenders: Sequence[Contender], options: Options, subject: Subject) -> None:
+    """UserError where a contender was calibrated on another model, or has seen tokens of the windows that it would be scored on, unless
+    that is asked for."""
+    for contender in contenders:
+        for model in contender.scheme.calibrated_for if isinstance(contender, SchemeContender) else ():
+            if differs := _differs(model, subject.loaded.source):
+                raise UserError(
+                    f"scheme {contender.label} was calibrated on another model, {model.get('id', 'unknown')} ({differs}); calibrate "
+                    f"it on this one: kvdelta calibrate"
+                )
     if options.same_text:
         return
     for contender in contenders:
@@ -34,6 +43,15 @@ def check_texts(contenders: Sequence[Contender], options: Options, subject: Subj
                     f"scheme {contender.label} has seen this text ({text['name']}; {overlap}), so its score would flatter "
                     "it; score it on another text, or say --same-text"
                 )
+
+
+def _differs(model: Mapping[str, Any], source: Mapping[str, str]) -> str:
+    """What tells two models apart, in words; empty where nothing does: a folder may be the copy of a hub's model."""
+    names = ("sha256", "id", "revision") if model.get("kind") == source["kind"] else ("architecture",)
+    for name in names:
+        if model.get(name) and source.get(name):
+            return f"its {name} is {model[name]}" if model[name] != source[name] else ""
+    return ""
 
 
 def _overlap(text: Mapping[str, Any], subject: Subject) -> str:

@@ -13,7 +13,7 @@ import torch
 from harness.axes import Axes
 from harness.caches.contenders import Contender, contenders_of
 from harness.comparison import compare_protocols
-from harness.leaks import check_texts
+from harness.leaks import check_calibrations
 from harness.options import Options
 from harness.records.provenance import OtherRun, commit, versions
 from harness.records.run import Run
@@ -91,7 +91,7 @@ def _score(
     for contender in contenders:
         try:
             contender.check(loaded.model, cell.prefix)
-            check_texts([contender], asked, subject)
+            check_calibrations([contender], asked, subject)
         except UserError as error:
             cell.refused[identity_of(contender.name)] = one_line(error)
             on_note(f"{contender.label} is left out here: {one_line(error)}")

@@ -180,6 +180,11 @@ class Quantizer(ABC):
         return self
 
     @property
+    def calibrated_for(self) -> Mapping[str, Any] | None:
+        """The model that its calibration was made of, as records name it; None where there is none, or it is not known."""
+        return None
+
+    @property
     def calibrated_on(self) -> Mapping[str, Any] | None:
         """Of a calibrated quantizer, which text it has seen: name, sha256, token_sha256."""
         return None

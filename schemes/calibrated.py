@@ -31,6 +31,10 @@ class CalibratedQuantizer(Quantizer):
     needs_place: ClassVar[bool] = True
 
     @property
+    def calibrated_for(self) -> Mapping[str, Any] | None:
+        return read(self.file).facts.get("model") if self.file else None
+
+    @property
     def calibrated_on(self) -> Mapping[str, Any] | None:
         return read(self.file).facts["text"] if self.file else None
 

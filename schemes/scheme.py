@@ -99,6 +99,12 @@ class Scheme:
         return [side for side in self.sides if not all(one.sides[side].quantizer.lossless for one in self.variants)]
 
     @property
+    def calibrated_for(self) -> list[Mapping[str, Any]]:
+        """Which models its quantizers were calibrated on, as records name them."""
+        seen = [side.quantizer.calibrated_for for one in self.variants for side in one.sides.values()]
+        return [model for model in seen if model is not None]
+
+    @property
     def calibrated_on(self) -> list[Mapping[str, Any]]:
         """Which texts its quantizers have seen, and its maps of layers were fitted on: name, sha256 of the text,
         token_sha256 of its tokens, and whatever else the file says of it."""

@@ -26,7 +26,7 @@ from analysis.reading import recommending, verifying
 from analysis.reading.recommending import RaceRow
 from analysis.reading.rows import plain
 from harness.caches.contenders import SchemeContender
-from harness.leaks import check_texts
+from harness.leaks import check_calibrations
 from harness.options import Options
 from harness.records.provenance import commit, versions
 from harness.records.recommendation import Recommendation, save_recommendation
@@ -103,7 +103,7 @@ def _same_scheme(baseline: Candidate, rows: Sequence[RaceRow]) -> str:
 def _within(asked: Race, options: Options, subjects: Sequence[Subject]) -> Candidates:
     """Candidates that keep the budget. UserError where there are none, or for one that has seen the text."""
     for subject in subjects:
-        check_texts([SchemeContender.of(spec) for spec in asked.specs], options, subject)
+        check_calibrations([SchemeContender.of(spec) for spec in asked.specs], options, subject)
     if asked.engine:
         candidates = of_engine(asked.engine)
     elif asked.specs:

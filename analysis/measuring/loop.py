@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.reading.selection import spans
 from harness.batching import batch_size, fused_kernels, halved, in_batches
 from harness.caches.contenders import SchemeContender, merged
-from harness.leaks import check_texts
+from harness.leaks import check_calibrations
 from harness.options import Options
 from harness.records.measurement import (
     Arrays,
@@ -38,7 +38,7 @@ def bound_schemes(
     model = subject.loaded.model
     for contender in schemes:
         contender.check(model, subject.windows[0].prefix_length)
-    check_texts(schemes, options, subject)
+    check_calibrations(schemes, options, subject)
     check_continues(model)
     return [replace(contender, scheme=contender.empty(model).scheme) for contender in schemes]
 

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.caches.contenders import Contender
-from harness.leaks import check_texts, seen_text
+from harness.caches.contenders import Contender, SchemeContender
+from harness.leaks import check_calibrations, seen_text
 from harness.options import Options
 from harness.subject.model import LoadedModel
 from harness.subject.prepared import Subject
 from harness.subject.text import Text, token_sha256
 from harness.subject.windows import cut_windows
+from schemes import Scheme, parse_scheme
+from schemes.errors import UserError
 
 IDS = torch.randint(1, 127, (1000,), generator=torch.Generator().manual_seed(5))
 OTHER = torch.randint(1, 127, (1000,), generator=torch.Generator().manual_seed(6))
@@ -61,31 +63,56 @@ def test_what_is_kept():
 def test_windows_that_hold_what_was_seen_are_refused(scored, shared, refused):
     message = rf"kvquant has seen this text \(train.txt; {shared} of the 4 runs of 64 tokens .+--same-text"
     with refused(message):
-        check_texts([contender(), contender(SEEN)], OPTIONS, scored)
-    check_texts([contender(SEEN)], replace(OPTIONS, same_text=True), scored)
+        check_calibrations([contender(), contender(SEEN)], OPTIONS, scored)
+    check_calibrations([contender(SEEN)], replace(OPTIONS, same_text=True), scored)
 
 
 @pytest.mark.parametrize("chosen", [[4], [12], [4, 12, 20]])
 def test_other_windows_of_the_text_are_not(chosen):
-    check_texts([contender(SEEN, SEEN)], OPTIONS, a_text(IDS, chosen=chosen))
+    check_calibrations([contender(SEEN, SEEN)], OPTIONS, a_text(IDS, chosen=chosen))
 
 
 def test_another_text_is_not():
-    check_texts([contender(SEEN), contender(OLD)], OPTIONS, a_text(OTHER, "other.txt", "2" * 64))
+    check_calibrations([contender(SEEN), contender(OLD)], OPTIONS, a_text(OTHER, "other.txt", "2" * 64))
 
 
 @pytest.mark.parametrize("scored", [a_text(IDS, chosen=[20], sha256="3" * 64), a_text(OTHER, chosen=[20])])
 def test_without_runs_the_whole_text_is_refused(scored, refused):
     """By its tokens, or by its words."""
     with refused(r"has seen this text \(train.txt; all of it\)"):
-        check_texts([contender(OLD)], OPTIONS, scored)
+        check_calibrations([contender(OLD)], OPTIONS, scored)
 
 
 def test_the_same_words_in_other_tokens_are_refused(refused):
     """Another tokenizer cuts them otherwise, so runs cannot be compared."""
     with refused(r"has seen this text \(train.txt; all of it\)"):
-        check_texts([contender(SEEN)], OPTIONS, a_text(OTHER, chosen=[20]))
+        check_calibrations([contender(SEEN)], OPTIONS, a_text(OTHER, chosen=[20]))
 
 
 def test_texts_without_a_hash_are_told_by_their_tokens():
-    check_texts([contender(OLD | {"sha256": ""})], OPTIONS, a_text(OTHER, sha256=""))
+    check_calibrations([contender(OLD | {"sha256": ""})], OPTIONS, a_text(OTHER, sha256=""))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "source", "why"),
+    [
+        ({"kind": "folder", "id": "a", "sha256": "1"}, {"kind": "folder", "id": "b", "sha256": "1"}, ""),
+        ({"kind": "folder", "id": "a", "sha256": "1"}, {"kind": "folder", "id": "a", "sha256": "2"}, "its sha256 is 1"),
+        ({"kind": "hub", "id": "a/b", "revision": "1"}, {"kind": "hub", "id": "a/c", "revision": "1"}, "its id is a/b"),
+        ({"kind": "hub", "id": "a/b", "architecture": "X"}, {"kind": "folder", "id": "b", "architecture": "X"}, ""),
+        ({"kind": "hub", "id": "a/b", "architecture": "X"}, {"kind": "folder", "id": "b", "architecture": "Y"}, "X"),
+    ],
+)
+def test_a_calibration_is_of_one_model(made_for, source, why):
+    class Made(Scheme):
+        calibrated_for = property(lambda self: [made_for])
+        calibrated_on = property(lambda self: [])
+
+    exact = parse_scheme("exact")
+    made = SchemeContender("kvquant", Made("kvquant", exact.key, exact.value))
+    subject = replace(a_text(IDS), loaded=LoadedModel(None, None, "none", source))
+    if not why:
+        check_calibrations([made], OPTIONS, subject)
+        return
+    with pytest.raises(UserError, match=f"scheme kvquant was calibrated on another model, .*{why}.*kvdelta calibrate"):
+        check_calibrations([made], OPTIONS, subject)
