@@ -46,9 +46,7 @@ class Options:
         None, "auto: spread a model that is larger than one GPU over all of this machine, as accelerate does"
     )
     dtype: str | None = _flag(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
-    seed: int = _flag(
-        0, "of the bootstrap, and of caches that draw; a scheme that draws has its own, turboquant:seed=1"
-    )
+    seed: int = _flag(0, "of caches that draw, and of bootstraps; a scheme that draws has its own, turboquant:seed=1")
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
     wait: bool = _flag(False, "where another process writes the run folder, wait until it has ended")
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")

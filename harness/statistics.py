@@ -7,7 +7,8 @@ window are correlated, so an error computed as if tokens were independent is too
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isnan, nan, sqrt
+from functools import lru_cache
+from math import asinh, inf, isnan, log, nan, sqrt
 
 import numpy as np
 from jaxtyping import Float64
@@ -20,8 +21,11 @@ class PairedDelta:
     """Mean loss difference of two schemes over the same windows, in nats per token.
 
     delta: the mean. se: its standard error over windows. low, high: the 95 % t interval. p: two-sided t-test
-    of "no difference". bootstrap_low, bootstrap_high: 95 % percentile interval of a bootstrap over windows. With several
-    looks intervals and p hold over all of them together.
+    of "no difference". With several looks interval and p hold over all of them together.
+    p_sign_flip: of the exact test that changes the signs of the windows' differences in all ways, for up to 16 windows, nan beyond: it
+    asks that differences are as likely above their centre as below, not that they are normal. skewness: of the differences (third
+    moment over the 1.5th power of the second); skewed: whether a test at 1 % shows it (D'Agostino 1970, 8 windows or more). Of skewed
+    differences a t interval holds less than it says: 83 to 91 % in place of 95 for lognormal ones with σ = 1 and 6 to 128 windows.
     One window has no spread, and windows that share scored tokens are no independent samples: all but delta and windows
     are then nan.
     """
@@ -32,8 +36,9 @@ class PairedDelta:
     high: float
     p: float
     windows: int
-    bootstrap_low: float
-    bootstrap_high: float
+    p_sign_flip: float
+    skewness: float
+    skewed: bool
 
 
 def perplexity(nll_sum: ArrayLike, count: ArrayLike) -> float:
@@ -58,8 +63,6 @@ def paired_delta(
     *,
     independent: bool = True,
     looks: int = 1,
-    seed: int = 0,
-    resamples: int = 2000,
 ) -> PairedDelta:
     """How much more scheme a loses than scheme b: Δ = mean over windows of (a_w − b_w) / n_w.
 
@@ -69,24 +72,54 @@ def paired_delta(
     independent: False where windows share scored tokens: then there is no interval, as for one window.
     Differences that are all equal have se 0 and an interval of one point; p is then 1 at Δ = 0, else 0.
 
-    ValueError: NaN or infinite sums (the position is named); different lengths or counts; resamples under 1.
+    ValueError: NaN or infinite sums (the position is named); different lengths or counts.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; a bootstrap needs at least 1; the default is 2000")
     a, n = _sums_and_counts("a_sums", a_sums, counts)
     b, _ = _sums_and_counts("b_sums", b_sums, counts)
     d = (a - b) / _equal(n)
     delta, se = _mean_and_se(d)
     windows = len(d)
     if windows == 1 or not independent:
-        return PairedDelta(delta, nan, nan, nan, nan, windows, nan, nan)
+        return PairedDelta(delta, nan, nan, nan, nan, windows, nan, nan, False)
     tail = 0.025 / looks
     half = float(special.stdtrit(windows - 1, 1 - tail)) * se
     t = abs(delta) / se if se > 0 else inf if delta else 0.0
     p = min(1.0, 2 * looks * float(special.stdtr(windows - 1, -t)))
-    drawn = np.random.default_rng(seed).integers(windows, size=(resamples, windows))
-    low, high = np.percentile(d[drawn].mean(axis=1), [100 * tail, 100 * (1 - tail)])
-    return PairedDelta(delta, se, delta - half, delta + half, p, windows, float(low), float(high))
+    flipped = min(1.0, looks * _sign_flip(d)) if windows <= FLIPPED else nan
+    return PairedDelta(delta, se, delta - half, delta + half, p, windows, flipped, *_skewness(d))
+
+
+FLIPPED = 16  # windows up to which all signs are tried
+
+
+def _sign_flip(d: Float64[np.ndarray, " windows"]) -> float:
+    """The share of signs that make a mean at least as large as the one that there is; the first sign may stay, by symmetry."""
+    means = np.abs(_signs(len(d)) @ d)
+    return float(np.mean(means >= means[0] * (1 - 1e-12)))
+
+
+@lru_cache
+def _signs(windows: int) -> Float64[np.ndarray, "ways windows"]:
+    """All ways, the first without a change."""
+    ways = np.arange(2 ** (windows - 1))[:, None] >> np.arange(windows - 1)
+    return np.concatenate([np.ones((len(ways), 1)), 1.0 - 2 * (ways & 1)], axis=1)
+
+
+def _skewness(d: Float64[np.ndarray, " windows"]) -> tuple[float, bool]:
+    """And whether it is shown: the test of D'Agostino (1970), as scipy.stats.skewtest has it, whose module takes a quarter of a second
+    to load."""
+    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # none that is more than rounding
+        return 0.0, False
+    n, off = len(d), d - d.mean()
+    off /= np.abs(off).max()  # cubes of tiny ones would vanish
+    skewness = float(np.mean(off**3) / np.mean(off**2) ** 1.5)
+    if n < 8:
+        return skewness, False
+    y = skewness * sqrt((n + 1) * (n + 3) / (6 * (n - 2)))
+    beta = 3 * (n**2 + 27 * n - 70) * (n + 1) * (n + 3) / ((n - 2) * (n + 5) * (n + 7) * (n + 9))
+    w = sqrt(2 * (beta - 1)) - 1
+    z = asinh(y / sqrt(2 / (w - 1))) / sqrt(0.5 * log(w))
+    return skewness, bool(2 * special.ndtr(-abs(z)) < 0.01)
 
 
 def ratio_interval(paired: PairedDelta) -> tuple[float, float, float]:

@@ -147,5 +147,4 @@ def _mean(run: Run, values: Sequence[float]) -> statistics.PairedDelta:
         [1] * len(values),
         independent=run.settings.independent,
         looks=len(stopping.looks(run.settings)),
-        resamples=1,
     )

@@ -117,6 +117,10 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
         said = [*([f"failed: {row.error}"] if row.error else []), *([row.note] if row.note else [])]
         mark = f" {EVICTS} (changes what is attended)" if row.evicts else ""
         lines += [f"{row.scheme}{mark}: {'; '.join(said)}"] if said else []
+    if skewed := [f"{row.scheme} ({row.skewness:.1f})" for row in rows if row.skewed and not row.refused]:
+        lines.append(
+            f"skewed over windows (skewness), so that the interval of ΔNLL can hold less than 95 %: {', '.join(skewed)}"
+        )
     return lines
 
 

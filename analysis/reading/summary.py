@@ -18,8 +18,9 @@ class SummaryRow(Row):
     """One contender over all windows. Deltas are against the baseline, KL and top-1 against exact whatever that is.
 
     scheme: its label; name: its canonical spec. ppl: perplexity, delta_ppl its difference, delta_pct the same in per
-    cent, ratio the quotient. delta_nll in nats a token, with standard error, 95 % t interval and bootstrap interval over
-    windows (all looks together, where the run had several), p of a t-test; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token, kl_999 its
+    cent, ratio the quotient. delta_nll in nats a token, with standard error and 95 % t interval over
+    windows (all looks together, where the run had several), p of a t-test, p_sign_flip, skewness and skewed as in
+    `statistics.PairedDelta`; p_holm: adjusted for the rows of the table, None of the baseline. kl: nats a token, kl_999 its
     99.9 % quantile over tokens. same: 1 − TVD in %, the share of next tokens that agree where both draw as alike as they can.
     top1: %. The two are None in older records.
     delta_p: of the target's probability. bits: measured bits a number, and compression against 16; None where bytes were
@@ -42,9 +43,9 @@ class SummaryRow(Row):
     delta_nll_se: float
     delta_nll_low: float
     delta_nll_high: float
-    bootstrap_low: float
-    bootstrap_high: float
     p: float
+    p_sign_flip: float
+    skewness: float
     kl: float
     kl_se: float
     top1: float
@@ -59,6 +60,7 @@ class SummaryRow(Row):
     audit: str
     kl_999: float | None = None
     same: float | None = None
+    skewed: bool = False
     iid_nll: float | None = None
     iid_nll_se: float | None = None
     iid_log_ratio: float | None = None
@@ -98,9 +100,7 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             rows.append(_failed_row(run, i))
             continue
         losses, base_losses = [w.nll[i] for w in run.windows], [w.nll[base] for w in run.windows]
-        paired = statistics.paired_delta(
-            losses, base_losses, counts, independent=run.settings.independent, looks=looks, seed=run.settings.seed
-        )
+        paired = statistics.paired_delta(losses, base_losses, counts, independent=run.settings.independent, looks=looks)
         ratio, ratio_low, ratio_high = statistics.ratio_interval(paired)
         kl, kl_se = statistics.clustered_mean(
             [w.kl[i] for w in run.windows], counts, independent=run.settings.independent
@@ -121,9 +121,10 @@ def summarize(run: Run, baseline: str | None = None, nll: np.ndarray | None = No
             delta_nll_se=paired.se,
             delta_nll_low=paired.low,
             delta_nll_high=paired.high,
-            bootstrap_low=paired.bootstrap_low,
-            bootstrap_high=paired.bootstrap_high,
             p=paired.p,
+            p_sign_flip=paired.p_sign_flip,
+            skewness=paired.skewness,
+            skewed=paired.skewed,
             kl=kl,
             kl_se=kl_se,
             top1=100 * sum(w.top1[i] for w in run.windows) / sum(counts),
@@ -166,7 +167,7 @@ def _names(contender: ContenderRecord) -> dict[str, Any]:
 
 _FIGURES = (
     "ppl", "delta_ppl", "delta_pct", "ratio", "ratio_low", "ratio_high", "delta_nll", "delta_nll_se", "delta_nll_low",
-    "delta_nll_high", "bootstrap_low", "bootstrap_high", "p", "kl", "kl_se", "top1", "delta_p", "delta_p_se",
+    "delta_nll_high", "p", "p_sign_flip", "skewness", "kl", "kl_se", "top1", "delta_p", "delta_p_se",
 )  # fmt: skip
 
 

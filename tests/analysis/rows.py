@@ -13,5 +13,5 @@ def summary_row(spec="int4", **figures):
     """A row of a scheme that passed its audit; figures that are not given are NaN."""
     named = {"scheme": spec, "name": parse_scheme(spec).name, "note": "", "evicts": False, "error": None}
     others = {"bits": None, "compression": None, "within_noise": False, "audit": "ok"}
-    unknown = {field.name: math.nan for field in fields(SummaryRow) if field.default is not None}
+    unknown = {field.name: math.nan for field in fields(SummaryRow) if field.default not in (None, False)}
     return SummaryRow(**unknown | named | others | figures)

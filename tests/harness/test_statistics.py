@@ -51,7 +51,7 @@ def covered(correlation, simulations=2000, windows=16):
     clustered = iid = 0
     for _ in range(simulations):
         nll = exact + draw_windows(rng, windows, true, correlation)
-        paired = paired_delta(nll.sum(1), exact.sum(1), counts_of(nll), resamples=1)
+        paired = paired_delta(nll.sum(1), exact.sum(1), counts_of(nll))
         clustered += paired.low <= true <= paired.high
         ratio, se = iid_log_ratio(nll.ravel(), exact.ravel())
         iid += abs(ratio - true) <= 1.96 * se
@@ -85,27 +85,48 @@ def test_both_intervals_cover_where_tokens_are_independent():
         assert low <= count <= high
 
 
-def test_the_bootstrap_of_two_windows_spans_both():
-    # A resample is (first, first), (both) or (second, second) in the ratio 1:2:1, so both 2.5 % tails lie
-    # at the extremes.
-    paired = paired_delta([3.0 * COUNT, 1.0 * COUNT], [0.0, 0.0], [COUNT, COUNT])
-    assert (paired.bootstrap_low, paired.bootstrap_high) == (1.0, 3.0)
+@pytest.mark.parametrize("windows", [2, 3, 5, 9])
+def test_the_sign_flip_test_is_exact(windows):
+    """Against scipy's, which tries all signs of so few too."""
+    d = np.random.default_rng(windows).normal(0.4, 1, windows)
+    paired = paired_delta(d * COUNT, 0 * d, counts_of(d))
+    oracle = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert paired.p_sign_flip == pytest.approx(oracle.pvalue, rel=1e-12)
 
 
-def test_the_bootstrap_of_many_windows_is_the_normal_interval():
-    d = np.random.default_rng(3).standard_normal(400)
-    paired = paired_delta(d * COUNT, np.zeros(400), counts_of(d), resamples=20_000)
-    # The 2.5 % quantile of B normal draws errs by √(q(1−q)/B)/φ(z) = 0.019 standard errors: allow 6 of these.
-    assert abs(paired.bootstrap_low - (paired.delta - 1.96 * paired.se)) < 6 * 0.019 * paired.se
-    assert abs(paired.bootstrap_high - (paired.delta + 1.96 * paired.se)) < 6 * 0.019 * paired.se
+def test_the_sign_flip_test_keeps_its_level():
+    rng = np.random.default_rng(1)
+    d = rng.standard_t(2, (4000, 8))  # far from normal, and symmetric
+    rejected = sum(paired_delta(x, 0 * x, counts_of(x)).p_sign_flip <= 0.05 for x in d)
+    assert rejected <= binomial(0.05, len(d))[1]
+    assert np.isnan(paired_delta(np.ones(17), np.zeros(17), counts_of(np.ones(17))).p_sign_flip)
 
 
-def test_the_seed_decides_the_bootstrap():
-    d = np.random.default_rng(3).standard_normal(20)
-    same, again, other = (paired_delta(d, 0 * d, counts_of(d), seed=s) for s in (1, 1, 2))
-    assert same == again
-    assert same.bootstrap_low != other.bootstrap_low
-    assert (same.low, same.p) == (other.low, other.p)
+@pytest.mark.parametrize("windows", [8, 16, 64])
+def test_the_test_of_skewness_is_scipys(windows):
+    draws = np.random.default_rng(windows).gamma(2.0, size=(200, windows))
+    found = [paired_delta(x * COUNT, 0 * x, counts_of(x)) for x in draws]
+    assert [one.skewness for one in found] == pytest.approx(stats.skew(draws, axis=1))
+    shown = stats.skewtest(draws, axis=1).pvalue < 0.01
+    assert [one.skewed for one in found] == shown.tolist()
+    assert 0 < shown.sum() < 200
+
+
+def test_what_is_skewed_is_said_and_what_is_normal_is_not():
+    """And what it is said for: how seldom a t interval of such differences holds their mean."""
+    rng = np.random.default_rng(2)
+    said, held = {}, {}
+    for name, draws, mean in (
+        ("normal", rng.standard_normal((1500, 16)), 0.0),
+        ("lognormal", rng.lognormal(0, 1, (1500, 16)), np.exp(0.5)),
+    ):
+        found = [paired_delta(x * COUNT, 0 * x, counts_of(x)) for x in draws]
+        said[name] = np.mean([one.skewed for one in found])
+        held[name] = np.mean([one.low <= mean <= one.high for one in found])
+    assert said["normal"] < 0.02
+    assert said["lognormal"] > 0.5
+    assert held["lognormal"] < 0.9 < 0.93 < held["normal"]
+    assert not paired_delta([1, 2, 40], [0, 0, 0], [1, 1, 1]).skewed  # too few to tell
 
 
 # --- paired differences ---
@@ -130,24 +151,21 @@ def test_agrees_with_scipy(windows):
 @given(two_schemes)
 def test_exchanging_the_schemes_changes_the_sign(ab):
     a, b = ab
-    one = paired_delta(a, b, counts_of(a), resamples=50)
-    two = paired_delta(b, a, counts_of(a), resamples=50)
+    one = paired_delta(a, b, counts_of(a))
+    two = paired_delta(b, a, counts_of(a))
     # Negation is exact in floating point, and so is every step up to these.
     assert (one.delta, one.se, one.low, one.high, one.p) == (-two.delta, two.se, -two.high, -two.low, two.p)
-    # A percentile interpolates from the lower neighbour, which is the upper one after the exchange.
-    assert one.bootstrap_low == pytest.approx(-two.bootstrap_high, abs=ROUNDING)
-    assert one.bootstrap_high == pytest.approx(-two.bootstrap_low, abs=ROUNDING)
+    assert one.p_sign_flip == two.p_sign_flip
 
 
 @settings(deadline=None)
 @given(two_schemes, st.floats(-3, 3))
 def test_a_constant_shift_moves_the_interval_and_not_its_width(ab, shift):
     a, b = ab
-    before = paired_delta(a, b, counts_of(a), resamples=50)
-    after = paired_delta(a + shift * COUNT, b, counts_of(a), resamples=50)
+    before = paired_delta(a, b, counts_of(a))
+    after = paired_delta(a + shift * COUNT, b, counts_of(a))
     assert after.se == pytest.approx(before.se, abs=ROUNDING)
-    for field in ("delta", "bootstrap_low", "bootstrap_high"):
-        assert getattr(after, field) == pytest.approx(getattr(before, field) + shift, abs=ROUNDING)
+    assert after.delta == pytest.approx(before.delta + shift, abs=ROUNDING)
     # t of 2 windows is 12.7, which multiplies the rounding of se
     assert (after.low, after.high) == pytest.approx((before.low + shift, before.high + shift), abs=13 * ROUNDING)
 
@@ -156,15 +174,15 @@ def test_a_constant_shift_moves_the_interval_and_not_its_width(ab, shift):
 @given(two_schemes, sums(1))
 def test_a_shift_of_both_schemes_changes_nothing(ab, shift):
     a, b = ab
-    before = paired_delta(a, b, counts_of(a), resamples=50)
-    after = paired_delta(a + shift, b + shift, counts_of(a), resamples=50)
+    before = paired_delta(a, b, counts_of(a))
+    after = paired_delta(a + shift, b + shift, counts_of(a))
     assert (after.delta, after.se) == pytest.approx((before.delta, before.se), abs=ROUNDING)
 
 
 def test_equal_losses_are_no_difference():
     paired = paired_delta([5.0, 7.0, 6.0], [5.0, 7.0, 6.0], [4, 4, 4])
     assert (paired.delta, paired.se, paired.low, paired.high, paired.p) == (0, 0, 0, 0, 1)
-    assert (paired.bootstrap_low, paired.bootstrap_high) == (0, 0)
+    assert (paired.p_sign_flip, paired.skewness, paired.skewed) == (1, 0, False)
     assert ratio_interval(paired) == (1, 1, 1)
 
 
@@ -177,7 +195,7 @@ def test_a_difference_without_spread_is_certain():
 def test_one_window_has_a_difference_and_no_error():
     paired = paired_delta([6.0], [4.0], [4])
     assert (paired.delta, paired.windows) == (0.5, 1)
-    spread = (paired.se, paired.low, paired.high, paired.p, paired.bootstrap_low, paired.bootstrap_high)
+    spread = (paired.se, paired.low, paired.high, paired.p, paired.p_sign_flip, paired.skewness)
     assert all(isnan(x) for x in spread)
     ratio, low, high = ratio_interval(paired)
     assert ratio == pytest.approx(exp(0.5), rel=1e-15)  # two exps may differ in the last bit
@@ -231,10 +249,6 @@ def test_a_value_that_is_not_finite_is_named(bad):
         (lambda: paired_delta([1.0, 2.0], [1.0], [4, 4]), "b_sums has 1 values, counts 2; they must pair"),
         (lambda: paired_delta([1.0], [1.0, 2.0], [4, 4]), "a_sums has 1 values, counts 2; they must pair"),
         (lambda: iid_log_ratio([1.0, 2.0], [1.0]), "a has 2 values, b 1; they must pair"),
-        (
-            lambda: paired_delta([1.0], [1.0], [4], resamples=0),
-            "resamples is 0; a bootstrap needs at least 1",
-        ),
         (lambda: perplexity([1.0, 0.0], [4, 0]), r"counts\[1\] is 0; a window has at least 1 scored token"),
         (lambda: iid_mean([]), r"nll has shape \(0,\); it must be one axis of at least one value"),
         (lambda: iid_mean([[1.0, 2.0]]), r"nll has shape \(1, 2\)"),

@@ -66,7 +66,7 @@ def test_windows_that_score_tokens_twice_have_no_interval(run):
     run.settings.stride -= 1
     row = summary.summarize(run)[2]
     assert row.delta_nll == pytest.approx(0.2)
-    figures = (row.delta_nll_se, row.delta_nll_low, row.p, row.bootstrap_high, row.kl_se, row.delta_p_se, row.p_holm)
+    figures = (row.delta_nll_se, row.delta_nll_low, row.p, row.p_sign_flip, row.kl_se, row.delta_p_se, row.p_holm)
     assert all(math.isnan(figure) for figure in figures)
     run.settings.windows = [0, 2, 4]  # the same stride, windows farther apart
     assert not math.isnan(summary.summarize(run)[2].p)
