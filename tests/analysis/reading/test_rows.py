@@ -38,7 +38,7 @@ def test_a_summary_keeps_its_fields():
     """Programs read them: they are what `kvdelta show --format json` has printed from the start."""
     values = summary_row("int4", bits=4.25, ppl=7.0).plain()
     assert list(values)[:6] == ["scheme", "name", "note", "evicts", "error", "ppl"]
-    assert list(values)[-4:] == ["value_coverage", "coverage", "within_noise", "audit"]
+    assert list(values)[-5:] == ["value_coverage", "coverage", "within_noise", "audit", "skewed"]
     assert (values["bits"], values["error"], values["delta_nll"]) == (4.25, None, None)
     json.dumps(values, allow_nan=False)
 
