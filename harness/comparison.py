@@ -19,7 +19,7 @@ from harness.processes import Processes, processes
 from harness.records.provenance import open_folder
 from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, named, save_run
 from harness.records.timings import Timings, load_timings, save_timings
-from harness.records.writer import writing
+from harness.records.writer import holding
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
@@ -62,18 +62,19 @@ def compare_protocols(
     protocols: as `Options.by` makes them: they differ in protocol, step and folder.
     """
     with ExitStack() as held:
-        return _compared(schemes, protocols, subject or prepare(protocols[0]), progress or Progress(), held)
+        return _compared(schemes, protocols, subject, progress or Progress(), held)
 
 
 def _compared(
     schemes: Sequence[str | Contender],
     protocols: Sequence[Options],
-    subject: Subject,
+    subject: Subject | None,
     progress: Progress,
     held: ExitStack,
 ) -> list[tuple[Run, Path]]:
     """held: releases the run folders."""
-    contenders = contenders_of(schemes, progress.on_note)
+    contenders = contenders_of(schemes, progress.on_note)  # a typing error is said before a model is loaded
+    subject = subject or prepare(protocols[0])
     model = subject.loaded.model
     together = processes()
     _check(contenders, protocols, subject)
@@ -86,10 +87,7 @@ def _compared(
             )
         _check_alike(together.gather(one))
     size = max(_batch_size(options, subject) for options in protocols)
-
-    def hold(folder: Path) -> None:
-        held.enter_context(writing(folder, protocols[0].wait, progress.on_note))
-
+    hold = holding(held, protocols[0].wait, progress.on_note)
     opened = [
         together.from_first(partial(_opened, options, one, subject, size, together.size, hold))
         for options, one in zip(protocols, settings, strict=True)

@@ -4,7 +4,7 @@ on another model than its own."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.caches.contenders import Contender, SchemeContender
+from harness.caches.contenders import Contender
 from harness.options import Options
 from harness.subject.prepared import Subject
 from harness.subject.text import token_sha256
@@ -27,7 +27,7 @@ def check_calibrations(contenders: Sequence[Contender], options: Options, subjec
     """UserError where a contender was calibrated on another model, or has seen tokens of the windows that it would be scored on, unless
     that is asked for."""
     for contender in contenders:
-        for model in contender.scheme.calibrated_for if isinstance(contender, SchemeContender) else ():
+        for model in contender.calibrated_for:
             if differs := _differs(model, subject.loaded.source):
                 raise UserError(
                     f"scheme {contender.label} was calibrated on another model, {model.get('id', 'unknown')} ({differs}); calibrate "

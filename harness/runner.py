@@ -17,7 +17,7 @@ from harness.failures import failures
 from harness.passes import Outcome, Passes
 from harness.protocols import prefill
 from harness.records import journal
-from harness.records.run import RUN_FILE, Run, Step, WindowRecord, journal_of, save_tokens
+from harness.records.run import RUN_FILE, Entry, Run, WindowRecord, journal_of, save_tokens
 from harness.records.timings import Timings
 from harness.scoring import PER_TOKEN, NotFinite
 from harness.subject.errors import one_line
@@ -44,20 +44,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a run. run: without its windows. windows, batches: how many there were. size: of the journal, in bytes. said: of the contenders in it."""
+    """A place in a run. run: without its windows. windows, batches: how many there were. size: of the journal, in bytes. said, told: of
+    the contenders and the timings in it."""
 
     run: Run
     windows: int
     batches: int
     size: int
     said: list[str]
+    told: dict[str, int]
 
 
 @dataclass
 class Runner:
     """Scores contenders on windows with one model and by one protocol.
 
-    spent: on the run before this process. file: in the folder, where the record goes. elsewhere: windows before the next batch that other processes score.
+    spent: on the run before this process. file: in the folder, where the record goes. elsewhere: windows before the next batch
+    that other processes score.
     """
 
     passes: Passes
@@ -105,6 +108,7 @@ class Runner:
             len(self.run.batches),
             journal.size(journal_of(self.folder, self.file)),
             self._said,
+            self._told,
         )
 
     def go_back(self, mark: "Mark") -> None:
@@ -112,7 +116,7 @@ class Runner:
         windows, batches = self.run.windows[: mark.windows], self.run.batches[: mark.batches]
         self.run = mark.run.model_copy(update={"windows": windows, "batches": batches})
         journal.cut(journal_of(self.folder, self.file), mark.size)
-        self._said = mark.said
+        self._said, self._told = mark.said, mark.told
 
     def _failed(self, position: int) -> bool:
         return position < len(self.run.contenders) and self.run.contenders[position].error is not None
@@ -147,7 +151,7 @@ class Runner:
     def _log(self, count: int) -> None:
         """The last windows of the run into its journal."""
         said = [contender.model_dump_json() for contender in self.run.contenders]
-        step = Step(
+        entry = Entry(
             windows=self.run.windows[-count:],
             batch=self.run.batch,
             contenders=self.run.contenders if said != self._said else None,
@@ -156,7 +160,7 @@ class Runner:
             seconds={name: new for name, all in self.passes.timings.items() if (new := all[self._told.get(name, 0) :])},
             wall=round(time.perf_counter() - self._moment, 4),
         )
-        journal.append(journal_of(self.folder, self.file), step.model_dump_json())
+        journal.append(journal_of(self.folder, self.file), entry.model_dump_json())
         self._said, self._told = said, {name: len(all) for name, all in self.passes.timings.items()}
         self._moment = time.perf_counter()
 

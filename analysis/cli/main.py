@@ -224,7 +224,7 @@ app.registered_commands += [
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
+    """Exit codes: 0 done, 1 a fault of kvdelta, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
     interrupted. Of several processes the first prints, and ends with 3 or 4: a launcher stops all when one of them does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run

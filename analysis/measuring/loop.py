@@ -19,7 +19,7 @@ from harness.records.measurement import (
     window_file,
 )
 from harness.records.provenance import open_folder
-from harness.records.writer import writing
+from harness.records.writer import holding
 from harness.records.writing import save_arrays
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject
@@ -75,12 +75,12 @@ def measure_windows(
     """
     settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
     with ExitStack() as held:
-
-        def hold(folder: Path) -> None:
-            held.enter_context(writing(folder, options.wait, on_note))
-
         folder, record = open_folder(
-            options.out, f"{kind}.json", settings, lambda folder: load_measurement(folder, kind), hold
+            options.out,
+            f"{kind}.json",
+            settings,
+            lambda folder: load_measurement(folder, kind),
+            holding(held, options.wait, on_note),
         )
         record = record or Measurement(
             **header_of(options, subject, settings),

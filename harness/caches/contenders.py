@@ -30,12 +30,17 @@ class Contender(Protocol):
     def lossless(self) -> bool: ...
     @property
     def foreign(self) -> bool:
-        """Code that is not ours: whatever it raises fails its own row, and the run goes on."""
+        """Code that is not ours: filled live, and without the controls that change what ours store."""
         ...
 
     @property
     def mixes_rows(self) -> bool:
         """Whether what is stored of one window depends on those beside it, so that each goes alone."""
+        ...
+
+    @property
+    def calibrated_for(self) -> Sequence[Mapping[str, Any]]:
+        """The models that it was calibrated on, as records name them."""
         ...
 
     @property
@@ -92,6 +97,10 @@ class SchemeContender:
     def mixes_rows(self) -> bool:
         rules = [rule for one in self.scheme.variants for rule in one.sides.values()]
         return any(rule.quantizer.rows_independent is not True for rule in rules)
+
+    @property
+    def calibrated_for(self) -> list[Mapping[str, Any]]:
+        return self.scheme.calibrated_for
 
     @property
     def calibrated_on(self) -> list[Mapping[str, Any]]:

@@ -176,6 +176,10 @@ class EvictingContender:
         return cls(label, spec.name, Eviction(**spec.values))
 
     @property
+    def calibrated_for(self) -> tuple[()]:
+        return ()
+
+    @property
     def calibrated_on(self) -> tuple[()]:
         return ()
 

@@ -40,6 +40,10 @@ class ForeignContender:
         return self.canonical or self.label
 
     @property
+    def calibrated_for(self) -> tuple[()]:
+        return ()
+
+    @property
     def calibrated_on(self) -> tuple[()]:
         return ()
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from harness.records.run import Typed
+from harness.records.run import Typed, first_of
 from harness.records.writing import write_file
 from schemes.errors import UserError
 from schemes.given import parse_json, read_bytes
@@ -47,7 +47,6 @@ def load_recommendation(folder: str | Path) -> Recommendation:
     try:
         return Recommendation.model_validate(parse_json(read_bytes(path, "record")))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path} is no recommendation: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(f"{path} is no recommendation: {first_of(error)}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -198,7 +198,7 @@ class Run(Header):
         return sorted(window.index for window in self.windows)
 
 
-class Step(Typed):
+class Entry(Typed):
     """What a batch adds to a run: an entry of its journal. batch: windows a batch from here on. contenders: None where they are as
     before. seconds: what the batch took, as in timings.json; wall: seconds since the entry before."""
 
@@ -235,28 +235,28 @@ def journal_of(folder: Path, file: str = RUN_FILE) -> Path:
     return (folder / file).with_suffix(".journal")
 
 
-def steps_of(folder: Path, file: str = RUN_FILE) -> list[Step]:
+def entries_of(folder: Path, file: str = RUN_FILE) -> list[Entry]:
     """What the journal has; UserError where it is another version's."""
     path = journal_of(folder, file)
     try:
-        return [Step.model_validate(parse_json(entry)) for entry in journal.read(path)]
+        return [Entry.model_validate(parse_json(line)) for line in journal.read(path)]
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and its windows are scored again"
         ) from None
 
 
-def _with_steps(run: Run, steps: Sequence[Step]) -> Run:
+def _with_entries(run: Run, entries: Sequence[Entry]) -> Run:
     have = {window.index for window in run.windows}
-    for step in steps:
-        if have & {window.index for window in step.windows}:  # saved in run.json when the run was ended
+    for entry in entries:
+        if have & {window.index for window in entry.windows}:  # saved in run.json when the run was ended
             continue
         if not run.batches:
             run.batches = [1] * len(run.windows)
-        run.windows += step.windows
-        run.batches.append(len(step.windows))
-        run.batch, run.audit, run.noise_floor = step.batch, step.audit, step.noise_floor
-        run.contenders = run.contenders if step.contenders is None else step.contenders
+        run.windows += entry.windows
+        run.batches.append(len(entry.windows))
+        run.batch, run.audit, run.noise_floor = entry.batch, entry.audit, entry.noise_floor
+        run.contenders = run.contenders if entry.contenders is None else entry.contenders
     return run
 
 
@@ -284,7 +284,7 @@ def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
 def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
     """Read a run folder; ValueError as `read_record`. A row whose sums are not finite has failed; older records
     do not say so."""
-    run = _with_steps(read_record(folder, file, Run), steps_of(Path(folder), file))
+    run = _with_entries(read_record(folder, file, Run), entries_of(Path(folder), file))
     series = [
         [w.nll, w.kl, w.top1, w.probability, w.key_pairs, w.value_pairs, w.pairs, *([w.tvd] if w.tvd else [])]
         for w in run.windows
@@ -315,6 +315,10 @@ def read_record(folder: str | Path, name: str, kind: type[RecordT]) -> RecordT:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is not a run record: {where}: {first['msg']}") from None
+        raise UserError(f"{path} is not a run record: {first_of(error)}") from None
+
+
+def first_of(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from harness.records.provenance import host
-from harness.records.run import steps_of
+from harness.records.run import entries_of
 from harness.records.writing import write_file
 from schemes.given import parse_json, read_bytes
 
@@ -42,5 +42,6 @@ def load_timings(folder: Path, files: Sequence[str]) -> Timings:
         before = Timings(float(content["wall"]), {name: list(taken) for name, taken in content["seconds"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = Timings()
-    own, *others = [[Timings(step.wall, step.seconds) for step in steps_of(folder, file)] for file in files]
-    return Timings.joined([before, *own, *(Timings(0, step.seconds) for steps in others for step in steps)])
+    own, *others = [entries_of(folder, file) for file in files]
+    parts = [Timings(entry.wall, entry.seconds) for entry in own]
+    return Timings.joined([before, *parts, *(Timings(0, entry.seconds) for part in others for entry in part)])

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from harness.records.writing import cannot_write
@@ -46,6 +46,11 @@ def writing(folder: Path, wait: bool, on_note: Callable[[str], None] = lambda te
     finally:
         (folder / WRITER).unlink(missing_ok=True)
         lock.release()
+
+
+def holding(held: ExitStack, wait: bool, on_note: Callable[[str], None] = lambda text: None) -> Callable[[Path], None]:
+    """As `writing`, until `held` is closed."""
+    return lambda folder: held.enter_context(writing(folder, wait, on_note))
 
 
 def _writer(folder: Path) -> str:

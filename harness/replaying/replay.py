@@ -29,7 +29,7 @@ from harness.records.replay import (
     save_sampled,
 )  # fmt: skip
 from harness.records.run import Run, load_tokens
-from harness.records.writer import writing
+from harness.records.writer import holding
 from harness.replaying import sums
 from harness.replaying.free_run import run_freely
 from harness.replaying.options import ReplayOptions
@@ -72,11 +72,9 @@ def replay(
     measured = {"sampling": sampling.model_dump(), "free_run": how.free_run}
     settings = settings_of(options, given, [contender.name for contender in contenders], measured)
     with ExitStack() as held:
-
-        def hold(folder: Path) -> None:
-            held.enter_context(writing(folder, options.wait, on_note))
-
-        folder, record = open_folder(options.out, REPLAY_FILE, settings, load_replay, hold)
+        folder, record = open_folder(
+            options.out, REPLAY_FILE, settings, load_replay, holding(held, options.wait, on_note)
+        )
         if record is None:
             header = header_of(options, given, settings) | {"sampling": sampling, "skipped": prompts.skipped}
             grid = sums.edges_of(how.tokens, sums.GRID)

@@ -32,7 +32,7 @@ def a_text(ids, name="text.txt", sha256="1" * 64, chosen=None):
 class Calibrated(Contender):
     label = name = "kvquant"
     lossless = foreign = mixes_rows = False
-    calibrated_on = ()
+    calibrated_for = calibrated_on = ()
 
 
 def contender(*texts):
