@@ -13,10 +13,11 @@ from harness.records.writing import cannot_write
 
 
 def append(path: Path, content: str) -> None:
-    """UserError, and the file as it was, where the disk is full or the folder cannot be written."""
+    """UserError, and the entries as they were, where the disk is full or the folder cannot be written."""
     line = content.encode()
     before = size(path)
     try:
+        before = _without_torn(path, before)
         with path.open("ab") as file:
             file.write(b"%08x %b\n" % (zlib.crc32(line), line))
             file.flush()
@@ -25,6 +26,19 @@ def append(path: Path, content: str) -> None:
         with suppress(OSError):
             cut(path, before)
         raise cannot_write(path, error) from None
+
+
+def _without_torn(path: Path, before: int) -> int:
+    """The size without a last line that was not finished, which is cut: what is appended would stand on it, and be lost with it."""
+    if not before:
+        return 0
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return before
+    whole = path.read_bytes().rfind(b"\n") + 1
+    cut(path, whole)
+    return whole
 
 
 def read(path: Path) -> list[str]:
