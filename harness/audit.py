@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schemes.errors import UserError
+
 
 @dataclass
 class Reads:
@@ -52,12 +54,16 @@ class Observer:
     _written: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _queries: dict[int, int] = field(default_factory=dict)
     _scoring: bool = False
+    _promised: int | None = None  # tokens that the mask of this forward is for
 
     def __post_init__(self) -> None:
         self._update = self.cache.update
         self.cache.update = self._watched
         if self.declared:
             self.cache.replayed = self._replayed
+        else:
+            self._mask_sizes = getattr(self.cache, "get_mask_sizes", None)
+            self.cache.get_mask_sizes = self._asked
 
     def watch(self) -> None:
         """From here on forwards are scored; before, they only write."""
@@ -67,6 +73,8 @@ class Observer:
         del self.cache.update  # the wrapper was an attribute of this object over the class's method
         if self.declared:
             del self.cache.replayed
+        else:
+            del self.cache.get_mask_sizes
         self._written.clear()
         return self
 
@@ -81,10 +89,18 @@ class Observer:
         past = sum(key.shape[2] for key, _ in written)
         written.append((keys.detach().clone(), values.detach().clone()))  # a cache may change what it was given
         returned = self._update(keys, values, layer, *args, **kwargs)
+        check_count(returned, self._promised, layer)
         if self._scoring:
             lost = [lost_rows(torch.cat([pair[side] for pair in written], dim=2), returned[side]) for side in (0, 1)]
             self._count_rows(layer, past, keys.shape[2], lost)
         return returned
+
+    def _asked(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """The model asks before a forward, of one layer for all that are alike."""
+        sizes = self._mask_sizes(*args, **kwargs)
+        if (kwargs["layer_idx"] if "layer_idx" in kwargs else args[1]) in self.layers:
+            self._promised = int(sizes[0])
+        return sizes
 
     def _replayed(self, queries: int) -> None:
         """A recorded forward read what each layer says it reads."""
@@ -114,6 +130,19 @@ class Observer:
         # query i attends to tokens up to past + i
         key, value = (int(side.cumsum(0)[past : past + rows].sum()) for side in lost)
         self.reads.setdefault(layer, Reads()).add(Reads(rows * past + rows * (rows + 1) // 2, key, value))
+
+
+def check_count(returned: tuple[Tensor, Tensor], promised: int | None, layer: int) -> None:
+    """UserError where keys and values are of other numbers of tokens than each other, or than the mask was made for. Attention
+    without a mask, as of one new token, would take them as they are."""
+    keys, values = (x.shape[2] for x in returned)
+    if keys != values:
+        raise UserError(f"update of layer {layer} returned {keys} keys and {values} values: equally many are owed")
+    if promised is not None and keys != promised:
+        raise UserError(
+            f"update of layer {layer} returned {keys} tokens, and get_mask_sizes said {promised}: what is attended would not be "
+            "what the mask is for"
+        )
 
 
 def declaring_layers(cache: Any) -> list[int]:

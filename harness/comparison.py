@@ -1,33 +1,47 @@
 """Set up a comparison: model, text, windows, contenders and run folder; then hand over to the runner."""
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from harness import sharding, stopping
+from harness import merging, sharding, stopping
 from harness.batching import batch_size, fused_kernels
 from harness.caches.contenders import Contender, contenders_of
-from harness.controls import floor_of
 from harness.leaks import check_calibrations
 from harness.options import Options
 from harness.passes import Passes
 from harness.processes import Processes, processes
-from harness.records.provenance import open_folder
-from harness.records.run import RUN_FILE, Run, Settings, load_each, load_run, named, save_run
+from harness.records.provenance import OtherRun, open_folder
+from harness.records.run import NoiseFloor, Run, Settings, named
+from harness.records.run_folder import RUN_FILE, load_whole, save_run
 from harness.records.timings import Timings, load_timings, save_timings
+from harness.records.tokens import set_tails
 from harness.records.writer import holding
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject, prepare
 from harness.subject.probing import check_continues
 from harness.subject.windows import Window
+from harness.time_limit import check_time_limit
 from schemes.errors import UserError
+from schemes.references import identity_of
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the runs by several protocols share. hold: holds a folder until they end."""
+
+    contenders: Sequence[Contender]
+    subject: Subject
+    together: Processes
+    progress: Progress
+    hold: Callable[[Path], None]
 
 
 def compare(
@@ -86,12 +100,11 @@ def _compared(
                 f"{one.score_length - 1} or more"
             )
         _check_alike(together.gather(one))
+    dropped = _dropped(protocols[0], contenders)
     size = max(_batch_size(options, subject) for options in protocols)
     hold = holding(held, protocols[0].wait, progress.on_note)
-    opened = [
-        together.from_first(partial(_opened, options, one, subject, size, together.size, hold))
-        for options, one in zip(protocols, settings, strict=True)
-    ]
+    work = Work(contenders, subject, together, progress, hold)
+    opened = [_opened(work, options, one, size) for options, one in zip(protocols, settings, strict=True)]
     left: list[Runner] = []
     for folder, run, spent in opened:
         if run.status == "complete":
@@ -100,23 +113,57 @@ def _compared(
         if run.windows:
             progress.on_note(f"continuing {folder}: {len(run.windows)} of {len(subject.windows)} windows are there")
         shown = progress.of_part(len(left), len(contenders), named(run.settings) if len(protocols) > 1 else "")
-        left.append(Runner(Passes(model, contenders), subject.loaded.name, run, folder, shown, spent))
-    if not left:
-        return [(run, folder) for folder, run, _ in opened]
+        left.append(
+            Runner(
+                Passes(model, contenders),
+                subject.loaded.name,
+                run,
+                folder,
+                shown,
+                spent,
+                dropped=dropped,
+                time_limit=protocols[0].time_limit,
+            )
+        )
+    if left:
+        _finish(work, left)
+    done = {runner.folder: runner.run for runner in left}
+    runs = [(done.get(folder, run), folder) for folder, run, _ in opened]
+    if protocols[0].retry_failed:
+        runs = [
+            (_retried(work, options, run, folder, dropped), folder)
+            for (run, folder), options in zip(runs, protocols, strict=True)
+        ]
+    return runs
+
+
+def _finish(work: Work, left: Sequence[Runner]) -> None:
+    """Score what is left of runs by several protocols."""
+    subject, together, progress = work.subject, work.together, work.progress
     if not any(runner.run.windows for runner in left):
         progress.on_note(
             "the first window takes longer: it also runs the controls; the first 3 measure the noise floor"
         )
     started = time.perf_counter()
     by_index = {window.index: window for window in subject.windows}
-    windows = [by_index[index] for index in stopping.visits(settings[0])]
+    windows = [by_index[index] for index in stopping.visits(left[0].run.settings)]
     with fused_kernels(len(windows) - min(len(runner.run.windows) for runner in left), progress.on_note):
         _score(left, windows, together, progress)
     seconds = time.perf_counter() - started
     for runner in left:
         _completed(runner, together, seconds)
-    done = {runner.folder: runner.run for runner in left}
-    return [(done.get(folder, run), folder) for folder, run, _ in opened]
+
+
+def _dropped(options: Options, contenders: Sequence[Contender]) -> set[str]:
+    """The labels of the contenders that `options.drop` names. UserError for one that there is not, and for exact."""
+    known = {name: one.label for one in contenders for name in (one.label, one.name, identity_of(one.name))}
+    for name in options.drop or ():
+        if known.get(name, contenders[0].label) == contenders[0].label:
+            others = ", ".join(one.label for one in contenders[1:])
+            raise UserError(f"drop={name}: it is none of the schemes that can be dropped here, which are {others}")
+    if options.time_limit is not None:
+        check_time_limit()
+    return {known[name] for name in options.drop or ()}
 
 
 def _check(contenders: Sequence[Contender], protocols: Sequence[Options], subject: Subject) -> None:
@@ -153,10 +200,8 @@ def _completed(runner: Runner, together: Processes, wall: float) -> None:
     """What is known once all windows are scored; the record is whole. wall: seconds of all protocols."""
     run, folder = runner.run, runner.folder
     if run.noise_floor:  # of the windows that there are, not of those that there might have been
-        run.noise_floor = floor_of(run.noise_floor.routes, len(run.windows) * (run.settings.score_length - 1))
-    tails = np.quantile(load_each(folder, run, "kl"), 0.999, axis=1)
-    for contender, tail in zip(run.contenders, tails, strict=True):
-        contender.kl_999 = float(tail) if contender.error is None else None
+        run.noise_floor = NoiseFloor.of(run.noise_floor.routes, len(run.windows) * (run.settings.score_length - 1))
+    set_tails(run, folder)
     run.status = "complete"
     seconds = together.gather(runner.passes.timings)
     if together.rank == 0:
@@ -174,22 +219,87 @@ def _batch_size(options: Options, subject: Subject) -> int:
     )
 
 
-def _opened(
-    options: Options, settings: Settings, subject: Subject, size: int, processes: int, hold: Callable[[Path], None]
-) -> tuple[Path, Run, Timings]:
+def _opened(work: Work, options: Options, settings: Settings, size: int) -> tuple[Path, Run, Timings]:
     """The run folder, the record in it, continued or begun with so many windows at once, and what was spent on it before. It is on
-    disk before a window is scored: whatever stops the run then, the folder holds one."""
-    folder, run = open_folder(options.out, RUN_FILE, settings, load_run, hold)
-    spent = Timings()
-    if run is None:
-        run = Run(**header_of(options, subject, settings), contenders=[], batch=min(size, len(subject.windows)))
-        save_run(run, folder)
-    elif run.status == "running":
+    disk before a window is scored: whatever stops the run then, the folder holds one. What is damaged in it is scored again."""
+    folder, run, lost = work.together.from_first(partial(_found, options, settings, work.hold))
+    if run and lost:
+        run = _made_whole(work, options, run, folder, lost)
+
+    def begun() -> tuple[Run, Timings]:
+        if run is None:
+            new = Run(
+                **header_of(options, work.subject, settings), contenders=[], batch=min(size, len(work.subject.windows))
+            )
+            save_run(new, folder)
+            return new, Timings()
+        if run.status == "complete":
+            return run, Timings()
         spent = load_timings(folder, [RUN_FILE, *sharding.parts_of(folder)])
-        run = sharding.with_parts(run, folder, stopping.visits(settings))
-        save_timings(spent, folder, processes)
-        save_run(run, folder)
-    return folder, run, spent
+        all = sharding.with_parts(run, folder, stopping.visits(settings))
+        save_timings(spent, folder, work.together.size)
+        save_run(all, folder)
+        return all, spent
+
+    return folder, *work.together.from_first(begun)
+
+
+def _found(options: Options, settings: Settings, hold: Callable[[Path], None]) -> tuple[Path, Run | None, list[str]]:
+    """The folder, what is whole of the record in it, and what is not."""
+    lost: list[str] = []
+
+    def load(folder: Path) -> Run:
+        found = load_whole(folder)
+        lost.extend(found.lost)
+        return found.run
+
+    return *open_folder(options.out, RUN_FILE, settings, load, hold), lost
+
+
+def _made_whole(work: Work, options: Options, run: Run, folder: Path, lost: Sequence[str]) -> Run:
+    """A run with its damaged windows scored again, in the batches that they were in."""
+    order, have = stopping.visits(run.settings), {window.index for window in run.windows}
+    missing = set([index for index in order if index not in have][: len(lost)])
+    batches, first = [], 0
+    for size in run.batches or [1] * (len(have) + len(lost)):
+        batches.append(order[first : first + size])
+        first += size
+    windows = [index for batch in batches if missing & set(batch) for index in batch]
+    work.progress.on_note(f"{folder} is damaged, and that is scored again: {'; '.join(lost)}")
+    with _again(work, options, run, folder, work.contenders, windows) as again:
+        return work.together.from_first(lambda: merging.with_windows(run, folder, again, order))
+
+
+def _retried(work: Work, options: Options, run: Run, folder: Path, dropped: Collection[str]) -> Run:
+    """A run whose rows that failed were scored again, beside exact; but for those that are dropped now."""
+    rows = zip(work.contenders, run.contenders, strict=True)
+    failed = [one for one, record in rows if record.error and one.label not in dropped]
+    if not failed:
+        return run
+    work.progress.on_note(f"scored again: {', '.join(one.label for one in failed)}")
+    windows = [window.index for window in run.windows]
+    with _again(work, options, run, folder, [work.contenders[0], *failed], windows) as again:
+        return work.together.from_first(lambda: merging.with_rows(run, folder, again))
+
+
+@contextmanager
+def _again(
+    work: Work, options: Options, run: Run, folder: Path, contenders: Sequence[Contender], windows: Sequence[int]
+) -> Iterator[merging.Part]:
+    """A run of its own within the folder of another, over some of its windows; a command that is stopped goes on with it. It is
+    removed afterwards."""
+    by_index, where = {window.index: window for window in work.subject.windows}, folder / "again"
+    some = replace(work.subject, windows=[by_index[index] for index in windows])
+    batch = str(max([run.batch, *run.batches]))
+    asked = replace(options, out=str(where), until_se=None, batch=batch, drop=None, retry_failed=False)
+    progress = Progress(on_note=work.progress.on_note)
+    try:
+        scored, _ = compare(contenders, asked, subject=some, progress=progress)
+    except OtherRun:  # what another command left, which was stopped
+        work.together.from_first(lambda: shutil.rmtree(where))
+        scored, _ = compare(contenders, asked, subject=some, progress=progress)
+    yield merging.Part(scored, where)
+    work.together.from_first(lambda: shutil.rmtree(where))
 
 
 def _check_alike(settings: Sequence[Settings]) -> None:

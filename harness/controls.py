@@ -1,7 +1,6 @@
 """Controls that make a comparison believable: identity, zeroed codes, noise floor, what each layer read."""
 
 import copy
-from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
@@ -9,11 +8,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.audit import Reads
 from harness.batching import rows_of
 from harness.caches.contenders import Contender
 from harness.protocols import prefill, single_pass_logits, suffix_logits
-from harness.records.run import Audit, LayerReads, NoiseFloor, Settings
+from harness.records.run import Audit, NoiseFloor, Settings
 from harness.scoring import Reference, Scores, not_finite
 from harness.subject.probing import continues
 from harness.subject.windows import Batch
@@ -90,8 +88,7 @@ def noise_floor(
     together, each by itself.
 
     windows: how many of the batch are measured. A mean of few signed differences is a
-    draw, so the floor of ΔNLL comes from their root mean square: the mean of n differences of random sign is about
-    rms/√n, n being the tokens that the run scores.
+    draw, so the floor of ΔNLL comes from their root mean square.
     """
     few = batch.first(windows)
     count = len(few)
@@ -124,16 +121,7 @@ def noise_floor(
             "kl": other.kl.double().mean().item(),
         }
         routes[name] = _pooled(before.routes[name], mine) if before and name in before.routes else mine
-    return floor_of(routes, len(settings.windows) * (settings.score_length - 1))
-
-
-def floor_of(routes: dict[str, dict[str, float]], scored: int) -> NoiseFloor:
-    """scored: tokens of the run."""
-    return NoiseFloor(
-        delta_nll=max(route["rms"] for route in routes.values()) / sqrt(scored),
-        kl=max(route["kl"] for route in routes.values()),
-        routes=routes,
-    )
+    return NoiseFloor.of(routes, len(settings.windows) * (settings.score_length - 1))
 
 
 def _alone(model: Any, window: Batch, settings: Settings, tokens: int) -> Tensor:
@@ -149,13 +137,3 @@ def _pooled(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     tokens = a["tokens"] + b["tokens"]
     square, kl = (a["tokens"] * x + b["tokens"] * y for x, y in ((a["rms"] ** 2, b["rms"] ** 2), (a["kl"], b["kl"])))
     return {"tokens": tokens, "rms": sqrt(square / tokens), "kl": kl / tokens}
-
-
-def add_reads(audit: Audit, label: str, layers: Mapping[int, Reads | LayerReads]) -> None:
-    """What a contender's layers read in more windows."""
-    sums = audit.reads.setdefault(label, {})
-    for layer, reads in layers.items():
-        before = sums.get(layer, LayerReads(pairs=0, key=0, value=0))
-        sums[layer] = LayerReads(
-            pairs=before.pairs + reads.pairs, key=before.key + reads.key, value=before.value + reads.value
-        )

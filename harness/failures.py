@@ -1,4 +1,6 @@
-"""Why a row of a run cannot be believed, from its record alone."""
+"""Why a row of a run has no score, or one that cannot be believed, from its record alone."""
+
+import math
 
 from harness.records.run import Run
 
@@ -9,6 +11,21 @@ def failures(run: Run) -> dict[str, list[str]]:
     """By contender, why its row cannot be believed."""
     reasons = {contender.label: _reasons(run, i) for i, contender in enumerate(run.contenders)}
     return {label: why for label, why in reasons.items() if why}
+
+
+def blank_after_failure(run: Run) -> dict[int, int]:
+    """A row that failed in a window has no sums from that one on. By row, the window (its position in the grid). Its reads in the audit
+    keep what was read before it was known."""
+    failed = {}
+    for row in range(len(run.contenders)):
+        for window in run.windows:
+            if row not in failed and math.isfinite(window.nll[row] + window.kl[row] + window.probability[row]):
+                continue
+            failed.setdefault(row, window.index)
+            for sums in (window.nll, window.kl, window.tvd, window.probability):
+                sums[row : row + 1] = [math.nan] * len(sums[row : row + 1])  # older records have no TVD
+            window.top1[row] = window.key_pairs[row] = window.value_pairs[row] = window.pairs[row] = 0
+    return failed
 
 
 def _reasons(run: Run, i: int) -> list[str]:

@@ -49,6 +49,11 @@ class Options:
     seed: int = _flag(0, "of caches that draw, and of bootstraps; a scheme that draws has its own, turboquant:seed=1")
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
     wait: bool = _flag(False, "where another process writes the run folder, wait until it has ended")
+    retry_failed: bool = _flag(False, "score the rows again that have failed")
+    drop: list[str] | None = _flag(None, "go on without this scheme, whose row ends here; repeatable")  # noqa: RUF009 it is None
+    time_limit: float | None = _flag(
+        None, "seconds that a scheme or cache may take for a batch of windows, before its row fails"
+    )
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     offset: int = 0  # tokens of the text before its first window: so windows of several prefixes score the same tokens
     command: str = "harness.compare(…)"
@@ -88,6 +93,8 @@ class Options:
             )
         if self.until_se is not None and not 0 < self.until_se < inf:
             raise UserError(f"until_se={self.until_se:g}: give a standard error above 0 in nats a token, such as 0.002")
+        if self.time_limit is not None and not 0 < self.time_limit < inf:
+            raise UserError(f"time_limit={self.time_limit:g}: give seconds, more than 0, such as 600")
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r}: choose auto, always or never")
         if self.offset < 0:

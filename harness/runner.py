@@ -1,7 +1,7 @@
 """Batches of windows × protocols × contenders, each prefilled once; a batch is on disk before the next begins."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from harness import controls
-from harness.audit import Reads, total
+from harness.audit import total
 from harness.batching import halved, in_batches
 from harness.caches.contenders import stores_sliding
 from harness.failures import failures
 from harness.passes import Outcome, Passes
 from harness.protocols import prefill
 from harness.records import journal
-from harness.records.run import RUN_FILE, Entry, Run, WindowRecord, journal_of, save_tokens
+from harness.records.run import Entry, Run, WindowRecord
+from harness.records.run_folder import RUN_FILE, journal_of
 from harness.records.timings import Timings
+from harness.records.tokens import save_tokens, sums_of
 from harness.scoring import PER_TOKEN, NotFinite
 from harness.subject.errors import one_line
 from harness.subject.windows import Batch, Window
+from harness.time_limit import at_most
 from schemes.errors import UserError
 
 
@@ -60,7 +62,8 @@ class Runner:
     """Scores contenders on windows with one model and by one protocol.
 
     spent: on the run before this process. file: in the folder, where the record goes. elsewhere: windows before the next batch
-    that other processes score.
+    that other processes score. dropped: labels of contenders that are not scored from here on. time_limit: seconds of a contender for
+    a batch.
     """
 
     passes: Passes
@@ -71,6 +74,8 @@ class Runner:
     spent: Timings = field(default_factory=Timings)
     file: str = RUN_FILE
     elsewhere: int = 0
+    dropped: Collection[str] = ()
+    time_limit: float | None = None
     _said: list[str] = field(default_factory=list)  # of the contenders, in the journal
     _told: dict[str, int] = field(default_factory=dict)  # how many of the timings
     _moment: float = field(default_factory=time.perf_counter)  # of its last entry
@@ -82,9 +87,12 @@ class Runner:
         outcomes: list[Outcome] = []
         for position, contender in enumerate(self.passes.contenders):
             outcome = Outcome.none(batch)
+            if contender.label in self.dropped and not self._failed(position):
+                self._fail(position, f"dropped after {before} windows (--drop)")
             if not self._failed(position):
                 try:
-                    outcome = self.passes.over(position, self.run, batch, prefilled)
+                    with at_most(self.time_limit if position else None):
+                        outcome = self.passes.over(position, self.run, batch, prefilled)
                 except (Exception, SystemExit) as error:  # a foreign cache may raise what it likes, and exit()
                     # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
                     if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
@@ -139,11 +147,21 @@ class Runner:
             arrays = {
                 name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes]) for name in PER_TOKEN
             }
-            save_tokens(self.folder, window.index, arrays)
-            sums = [total(outcome.reads[i].values()) for outcome in outcomes]
-            self.run.windows.append(window_sums(arrays, window.index, window.start, sums))
+            sha256 = save_tokens(self.folder, window.index, arrays)
+            reads = [total(outcome.reads[i].values()) for outcome in outcomes]
+            self.run.windows.append(
+                WindowRecord(
+                    index=window.index,
+                    start=window.start,
+                    **sums_of(arrays),
+                    key_pairs=[r.key for r in reads],
+                    value_pairs=[r.value for r in reads],
+                    pairs=[r.pairs for r in reads],
+                    tokens=sha256,
+                )
+            )
             for contender, outcome in zip(self.passes.contenders, outcomes, strict=True):
-                controls.add_reads(self.run.audit, contender.label, outcome.reads[i])
+                self.run.audit.add_reads(contender.label, outcome.reads[i])
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
         self._log(len(batch))
@@ -194,20 +212,3 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
         runners[0].progress.on_note(halved(count, size))
 
     in_batches(windows, min(runner.run.batch for runner in runners), whole_batch, halve)
-
-
-def window_sums(arrays: dict[str, np.ndarray], index: int, start: int, reads: Sequence[Reads]) -> WindowRecord:
-    """The sums of a window from its per-token arrays, in float64."""
-    return WindowRecord(
-        index=index,
-        start=start,
-        count=arrays["nll"].shape[1],
-        nll=[float(x) for x in arrays["nll"].astype(np.float64).sum(axis=1)],
-        kl=[float(x) for x in arrays["kl"].astype(np.float64).sum(axis=1)],
-        tvd=[float(x) for x in arrays["tvd"].astype(np.float64).sum(axis=1)],
-        top1=[int(x) for x in arrays["top1"].sum(axis=1)],
-        probability=[float(x) for x in np.exp(-arrays["nll"].astype(np.float64)).sum(axis=1)],
-        key_pairs=[r.key for r in reads],
-        value_pairs=[r.value for r in reads],
-        pairs=[r.pairs for r in reads],
-    )

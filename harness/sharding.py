@@ -4,15 +4,16 @@ The batches are those of one process, so their sums are too. The first process t
 While a run goes, each of the others keeps its part beside the record, and what a run that was stopped left is joined first.
 """
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness.controls import FLOOR_WINDOWS, add_reads
-from harness.failures import failures
+from harness.controls import FLOOR_WINDOWS
+from harness.failures import blank_after_failure, failures
 from harness.processes import Processes
-from harness.records.run import Audit, Run, WindowRecord, load_run, save_run
+from harness.records.run import Audit, Run, WindowRecord
+from harness.records.run_folder import load_whole, save_run
+from harness.records.tokens import forget_failed
 from harness.runner import Runner
 from harness.runner import score as score_batches
 from harness.subject.windows import Window
@@ -61,8 +62,8 @@ def with_parts(run: Run, folder: Path, order: Sequence[int]) -> Run:
     left out, and scored again."""
     if len(run.windows) < min(FLOOR_WINDOWS, len(order)):
         return run
-    found = [load_run(folder, part) for part in parts_of(folder)]
-    parts = [part for part in found if part.settings == run.settings]
+    found = [load_whole(folder, part) for part in parts_of(folder)]
+    parts = [part.run for part in found if part.run.settings == run.settings and not part.lost]
     return _kept(joined(run, parts, order), folder) if parts else run
 
 
@@ -78,14 +79,17 @@ def joined(run: Run, parts: Sequence[Run], order: Sequence[int]) -> Run:
     whole.batch = min(one.batch for one in runs)
     for part in runs[1:]:
         for label, layers in part.audit.reads.items():
-            add_reads(whole.audit, label, layers)
-    for row in range(len(whole.contenders)):
-        _fail(whole, row, runs)
+            whole.audit.add_reads(label, layers)
+    for row, failed in blank_after_failure(whole).items():
+        owner = next(one for one in runs if any(window.index == failed for window in one.windows))
+        whole.contenders[row].error = owner.contenders[row].error
     whole.audit.failures = failures(whole)
     return whole
 
 
 def _kept(run: Run, folder: Path) -> Run:
+    for window in run.windows:
+        forget_failed(folder, window)
     save_run(run, folder)
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # none, in a run of one process
     return run
@@ -96,18 +100,3 @@ def _batches(run: Run) -> Iterator[list[WindowRecord]]:
     for size in run.batches or [1] * len(run.windows):
         yield run.windows[first : first + size]
         first += size
-
-
-def _fail(whole: Run, row: int, runs: Sequence[Run]) -> None:
-    """A row that failed in a process failed: from the first such window on it has no sums, as in one process. Its files of
-    tokens, and its reads in the audit, keep what the others had scored by then."""
-    bad = [not math.isfinite(window.nll[row] + window.kl[row] + window.probability[row]) for window in whole.windows]
-    if True not in bad:
-        return
-    first = bad.index(True)
-    failed = whole.windows[first].index
-    owner = next(one for one in runs if any(window.index == failed for window in one.windows))
-    whole.contenders[row].error = owner.contenders[row].error
-    for window in whole.windows[first:]:
-        window.nll[row] = window.kl[row] = window.tvd[row] = window.probability[row] = math.nan
-        window.top1[row] = window.key_pairs[row] = window.value_pairs[row] = window.pairs[row] = 0

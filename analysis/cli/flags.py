@@ -35,18 +35,20 @@ Layers = Annotated[
         "or all; repeatable: a row of each",
     ),
 ]
+OF_ROWS = ("retry_failed", "drop", "time_limit")
 FiguresOut = Annotated[Path | None, typer.Option("--out", help="folder for the figures; default: beside the first run")]
 
 
 def takes_options(
-    *, windows: int = 8, without: Collection[str] = ("until_se",), shared: bool = False
+    *, windows: int = 8, without: Collection[str] = ("until_se",), shared: bool = False, rows: bool = False
 ) -> Callable[[Callable[..., int]], Any]:
     """Give a command the flags of Options, and the Options made of them as its first argument.
 
     windows: the command's own default; without: fields that the command decides itself; shared: whether several processes
-    share its windows, and what is no such command is refused in them.
+    share its windows, and what is no such command is refused in them. rows: whether a row of its own may end, and be tried again.
     """
-    chosen = [option for option in fields(Options) if option.name not in {"command", "offset", *without}]
+    left_out = {"command", "offset", *without, *(() if rows else OF_ROWS)}
+    chosen = [option for option in fields(Options) if option.name not in left_out]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         own = list(inspect.signature(command).parameters.values())[1:]

@@ -18,11 +18,13 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
 from analysis.cli.analyzer import analyzer
 from analysis.cli.bench import bench
 from analysis.cli.carry import carrying
+from analysis.cli.check_cache import checking
 from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
 from analysis.cli.from_records import from_records
 from analysis.cli.recommend import recommending
 from analysis.cli.recommended import show_recommendation
+from analysis.cli.records import records
 from analysis.cli.replay import replaying, show_replay
 from analysis.cli.reproducing import reproduce
 from analysis.cli.starting import load_subject, note, say
@@ -49,7 +51,7 @@ Sort = Annotated[
 
 
 @app.command()
-@takes_options(without=("protocol", "step"), shared=True)
+@takes_options(without=("protocol", "step"), shared=True, rows=True)
 def compare(
     options: Options,
     scheme: Annotated[
@@ -115,7 +117,7 @@ def show(
     from analysis.reading.protocols import alike
     from harness.records.recommendation import has_recommendation, load_recommendation
     from harness.records.replay import has_replay
-    from harness.records.run import load_run, run_folders
+    from harness.records.run_folder import load_run, run_folders
 
     codes = [show_replay(folder, format) for folder in runs if has_replay(folder)]
     for folder in runs:
@@ -216,8 +218,10 @@ def audit(
 app.registered_commands += [
     *analyzer.registered_commands,
     *from_records.registered_commands,
+    *records.registered_commands,
     *sweeping.registered_commands,
     *carrying.registered_commands,
+    *checking.registered_commands,
     *replaying.registered_commands,
     *recommending.registered_commands,
 ]

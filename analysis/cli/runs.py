@@ -16,7 +16,9 @@ from analysis.reading.summary import summarize
 from analysis.reading.tables import as_markdown
 from harness.options import Options
 from harness.processes import rank
-from harness.records.run import Run, has_tokens, load_each, save_run
+from harness.records.run import Run
+from harness.records.run_folder import save_run
+from harness.records.tokens import has_tokens, load_each
 
 if TYPE_CHECKING:
     from harness.caches.contenders import Contender
@@ -35,11 +37,16 @@ def make_runs(contenders: "Sequence[Contender]", ways: Sequence[Options], subjec
     progress = terminal.progress(len(subject.windows), len(contenders) * len(ways))
     runs = comparison.compare_protocols(contenders, ways, subject=subject, progress=progress)
     for run, folder in runs:
-        run.summary = plain(summarize(run, nll=load_each(folder, run, "nll")))
-        if rank() == 0:
-            save_run(run, folder)
+        keep_summary(run, folder)
         note(f"record: {folder}")
     return runs
+
+
+def keep_summary(run: Run, folder: Path) -> None:
+    """The rows of its table in the record."""
+    run.summary = plain(summarize(run, nll=load_each(folder, run, "nll") if has_tokens(folder) else None))
+    if rank() == 0:
+        save_run(run, folder)
 
 
 def show_run(run: Run, folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:

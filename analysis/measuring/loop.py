@@ -14,13 +14,13 @@ from harness.records.measurement import (
     Arrays,
     Kind,
     Measurement,
+    has_window,
     load_measurement,
     save_measurement,
-    window_file,
+    save_window,
 )
 from harness.records.provenance import open_folder
 from harness.records.writer import holding
-from harness.records.writing import save_arrays
 from harness.settings import header_of, settings_of
 from harness.subject.prepared import Subject
 from harness.subject.probing import check_continues, kv_shapes
@@ -89,16 +89,18 @@ def measure_windows(
             measured_layers=list(layers),
             kv_heads=list(kv_heads),
         )
+        left = [window for window in subject.windows if not has_window(record, folder, window.index)]
         if record.status == "complete":
-            on_note(f"{folder} holds this measurement already, complete")
-            return record, folder
+            if not left:
+                on_note(f"{folder} holds this measurement already, complete")
+                return record, folder
+            on_note(f"{folder} is damaged; measured again: windows {spans([window.index for window in left])}")
         save_measurement(record, folder)
 
         def keep(batch: Batch) -> None:
             for window, arrays in zip(batch.windows, of_batch(batch), strict=True):
-                save_arrays(window_file(folder, kind, window.index), arrays)
+                save_window(record, folder, window.index, arrays)
 
-        left = [window for window in subject.windows if not window_file(folder, kind, window.index).exists()]
         model = subject.loaded.model
         size = batch_size(options.batch, model, options.window_length, options.score_length, backward=backward)
         with fused_kernels(len(left), on_note):

@@ -12,7 +12,8 @@ from jaxtyping import Float64
 
 from analysis.reading.summary import SummaryRow, summarize
 from harness import stopping
-from harness.records.run import Run, WindowRecord, load_run, named
+from harness.records.run import Run, WindowRecord, named
+from harness.records.run_folder import load_run
 from harness.records.sweep import cell_folders, has_sweep, load_sweep
 from schemes.references import identity_of
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from analysis.reading.selection import spans
 from harness.records.measurement import Arrays, Kind, Measurement, has_measurement, load_measurement, measured_arrays
-from harness.records.run import RECORD_FILES, RUN_FILE, Header, Run, load_run
+from harness.records.run import Header, Run
+from harness.records.run_folder import RECORD_FILES, RUN_FILE, load_run
 from schemes.errors import UserError
 
 SAME = ("model", "text_sha256", "windows", "protocol", "step", "window_length", "score_length", "bos_token_id", "dtype")

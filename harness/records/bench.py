@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.records.run import SCHEMA_VERSION, Typed, read_record
-from harness.records.writing import write_file
+from harness.records.record import Record, Typed, read_record, save_record
 
 BENCH_FILE = "bench.json"
 BASELINE, AGAIN = "exact", "exact again"
@@ -37,10 +36,9 @@ class Held(Typed):
     transient: int | None
 
 
-class Bench(Typed):
+class Bench(Record):
     """What competed, in turn; the first and last of a round are the exact cache."""
 
-    schema_version: int = SCHEMA_VERSION
     kind: BenchKind
     kvdelta: str
     command: str
@@ -79,4 +77,4 @@ def load_bench(folder: str | Path) -> Bench:
 
 
 def save_bench(bench: Bench, folder: Path) -> None:
-    write_file(folder / BENCH_FILE, (bench.model_dump_json(indent=1) + "\n").encode())
+    save_record(bench, folder / BENCH_FILE)

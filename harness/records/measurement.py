@@ -6,8 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from harness.records.run import Header, read_record
-from harness.records.writing import load_arrays, write_file
+from harness.records.hashes import of_bytes
+from harness.records.record import read_record, save_record
+from harness.records.run import Header
+from harness.records.writing import arrays_of, load_arrays, save_arrays
 
 Kind = Literal["outliers", "errors", "sensitivity"]
 Arrays = dict[str, np.ndarray]
@@ -39,14 +41,32 @@ def measured_arrays(folder: str | Path, record: Measurement) -> Arrays:
     """
     windows: dict[str, list[np.ndarray]] = {}
     for window in record.settings.windows:
-        for name, array in load_arrays(window_file(Path(folder), record.kind, window)).items():
+        file = window_file(record.kind, window)
+        for name, array in load_arrays(Path(folder) / file, record.files.get(file, "")).items():
             windows.setdefault(name, []).append(array)
     return {name: np.stack(pieces) for name, pieces in windows.items()}
 
 
 def save_measurement(record: Measurement, folder: Path) -> None:
-    write_file(folder / f"{record.kind}.json", (record.model_dump_json(indent=1) + "\n").encode())
+    save_record(record, folder / f"{record.kind}.json")
 
 
-def window_file(folder: Path, kind: Kind, window: int) -> Path:
-    return folder / kind / f"{window:06d}.npz"
+def save_window(record: Measurement, folder: Path, window: int, arrays: Arrays) -> None:
+    """On disk; the record says its hash when it is saved next."""
+    file = window_file(record.kind, window)
+    record.files[file] = save_arrays(folder / file, arrays)
+
+
+def has_window(record: Measurement, folder: Path, window: int) -> bool:
+    """Whole, and as it was written where the record says how."""
+    file = window_file(record.kind, window)
+    try:
+        content = (folder / file).read_bytes()
+        arrays_of(content)
+    except (OSError, ValueError, EOFError):
+        return False
+    return record.files.setdefault(file, sha256 := of_bytes(content)) == sha256
+
+
+def window_file(kind: Kind, window: int) -> str:
+    return f"{kind}/{window:06d}.npz"

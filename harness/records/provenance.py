@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.records.run import RECORD_FILES, RUN_FILE, HeaderT, Settings
+from harness.records.run import HeaderT, Settings
+from harness.records.run_folder import RECORD_FILES, RUN_FILE
 from harness.records.writer import OURS
 from schemes.errors import UserError
 
@@ -61,6 +62,17 @@ def open_folder(
     if (record is None or record.status == "running") and not writable:  # said before hours are lost
         raise UserError(f"the run folder {folder} cannot be written; choose another with --out")
     return folder, record
+
+
+def empty_folder(out: Path) -> None:
+    """Make a folder for a new record; UserError where there is something in it, or it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if set(os.listdir(out)) - set(OURS):
+            raise UserError(f"{out} is not empty; choose another folder with --out")
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"the run folder {out} cannot be used: {reason}; choose another with --out") from None
 
 
 def host() -> dict[str, Any]:

@@ -4,17 +4,14 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from harness.records.run import Typed, first_of
-from harness.records.writing import write_file
-from schemes.errors import UserError
-from schemes.given import parse_json, read_bytes
+from harness.records.record import Record, read_record, save_record
 
 RECOMMENDATION_FILE = "recommend.json"
 
 
-class Recommendation(Typed):
+class Recommendation(Record):
     """heading: of what it is, a line each; none in older records. said: the sentences. race, verified: rows of the tables."""
 
     command: str
@@ -34,7 +31,7 @@ class Recommendation(Typed):
 
 
 def save_recommendation(one: Recommendation, folder: Path) -> None:
-    write_file(folder / RECOMMENDATION_FILE, (one.as_json() + "\n").encode())
+    save_record(one, folder / RECOMMENDATION_FILE)
 
 
 def has_recommendation(folder: str | Path) -> bool:
@@ -43,10 +40,4 @@ def has_recommendation(folder: str | Path) -> bool:
 
 def load_recommendation(folder: str | Path) -> Recommendation:
     """UserError where it cannot be read."""
-    path = Path(folder) / RECOMMENDATION_FILE
-    try:
-        return Recommendation.model_validate(parse_json(read_bytes(path, "record")))
-    except ValidationError as error:
-        raise UserError(f"{path} is no recommendation: {first_of(error)}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return read_record(folder, RECOMMENDATION_FILE, Recommendation)

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from harness.records.run import Header, Run, Sum, Typed, load_run, read_record
-from harness.records.writing import load_arrays, save_arrays, write_file
+from harness.records.record import Typed, read_record, save_record
+from harness.records.run import Header, Run, Sum
+from harness.records.run_folder import load_run
+from harness.records.writing import load_arrays, save_arrays
 
 REPLAY_FILE = "replay.json"
-SAMPLED_FILE = "sampled.npz"
+SAMPLED_FILE, FREE_FILE = "sampled.npz", "free-run.npz"
+"""Prompts with what the model wrote after them, [prompts, prompt + written]; what each row writes by itself, [rows, prompts, written]."""
 STEPS, ONE_FORWARD = "stepwise", "two-pass"
 """The folders of the runs: token by token, and the same tokens in one forward."""
 
@@ -83,7 +86,7 @@ def has_replay(folder: str | Path) -> bool:
 
 
 def save_replay(replay: Replay, folder: Path) -> None:
-    write_file(folder / REPLAY_FILE, (replay.model_dump_json(indent=1) + "\n").encode())
+    save_record(replay, folder / REPLAY_FILE)
 
 
 def load_steps(folder: str | Path) -> Run:
@@ -91,10 +94,12 @@ def load_steps(folder: str | Path) -> Run:
     return load_run(Path(folder) / STEPS)
 
 
-def save_sampled(folder: Path, tokens: np.ndarray) -> None:
-    """Prompts with what the model wrote after them, [prompts, prompt + written]."""
-    save_arrays(folder / SAMPLED_FILE, {"tokens": tokens.astype(np.int32)})
+def save_texts(replay: Replay, folder: Path, name: str, tokens: np.ndarray) -> None:
+    """Token ids in a file beside the record, whose hash it then knows."""
+    replay.files[name] = save_arrays(folder / name, {"tokens": tokens.astype(np.int32)})
+    save_replay(replay, folder)
 
 
-def load_sampled(folder: Path) -> np.ndarray:
-    return load_arrays(folder / SAMPLED_FILE)["tokens"].astype(np.int64)
+def load_texts(replay: Replay, folder: Path, name: str) -> np.ndarray:
+    """UserError where they are not there, or not as they were written."""
+    return load_arrays(folder / name, replay.files.get(name, ""))["tokens"].astype(np.int64)

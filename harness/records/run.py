@@ -1,34 +1,15 @@
-"""The run record: run.json (typed, versioned), timings.json, and per-token arrays, one file a window.
-
-Everything that a table shows is recomputed from here. While a run goes, run.json is as it was when it began or went on, and what
-each batch adds is a line of the journal beside it, run.journal.
-"""
+"""What the record of a run says (run.json): its settings, its rows, sums by window, and the audit. Every table is recomputed from
+it."""
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from harness.records import journal
-from harness.records.writing import load_arrays, save_arrays, write_file
-from schemes.errors import UserError
-from schemes.given import parse_json, read_bytes
+from harness.records.record import Record, Typed
 from schemes.references import identity_of
-
-SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
-RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")
-
-
-class Typed(BaseModel):
-    """A part of a record: no field more than those named, each of its type."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
 class Settings(Typed):
@@ -54,7 +35,9 @@ class Settings(Typed):
     commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
     measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept
     until_se: float | None = None  # nats a token: the run stops when every standard error of ΔNLL is under it
-    measured: dict[str, Any] = {}  # what a measurement's numbers also depend on: layers, heads, sides
+    measured: dict[str, Any] = Field(
+        default_factory=dict
+    )  # what a measurement's numbers also depend on: layers, heads, sides
 
     @property
     def advance(self) -> int | None:
@@ -108,19 +91,21 @@ Sum = Annotated[float, BeforeValidator(lambda value: math.nan if value is None e
 
 
 class WindowRecord(Typed):
-    """Sums over the scored tokens of one window, in the order of `Settings.contenders`; NaN where one had failed."""
+    """Sums over the scored tokens of one window, in the order of `Settings.contenders`; NaN where one had failed. tokens: SHA-256 of its
+    file of arrays; empty in older records."""
 
     index: int
     start: int
     count: Annotated[int, Field(gt=0)]
     nll: list[Sum]
     kl: list[Sum]
-    tvd: list[Sum] = []  # none in older records
+    tvd: list[Sum] = Field(default_factory=list)  # none in older records
     top1: list[int]
     probability: list[Sum]  # of the target: its difference between contenders is Δp
     key_pairs: list[int]  # read from packed storage
     value_pairs: list[int]
     pairs: list[int]  # attended
+    tokens: str = ""
 
 
 class NoiseFloor(Typed):
@@ -134,6 +119,15 @@ class NoiseFloor(Typed):
     delta_nll: float
     kl: float
     routes: dict[str, dict[str, float]]
+
+    @classmethod
+    def of(cls, routes: dict[str, dict[str, float]], scored: int) -> "NoiseFloor":
+        """scored: tokens of the run. A mean of n differences of random sign is about rms/√n."""
+        return cls(
+            delta_nll=max(route["rms"] for route in routes.values()) / math.sqrt(scored),
+            kl=max(route["kl"] for route in routes.values()),
+            routes=routes,
+        )
 
 
 class LayerReads(Typed):
@@ -149,16 +143,24 @@ class Audit(Typed):
     layer; empty in older records. failures: why its row cannot be believed; empty when all is well."""
 
     identity_is_exact: bool | None = None
-    zeroed_codes_move_logits: dict[str, bool] = {}
-    unmoved_by_zeroed_codes: dict[str, dict[str, list[int]]] = {}
-    reads: dict[str, dict[int, LayerReads]] = {}
-    failures: dict[str, list[str]] = {}
+    zeroed_codes_move_logits: dict[str, bool] = Field(default_factory=dict)
+    unmoved_by_zeroed_codes: dict[str, dict[str, list[int]]] = Field(default_factory=dict)
+    reads: dict[str, dict[int, LayerReads]] = Field(default_factory=dict)
+    failures: dict[str, list[str]] = Field(default_factory=dict)
+
+    def add_reads(self, label: str, layers: Mapping[int, Any]) -> None:
+        """What a contender's layers read in more windows: by layer what has pairs, key and value."""
+        sums = self.reads.setdefault(label, {})
+        for layer, reads in layers.items():
+            before = sums.get(layer, LayerReads(pairs=0, key=0, value=0))
+            sums[layer] = LayerReads(
+                pairs=before.pairs + reads.pairs, key=before.key + reads.key, value=before.value + reads.value
+            )
 
 
-class Header(Typed):
+class Header(Record):
     """What every record begins with."""
 
-    schema_version: int = SCHEMA_VERSION
     kvdelta: str
     status: Literal["running", "complete"] = "running"
     command: str
@@ -170,6 +172,9 @@ class Header(Typed):
     layers: int  # of the model
     threads: int  # of the CPU
     settings: Settings
+    files: dict[str, str] = Field(
+        default_factory=dict
+    )  # SHA-256 of those beside it, by name; a run's are with its windows
 
     @property
     def scored(self) -> list[int]:
@@ -178,19 +183,20 @@ class Header(Typed):
 
 
 HeaderT = TypeVar("HeaderT", bound=Header)
-RecordT = TypeVar("RecordT", bound=Typed)
 
 
 class Run(Header):
     """A comparison: what `kvdelta compare` leaves in run.json."""
 
     batch: int = 1  # windows that go through the model together, from here on
-    batches: list[int] = []  # how many those in `windows` were, one batch after another; none in older records: all one
+    batches: list[int] = Field(
+        default_factory=list
+    )  # how many those in `windows` were, one batch after another; none in older records: all one
     contenders: list[ContenderRecord]
     noise_floor: NoiseFloor | None = None
-    windows: list[WindowRecord] = []
-    audit: Audit = Audit()
-    summary: list[dict[str, Any]] = []
+    windows: list[WindowRecord] = Field(default_factory=list)
+    audit: Audit = Field(default_factory=Audit)
+    summary: list[dict[str, Any]] = Field(default_factory=list)
     ended: str | None = None  # with until_se: after how many windows it stopped, and why, in words
 
     @property
@@ -209,116 +215,3 @@ class Entry(Typed):
     noise_floor: NoiseFloor | None
     seconds: dict[str, list[float]]
     wall: float
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The folder, or those in it where it holds a comparison by several protocols: in the order in which they were asked for
-    as far as one can tell, two-pass first, then long steps before short ones. Those in its folders, where it is a sweep's."""
-    if os.path.isfile(folder / RUN_FILE):  # False too where the system refuses the name
-        return [folder]
-    found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")] or [
-        one.parent for one in folder.glob(f"*/*/{RUN_FILE}")
-    ]
-    steps = {one: one.name.removeprefix("stepwise-") for one in found}
-    return sorted(found, key=lambda one: (one.parent, -int(steps[one]) if steps[one].isdecimal() else -math.inf)) or [
-        folder
-    ]
-
-
-def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
-    """All of it, so that the journal is not needed any more."""
-    write_file(folder / file, (run.model_dump_json(indent=1) + "\n").encode())
-    journal_of(folder, file).unlink(missing_ok=True)
-
-
-def journal_of(folder: Path, file: str = RUN_FILE) -> Path:
-    return (folder / file).with_suffix(".journal")
-
-
-def entries_of(folder: Path, file: str = RUN_FILE) -> list[Entry]:
-    """What the journal has; UserError where it is another version's."""
-    path = journal_of(folder, file)
-    try:
-        return [Entry.model_validate(parse_json(line)) for line in journal.read(path)]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and its windows are scored again"
-        ) from None
-
-
-def _with_entries(run: Run, entries: Sequence[Entry]) -> Run:
-    have = {window.index for window in run.windows}
-    for entry in entries:
-        if have & {window.index for window in entry.windows}:  # saved in run.json when the run was ended
-            continue
-        if not run.batches:
-            run.batches = [1] * len(run.windows)
-        run.windows += entry.windows
-        run.batches.append(len(entry.windows))
-        run.batch, run.audit, run.noise_floor = entry.batch, entry.audit, entry.noise_floor
-        run.contenders = run.contenders if entry.contenders is None else entry.contenders
-    return run
-
-
-def save_tokens(folder: Path, window: int, arrays: dict[str, np.ndarray]) -> None:
-    """nll, kl, tvd float32 and top1 bool, [contenders, scored]."""
-    # losses hardly compress, by a fifth, and trying takes longer than scoring a window on a GPU
-    save_arrays(folder / "tokens" / f"{window:06d}.npz", arrays, compressed=False)
-
-
-def load_tokens(folder: Path, window: int) -> dict[str, np.ndarray]:
-    return load_arrays(folder / "tokens" / f"{window:06d}.npz")
-
-
-def has_tokens(folder: Path) -> bool:
-    """Runs of record are kept without their per-token arrays, which are megabytes."""
-    return (folder / "tokens").is_dir()
-
-
-def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
-    """ "nll" or "kl" of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
-    arrays = [load_tokens(folder, window.index)[what] for window in run.windows]
-    return np.concatenate(arrays, axis=1).astype(np.float64)
-
-
-def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
-    """Read a run folder; ValueError as `read_record`. A row whose sums are not finite has failed; older records
-    do not say so."""
-    run = _with_entries(read_record(folder, file, Run), entries_of(Path(folder), file))
-    series = [
-        [w.nll, w.kl, w.top1, w.probability, w.key_pairs, w.value_pairs, w.pairs, *([w.tvd] if w.tvd else [])]
-        for w in run.windows
-    ]
-    if {len(one) for window in series for one in window} - {len(run.contenders)}:
-        raise UserError(
-            f"{Path(folder) / RUN_FILE} is not a run record: a window has not a figure for each of its schemes"
-        )
-    for i, contender in enumerate(run.contenders):
-        bad = [w.index for w in run.windows if not all(map(math.isfinite, (w.nll[i], w.kl[i], w.probability[i])))]
-        if bad and contender.error is None:
-            contender.error = f"NaN or infinite losses or KL in window {bad[0]}"
-    return run
-
-
-def read_record(folder: str | Path, name: str, kind: type[RecordT]) -> RecordT:
-    """Read one kind of record; ValueError where there is none, or one of another schema version."""
-    path = Path(folder) / name
-    try:
-        content = parse_json(read_bytes(path, "record"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is no run folder: there is no {name} in it") from None
-    except (OSError, ValueError) as error:  # no text, no JSON, JSON without end
-        raise UserError(f"{path} cannot be read as a run record: {error}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path} is not a run record: {first_of(error)}") from None
-
-
-def first_of(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

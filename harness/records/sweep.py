@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.records.run import SCHEMA_VERSION, Typed, read_record, run_folders
-from harness.records.writing import write_file
+from harness.records.record import Record, Typed, read_record, save_record
+from harness.records.run_folder import run_folders
 
 SWEEP_FILE = "sweep.json"
 
@@ -25,10 +25,9 @@ class CellRecord(Typed):
     refused: dict[str, str] = Field(default_factory=dict)
 
 
-class Sweep(Typed):
+class Sweep(Record):
     """A grid of comparisons in one folder."""
 
-    schema_version: int = SCHEMA_VERSION
     command: str
     cells: list[CellRecord] = Field(default_factory=list)
 
@@ -51,7 +50,7 @@ def load_sweep(folder: Path) -> Sweep:
 
 
 def save_sweep(sweep: Sweep, folder: Path) -> None:
-    write_file(folder / SWEEP_FILE, (sweep.model_dump_json(indent=1) + "\n").encode())
+    save_record(sweep, folder / SWEEP_FILE)
 
 
 def cell_folders(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from harness.records.provenance import host
-from harness.records.run import entries_of
+from harness.records.run_folder import entries_of
 from harness.records.writing import write_file
 from schemes.given import parse_json, read_bytes
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.records import hashes
 from schemes.errors import UserError
 
 UNFINISHED = ".kvdelta-part"  # of files that are being written; no user names a file so, whatever folder it lies in
@@ -61,18 +62,37 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Compressed; the SHA-256 of the file."""
+    content = packed_arrays(arrays)
+    write_file(path, content)
+    return hashes.of_bytes(content)
+
+
+def packed_arrays(arrays: dict[str, np.ndarray], *, compressed: bool = True) -> bytes:
+    """An npz file."""
     buffer = io.BytesIO()
     save = np.savez_compressed if compressed else np.savez
     save(buffer, allow_pickle=False, **arrays)
-    write_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """UserError where the file is not there, or not whole."""
+def load_arrays(path: Path, sha256: str = "") -> dict[str, np.ndarray]:
+    """UserError where the file is not there, not whole, or another than the one with this hash; empty: whatever it has."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        content = path.read_bytes()
+        if sha256 and hashes.of_bytes(content) != sha256:
+            raise ValueError("it is not as it was written")
+        return arrays_of(content)
+    except (OSError, ValueError, EOFError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"{path} cannot be read: {reason}; give the command of the record again") from None
+
+
+def arrays_of(content: bytes) -> dict[str, np.ndarray]:
+    """Of an npz file; ValueError or EOFError where it is none, or not whole."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, AttributeError, TypeError, NotImplementedError) as error:
+        raise ValueError(str(error)) from None

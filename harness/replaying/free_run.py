@@ -10,14 +10,12 @@ from jaxtyping import Int64
 
 from harness.caches.contenders import Contender, goes_alone, stores_sliding
 from harness.protocols import prefill
-from harness.records.replay import FreeRun, Replay, Sampling
-from harness.records.writing import save_arrays
+from harness.records.replay import FREE_FILE, FreeRun, Replay, Sampling, save_texts
 from harness.replaying.sampling import carried_on, picker
 from harness.subject.errors import one_line
 from harness.subject.prepared import Subject
 from harness.subject.windows import Batch, Window
 
-FREE_FILE = "free-run.npz"
 GRAM = 4
 
 
@@ -39,13 +37,13 @@ def run_freely(
             texts[contender.label] = write_freely(
                 model, contender, subject.windows, exact.shape[1], record.sampling, record.settings.seed, batch
             )
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a foreign cache may exit()
             on_note(f"{contender.label} failed, the others go on: {one_line(error)}")
     for row in record.rows:
         if row.label in texts:
             row.free_run = compared(texts[row.label], exact, stops)
     arrays = [texts.get(row.label, np.full_like(exact, -1)) for row in record.rows]
-    save_arrays(folder / FREE_FILE, {"tokens": np.stack(arrays).astype(np.int32)})
+    save_texts(record, folder, FREE_FILE, np.stack(arrays))
 
 
 def write_freely(

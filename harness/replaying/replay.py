@@ -14,6 +14,7 @@ from harness.batching import batch_size, in_batches
 from harness.caches.contenders import Contender, SchemeContender, contenders_of
 from harness.comparison import DEFAULT_SCHEMES, compare
 from harness.options import Options
+from harness.records.hashes import damaged_files
 from harness.records.provenance import open_folder
 from harness.records.replay import (
     ONE_FORWARD,
@@ -24,11 +25,12 @@ from harness.records.replay import (
     ReplayRow,
     Sampling,
     load_replay,
-    load_sampled,
+    load_texts,
     save_replay,
-    save_sampled,
+    save_texts,
 )  # fmt: skip
-from harness.records.run import Run, load_tokens
+from harness.records.run import Run
+from harness.records.tokens import load_tokens
 from harness.records.writer import holding
 from harness.replaying import sums
 from harness.replaying.free_run import run_freely
@@ -81,9 +83,11 @@ def replay(
             record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
             save_replay(record, folder)
         if record.status == "complete":
-            on_note(f"{folder} holds this replay already, complete; its record is printed again")
-            return record, folder
-        tokens = _sampled(folder, given, options, how, sampling, on_note)
+            if not (wrong := damaged_files(folder, record.files)):
+                on_note(f"{folder} holds this replay already, complete; its record is printed again")
+                return record, folder
+            on_note(f"{folder} is damaged, and made whole again: {', '.join(wrong)}")
+        tokens = _sampled(record, folder, given, options, how, sampling, on_note)
         subject = _subject(loaded, prompts, tokens, how, bos)
         runs = {}
         for protocol in (STEPS, ONE_FORWARD) if continues(loaded.model) else (STEPS,):
@@ -141,10 +145,12 @@ def _subject(
 
 
 def _sampled(
-    folder: Path, given: Subject, options: Options, how: ReplayOptions, sampling: Sampling, on_note: Any
+    record: Replay, folder: Path, given: Subject, options: Options, how: ReplayOptions, sampling: Sampling, on_note: Any
 ) -> torch.Tensor:
-    """Prompts and what the exact model writes after them, made once."""
-    if not (folder / SAMPLED_FILE).exists():
+    """Prompts and what the exact model writes after them, made once, or again where the file is not as it was written."""
+    try:
+        return torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
+    except UserError:
         model, count = given.loaded.model, how.tokens + 1
         found: list[torch.Tensor] = []
 
@@ -155,8 +161,8 @@ def _sampled(
         on_note(f"the exact model writes {count} tokens after each of {how.prompt_count} prompts")
         size = batch_size(options.batch, model, how.length, 2, step=1)  # it needs the logits of one token
         in_batches(given.windows, size, work, lambda windows, size: None)
-        save_sampled(folder, torch.cat(found).numpy())
-    return torch.from_numpy(load_sampled(folder))
+        save_texts(record, folder, SAMPLED_FILE, torch.cat(found).numpy())
+        return torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
 
 
 def _rows(folder: Path, runs: dict[str, Run], record: Replay) -> list[ReplayRow]:

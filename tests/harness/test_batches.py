@@ -12,7 +12,7 @@ from harness.caches.contenders import SchemeContender, contender_of
 from harness.caches.foreign import ForeignContender
 from harness.comparison import compare
 from harness.protocols import prefill
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 from harness.runner import Progress
 from harness.subject.probing import kv_shapes
 from harness.subject.windows import Batch

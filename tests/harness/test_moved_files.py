@@ -9,7 +9,7 @@ from analysis.plots.style import scheme_label
 from analysis.reading import summary
 from harness.caches.contenders import contenders_of
 from harness.comparison import compare
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 from harness.runner import Progress
 from schemes import parse_scheme
 

@@ -17,7 +17,9 @@ from harness.caches.contenders import contenders_of
 from harness.comparison import _check_alike, compare
 from harness.passes import Passes
 from harness.processes import Processes
-from harness.records.run import LayerReads, Run, load_run, load_tokens, save_run
+from harness.records.run import LayerReads, Run
+from harness.records.run_folder import load_run, save_run
+from harness.records.tokens import load_tokens
 from harness.records.writer import LOCK
 from harness.runner import Progress, Runner
 from harness.settings import header_of, settings_of

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from analysis.cli import main as cli
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 
 pytestmark = pytest.mark.real_model
 

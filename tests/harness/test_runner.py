@@ -16,8 +16,9 @@ from harness.caches.foreign import ForeignContender
 from harness.comparison import compare, compare_protocols
 from harness.passes import Passes
 from harness.records import journal, writing
-from harness.records.run import journal_of, load_run, load_tokens, save_run
-from harness.runner import Progress, window_sums
+from harness.records.run_folder import journal_of, load_run, save_run
+from harness.records.tokens import load_tokens, sums_of
+from harness.runner import Progress
 from harness.scoring import Scores, not_finite
 from harness.subject.windows import Batch
 from schemes import parse_scheme
@@ -32,8 +33,8 @@ def test_every_summary_is_recomputable_from_the_raw_part(subject, options):
     assert saved == run
     for window in saved.windows:
         arrays = load_tokens(folder, window.index)
-        again = window_sums(arrays, window.index, window.start, [])
-        assert (again.nll, again.kl, again.top1) == (window.nll, window.kl, window.top1)
+        again = sums_of(arrays)
+        assert again == {name: getattr(window, name) for name in again}
     nll = np.stack([load_tokens(folder, w.index)["nll"] for w in saved.windows]).astype(np.float64)
     rows = summary.summarize(saved)
     for i, row in enumerate(rows):

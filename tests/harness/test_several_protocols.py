@@ -4,7 +4,8 @@ import pytest
 
 from harness import runner as runners
 from harness.comparison import compare, compare_protocols
-from harness.records.run import load_run, load_tokens, run_folders
+from harness.records.run_folder import load_run, run_folders
+from harness.records.tokens import load_tokens
 from harness.runner import Progress
 from schemes.errors import UserError
 

@@ -10,7 +10,8 @@ from analysis.reading import run_tables, summary
 from harness import stopping
 from harness.caches.foreign import ForeignContender
 from harness.comparison import compare
-from harness.records.run import Settings, load_run
+from harness.records.run import Settings
+from harness.records.run_folder import load_run
 from harness.runner import Progress
 from harness.statistics import clustered_mean, paired_delta
 from harness.subject.windows import cut_windows

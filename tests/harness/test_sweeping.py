@@ -9,7 +9,7 @@ from harness import sweeping
 from harness.axes import Axes
 from harness.comparison import compare
 from harness.options import Options
-from harness.records.run import load_run, run_folders
+from harness.records.run_folder import load_run, run_folders
 from harness.records.sweep import cell_folders, load_sweep
 from harness.subject.model import load_model
 from harness.sweeping import sweep

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.cli import catalogue
-from harness.records.measurement import Measurement, save_measurement, window_file
-from harness.records.run import save_run
-from harness.records.writing import save_arrays
+from harness.records.measurement import Measurement, save_measurement, save_window
+from harness.records.run_folder import save_run
 
 from ..conftest import contender
 
@@ -41,10 +40,10 @@ def record_folder(run, tmp_path):
     record = Measurement(
         **header, settings=settings, kind="errors", labels=NAMES[1:7], measured_layers=[0, 1], kv_heads=[0]
     )
-    save_measurement(record, tmp_path)
     for window in settings.windows:
         arrays = {name: rng.uniform(1, 2, (6, 2, 1)) for name in SUMS}
-        save_arrays(window_file(tmp_path, "errors", window), arrays)
+        save_window(record, tmp_path, window, arrays)
+    save_measurement(record, tmp_path)
     return tmp_path
 
 

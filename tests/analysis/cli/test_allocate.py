@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analysis.reading.summary import summarize
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 from schemes import parse_scheme
 
 

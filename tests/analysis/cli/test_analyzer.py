@@ -8,7 +8,7 @@ import re
 import pytest
 
 from analysis.plots import figures as record_figures
-from harness.records.run import load_run, save_run
+from harness.records.run_folder import load_run, save_run
 
 TWO = ["--scheme", "int8:group_size=16", "--scheme", "asym2:group_size=16"]
 GRID = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.run import load_run, save_run
+from harness.records.run_folder import load_run, save_run
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "transformers", "scipy.stats", "datasets", "hqq"}  # the first two take seconds

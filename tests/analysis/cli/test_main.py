@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.records.run import load_run, save_run
+from harness.records.run_folder import load_run, save_run
 from harness.subject import imports
 
 from ...conftest import tiny_config
@@ -240,11 +240,11 @@ def test_an_unfinished_run_says_so(kvdelta):
     kvdelta("compare", *SCHEMES, "--windows", "2", "--out", "run")
     run = load_run("run")
     run.status = "running"
-    run.windows = run.windows[:1]
+    run.windows, run.batches = run.windows[:1], run.batches[:1]
     save_run(run, Path("run"))
     code, _, err = kvdelta("show", "run")
     assert (code, "run is not complete: 1 of 2 windows" in err) == (0, True)
-    run.windows = []
+    run.windows, run.batches = [], []
     save_run(run, Path("run"))
     code, _, err = kvdelta("show", "run")
     assert (code, "has no finished window yet" in err) == (2, True)

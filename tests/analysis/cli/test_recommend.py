@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 
 from ...conftest import tiny_config
 

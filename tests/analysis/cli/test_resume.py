@@ -12,7 +12,7 @@ import pytest
 
 from analysis.measuring import loop
 from harness.records import journal
-from harness.records.run import RUN_FILE, journal_of, load_run
+from harness.records.run_folder import RUN_FILE, journal_of, load_run
 from harness.records.writer import LOCK
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +24,7 @@ COMMANDS = {
     "allocate": ["allocate", *SCHEMES, "--windows", "3", "--budget", "5"],
 }
 AT = {
-    "a measured window": (loop, "save_arrays"),
+    "a measured window": (loop, "save_window"),
     "a scored window": (journal, "append"),
 }
 

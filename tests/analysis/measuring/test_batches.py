@@ -8,7 +8,7 @@ import torch
 
 from analysis.measuring import channel_statistics, errors, loop, sensitivity
 from harness.caches.rebuilt import rebuilt
-from harness.records.measurement import Measurement, load_measurement, measured_arrays, save_measurement
+from harness.records.measurement import Measurement, load_measurement, measured_arrays, save_measurement, window_file
 from harness.records.writing import load_arrays
 from schemes import kernels, parse_scheme
 
@@ -98,7 +98,7 @@ def test_batches_are_cut_from_the_windows_that_are_left(subject, options, tmp_pa
     record, whole = measured("errors", options, subject, "3", tmp_path / "run")
     save_measurement(Measurement(**{**record.model_dump(), "status": "running"}), tmp_path / "run")
     for window in (subject.windows[0], subject.windows[2]):
-        loop.window_file(tmp_path / "run", "errors", window.index).unlink()
+        (tmp_path / "run" / window_file("errors", window.index)).unlink()
     said = []
     _, again = measured("errors", options, subject, "3", tmp_path / "run", on_note=said.append)
     assert [text.split("  ")[0] for text in said] == ["windows 1, 3 of 3"]

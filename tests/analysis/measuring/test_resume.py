@@ -20,7 +20,7 @@ def killed_after_a_window(monkeypatch):
 
     def killed(kind, options, subject):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "save_arrays", after(loop.save_arrays, KeyboardInterrupt))
+            patch.setattr(loop, "save_window", after(loop.save_window, KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 MEASUREMENTS[kind](options, subject)
 

@@ -15,7 +15,8 @@ from analysis.reading.cells import gather_cells
 from analysis.reading.draws import DRAWS, interval_of, kendall, signs
 from analysis.reading.grids import grid_of
 from harness import statistics
-from harness.records.run import NoiseFloor, save_run
+from harness.records.run import NoiseFloor
+from harness.records.run_folder import save_run
 from harness.records.sweep import CellRecord, Sweep, save_sweep
 from schemes.errors import UserError
 

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.reading import racing
 from analysis.reading.racing import Standing, loses_more, race, rounds
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 
 MARKS = rounds(16)
 RECORD = Path(__file__).parents[3] / "results/decoding-h100/stepwise-16"

@@ -22,7 +22,7 @@ from harness.caches.scheme import SchemeCache
 from harness.comparison import compare
 from harness.failures import failures
 from harness.protocols import fill_live, prefill
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 from harness.runner import Progress
 from schemes import parse_scheme
 

@@ -11,7 +11,8 @@ from harness import settings as settings_module
 from harness.comparison import compare
 from harness.records import provenance
 from harness.records.provenance import commit, open_folder
-from harness.records.run import RUN_FILE, Settings, load_run, save_run
+from harness.records.run import Settings
+from harness.records.run_folder import RUN_FILE, load_run, save_run
 from harness.settings import settings_of
 
 ROOT = Path(provenance.__file__).parents[2]
@@ -99,7 +100,7 @@ def test_a_run_does_not_go_on_under_other_code(subject, options, monkeypatch, re
     monkeypatch.setattr(settings_module, "commit", lambda: "1" * 40)
     run, folder = compare(["int8:group_size=16"], options, subject=subject)
     assert (run.commit, run.settings.commit, run.settings.measures) == ("1" * 40, "1" * 40, provenance.MEASURES)
-    run.status, run.windows = "running", run.windows[:1]
+    run.status, run.windows, run.batches = "running", run.windows[:1], [1]
     save_run(run, folder)
     monkeypatch.setattr(settings_module, field, (lambda: "2" * 40) if field == "commit" else provenance.MEASURES + 1)
     with refused(f"holds another run \\(it differs in {name}\\)"):

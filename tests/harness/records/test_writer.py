@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.comparison import compare
-from harness.records.run import load_run
+from harness.records.run_folder import load_run
 from harness.records.writer import OURS, WRITER, writing
 from schemes.errors import UserError
 

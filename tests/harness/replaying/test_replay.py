@@ -10,8 +10,9 @@ from transformers import DynamicCache
 
 from harness import ReplayOptions, replay
 from harness.options import Options
-from harness.records.replay import Sampling, load_replay, load_sampled
-from harness.records.run import load_run, load_tokens
+from harness.records.replay import SAMPLED_FILE, Sampling, load_replay, load_texts
+from harness.records.run_folder import load_run
+from harness.records.tokens import load_tokens
 from harness.replaying import sums
 from harness.replaying.free_run import compared
 from harness.replaying.prompts import load_prompts
@@ -53,7 +54,7 @@ def windows(ids, length=40):
 def test_exact_by_steps_is_one_forward_within_the_floor(done, loaded):
     """And the losses are those of the sampled text in one ordinary forward, at the positions said."""
     record, folder = done
-    ids = torch.from_numpy(load_sampled(folder))
+    ids = torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
     assert ids.shape == (3, 40 + 24 + 1)
     whole = loaded.model(ids).logits[:, 40:-1].double().log_softmax(-1)
     expected = -whole.gather(2, ids[:, 41:, None])[..., 0]

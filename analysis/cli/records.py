@@ -1,0 +1,70 @@
+"""Commands about records themselves, without a model: verify and merge."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from analysis.cli.ending import USER_ERROR
+from analysis.cli.flags import Format
+from analysis.cli.starting import note, say
+from schemes.errors import UserError
+
+records = typer.Typer()
+
+
+@records.command()
+def verify(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="folders; all records in and below them are checked")
+    ],
+    format: Annotated[Literal["table", "json"], typer.Option("--format", help="of the result on stdout")] = "table",
+) -> int:
+    """Is every record as it was written? By its hashes and by the sums of its tokens; says what is damaged, by file."""
+    from harness.records.verify import verify as verified
+
+    found = [one for folder in runs for one in verified(folder)]
+    if format == "json":
+        rows = [{**asdict(one), "file": str(one.file)} for one in found]
+        print(json.dumps(rows, indent=1))
+    else:
+        for one in found:
+            state = "damaged" if one.damage else "whole" if one.hashed else "readable, from before records had hashes"
+            say(
+                f"{one.file}: {state}" + (f" ({one.holds})" if one.holds else ""), *(f"  {line}" for line in one.damage)
+            )
+    damaged, older = sum(bool(one.damage) for one in found), sum(not one.hashed for one in found)
+    rest = f", {older} without hashes" if older else ""
+    note(f"{len(found)} records: {damaged or 'none'} damaged{rest}")
+    return USER_ERROR if damaged else 0
+
+
+@records.command()
+def merge(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="run folders of the same model, text and protocol")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="folder of the run that they are joined to")],
+    format: Format = "table",
+) -> int:
+    """Join runs: of other schemes on the same windows, or of other windows by the same schemes."""
+    from analysis.cli.runs import keep_summary, report_failures, show_run
+    from harness.merging import Part, merged
+    from harness.records.provenance import empty_folder
+    from harness.records.run_folder import load_run
+    from harness.records.writer import writing
+
+    if len(runs) < 2:
+        raise UserError(f"merge joins runs, and {runs[0]} is one: name two or more")
+    parts = [Part(load_run(folder), folder) for folder in runs]
+    empty_folder(out)
+    with writing(out, wait=False):
+        run = merged(parts, out, shlex.join(["kvdelta", *sys.argv[1:]]))
+        keep_summary(run, out)
+    note(f"record: {out}")
+    show_run(run, out, format)
+    return report_failures(run)

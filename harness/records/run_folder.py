@@ -1,0 +1,148 @@
+"""The folder of a run: run.json, its journal, and the files of its tokens; read so that what is damaged is named.
+
+While a run goes, run.json is as it was when it began or went on, and what each batch adds is a line of the journal beside it, run.journal.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.records import hashes, journal, tokens
+from harness.records.record import not_as_written, of_kind, read_content, save_record
+from harness.records.run import Entry, Run, WindowRecord
+from schemes.errors import UserError
+from schemes.given import parse_json
+
+RUN_FILE = "run.json"
+RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")  # of which several may lie in a folder
+NAMED = 3  # windows of a message
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A run without its windows that are damaged. lost: of each what is wrong, in words. record: other files that are."""
+
+    run: Run
+    lost: list[str] = field(default_factory=list)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder, or those in it where it holds a comparison by several protocols: in the order in which they were asked for
+    as far as one can tell, two-pass first, then long steps before short ones. Those in its folders, where it is a sweep's."""
+    if os.path.isfile(folder / RUN_FILE):  # False too where the system refuses the name
+        return [folder]
+    found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")] or [
+        one.parent for one in folder.glob(f"*/*/{RUN_FILE}")
+    ]
+    steps = {one: one.name.removeprefix("stepwise-") for one in found}
+    return sorted(found, key=lambda one: (one.parent, -int(steps[one]) if steps[one].isdecimal() else -math.inf)) or [
+        folder
+    ]
+
+
+def save_run(run: Run, folder: Path, file: str = RUN_FILE) -> None:
+    """All of it, so that the journal is not needed any more."""
+    save_record(run, folder / file)
+    journal_of(folder, file).unlink(missing_ok=True)
+
+
+def journal_of(folder: Path, file: str = RUN_FILE) -> Path:
+    return (folder / file).with_suffix(".journal")
+
+
+def entries_of(folder: Path, file: str = RUN_FILE) -> list[Entry]:
+    """What the journal has; UserError where it is another version's."""
+    path = journal_of(folder, file)
+    try:
+        return [Entry.model_validate(parse_json(line)) for line in journal.read(path)]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and its windows are scored again"
+        ) from None
+
+
+def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
+    """Read a run folder; UserError where there is none, or where anything in it is damaged. A row whose sums are not finite has failed;
+    older records do not say so."""
+    found = load_whole(folder, file)
+    if found.lost:
+        named = "; ".join(found.lost[:NAMED]) + (f"; and {len(found.lost) - NAMED} more" * (len(found.lost) > NAMED))
+        raise UserError(
+            f"{Path(folder) / file} is damaged: {named}. The command that made it scores these windows again and keeps the rest; "
+            f"kvdelta verify {folder} names all"
+        )
+    return found.run
+
+
+def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
+    """What is whole of a run folder. UserError where that cannot be known, since run.json itself, its windows aside, is damaged."""
+    folder, path = Path(folder), Path(folder) / file
+    content = read_content(folder, file)
+    changed, wrong = hashes.damaged(content)
+    if changed:
+        raise not_as_written(path)
+    lost = [f"{_named(content['windows'][i])} is not as it was written" for i in wrong]
+    content["windows"] = [one for i, one in enumerate(content.get("windows", [])) if i not in set(wrong)]
+    run = of_kind(path, content, Run)
+    if run.status != "complete":
+        _add_entries(run, entries_of(folder, file))
+    _check(run, path, len(run.windows) + len(lost))
+    for window in run.windows if tokens.has_tokens(folder) else ():
+        if reason := tokens.damage(folder, window):
+            lost.append(f"window {window.index}: {reason}")
+            run.windows = [one for one in run.windows if one is not window]
+    for i, contender in enumerate(run.contenders):
+        bad = [w.index for w in run.windows if not all(map(math.isfinite, (w.nll[i], w.kl[i], w.probability[i])))]
+        if bad and contender.error is None:
+            contender.error = f"NaN or infinite losses or KL in window {bad[0]}"
+    return Damaged(run, lost)
+
+
+def _named(window: object) -> str:
+    index = window.get("index") if isinstance(window, dict) else None
+    return f"window {index}" if isinstance(index, int) else "a window"
+
+
+def _add_entries(run: Run, entries: Sequence[Entry]) -> None:
+    have = {window.index for window in run.windows}
+    for entry in entries:
+        if have & {window.index for window in entry.windows}:  # saved in run.json when the run was ended
+            continue
+        if not run.batches:
+            run.batches = [1] * len(run.windows)
+        run.windows += entry.windows
+        run.batches.append(len(entry.windows))
+        run.batch, run.audit, run.noise_floor = entry.batch, entry.audit, entry.noise_floor
+        run.contenders = run.contenders if entry.contenders is None else entry.contenders
+
+
+def _check(run: Run, path: Path, windows: int) -> None:
+    """UserError where parts of a record do not fit each other. windows: how many it should have, those that are damaged too."""
+    indices = [window.index for window in run.windows]
+    wrong = None
+    if len(set(indices)) < len(indices) or not set(indices) <= set(run.settings.windows):
+        wrong = "it has a window twice, or one that its settings do not name"
+    elif run.batches and sum(run.batches) != windows:
+        wrong = f"its batches are of {sum(run.batches)} windows, and there are {windows}"
+    elif any(not _fits(window, run) for window in run.windows):
+        wrong = "a window has not a figure for each of its schemes, or one that cannot be"
+    if wrong:
+        raise UserError(f"{path} is not a run record: {wrong}")
+
+
+def _fits(window: WindowRecord, run: Run) -> bool:
+    rows, count = len(run.contenders), window.count
+    counts = [window.top1, window.key_pairs, window.value_pairs, window.pairs]
+    series = [window.nll, window.kl, window.probability, *counts, *([window.tvd] if window.tvd else [])]
+    return (
+        {len(one) for one in series} == {rows}
+        and count == run.settings.score_length - 1
+        and all(0 <= agrees <= count for agrees in window.top1)
+        and all(
+            0 <= read <= pairs
+            for side in (window.key_pairs, window.value_pairs)
+            for read, pairs in zip(side, window.pairs, strict=True)
+        )
+    )

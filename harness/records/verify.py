@@ -1,0 +1,71 @@
+"""Is every record in a folder as it was written? Checked by its hashes and by the sums of its tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.records import hashes
+from harness.records.bench import BENCH_FILE, Bench
+from harness.records.measurement import Measurement, has_window
+from harness.records.recommendation import RECOMMENDATION_FILE, Recommendation
+from harness.records.record import Record, read_content, read_record
+from harness.records.replay import REPLAY_FILE, Replay
+from harness.records.run import Header
+from harness.records.run_folder import RUN_FILE, load_whole
+from harness.records.sweep import SWEEP_FILE, Sweep
+from harness.records.tokens import has_tokens
+from schemes.errors import UserError
+
+KINDS: dict[str, type[Record]] = {
+    "outliers.json": Measurement,
+    "errors.json": Measurement,
+    "sensitivity.json": Measurement,
+    REPLAY_FILE: Replay,
+    SWEEP_FILE: Sweep,
+    BENCH_FILE: Bench,
+    RECOMMENDATION_FILE: Recommendation,
+}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Of one record. holds: what was checked, in words. damage: what is wrong, a line each. hashed: whether it has hashes."""
+
+    file: Path
+    holds: str = ""
+    hashed: bool = True
+    damage: list[str] = field(default_factory=list)
+
+
+def verify(folder: Path) -> Iterator[Verified]:
+    """Every record in a folder and below it. UserError where there is none."""
+    found = sorted(path for path in folder.rglob("*.json") if path.name in (RUN_FILE, *KINDS))
+    if not found:
+        raise UserError(f"{folder} holds no record: none of {', '.join((RUN_FILE, *KINDS))}, in it or below it")
+    for path in found:
+        try:
+            yield _run(path) if path.name == RUN_FILE else _other(path)
+        except UserError as error:
+            yield Verified(path, damage=[str(error)])
+
+
+def _run(path: Path) -> Verified:
+    found = load_whole(path.parent)
+    run = found.run
+    kept = "sums recomputed from its tokens" if has_tokens(path.parent) else "its tokens were not kept"
+    count = f"{len(run.windows) + len(found.lost)} of {len(run.settings.windows)} windows"
+    return Verified(path, f"{len(run.contenders)} schemes, {count}, {run.status}; {kept}", _hashed(path), found.lost)
+
+
+def _other(path: Path) -> Verified:
+    record = read_record(path.parent, path.name, KINDS[path.name])
+    files = record.files if isinstance(record, Header) else {}
+    damage = [f"{name}: {why}" for name, why in hashes.damaged_files(path.parent, files).items()]
+    if isinstance(record, Measurement):
+        unknown = [window for window in record.settings.windows if not has_window(record, path.parent, window)]
+        damage += [f"window {window} is not whole" for window in unknown if record.status == "complete" and not damage]
+    return Verified(path, f"{len(files)} files beside it" if files else "", _hashed(path), damage)
+
+
+def _hashed(path: Path) -> bool:
+    return bool(read_content(path.parent, path.name).get(hashes.HASH))
