@@ -1,0 +1,24 @@
+"""Our cache, with schemes of every kind, does all that transformers asks of one."""
+
+import json
+
+import pytest
+
+from harness.caches.scheme import SchemeCache
+from harness.conformance import checks
+from harness.conformance.models import model_of
+from schemes import parse_scheme
+
+SCHEMES = ["exact", "int4", "kivi2:layers=all", "hqq4", "hadamard(asym2)", "@map.json"]
+
+
+@pytest.fixture(autouse=True)
+def layer_map(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "map.json").write_text(json.dumps({"layers": {"1": "int8"}, "default": "kivi2"}))
+
+
+@pytest.mark.parametrize("spec", SCHEMES)
+@pytest.mark.parametrize("check", checks, ids=str)
+def test_scheme_cache(check, spec):
+    assert check(lambda config: SchemeCache.for_model(parse_scheme(spec), model_of(config))).passed
