@@ -1,0 +1,126 @@
+"""Runs are joined to what one run of all would have been, or refused with the field in which they differ."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.comparison import compare
+from harness.merging import Part, merged
+from harness.records import tokens
+from harness.records.record import save_record
+from harness.records.run_folder import RUN_FILE, load_run
+
+A, B = "int8:group_size=16", "asym2:group_size=16"
+
+
+@pytest.fixture
+def made(subject, options, tmp_path):
+    """A run of schemes on some of the windows, in a folder of its own."""
+
+    def make(name, schemes, windows=(0, 1, 2), **changed):
+        some = replace(subject, windows=[subject.windows[i] for i in windows])
+        return Part(*compare(schemes, replace(options, out=str(tmp_path / name), **changed), subject=some))
+
+    return make
+
+
+def alike(run, other):
+    """But for the command."""
+    assert run.model_copy(update={"command": ""}) == other.model_copy(update={"command": ""})
+
+
+def test_schemes_are_added(made, tmp_path):
+    run = merged([made("a", [A]), made("b", [B])], tmp_path / "out", "kvdelta merge a b --out out")
+    both = made("both", [A, B])
+    alike(run, both.run)
+    assert load_run(tmp_path / "out") == run
+    for window in run.windows:
+        one, other = (tokens.load_tokens(folder, window.index) for folder in (tmp_path / "out", both.folder))
+        assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_windows_are_added(made, tmp_path):
+    """But for the noise floor, which is of the first windows, and what a batch was."""
+    parts = [made("a", [A, B], (0, 2)), made("b", [A, B], (1,))]
+    run, whole = merged(parts, tmp_path / "out", "x"), made("both", [A, B]).run
+    assert run.windows == whole.windows
+    assert (run.settings, run.audit, run.contenders) == (whole.settings, whole.audit, whole.contenders)
+    assert run.noise_floor.routes == parts[0].run.noise_floor.routes
+    assert run.noise_floor.delta_nll < parts[0].run.noise_floor.delta_nll
+    assert load_run(tmp_path / "out") == run
+
+
+def test_schemes_and_windows_are_added(made, tmp_path):
+    parts = [made("a", [A], (0, 1)), made("b", [B], (0, 1)), made("c", [A, B], (2,))]
+    run = merged(parts, tmp_path / "out", "x")
+    assert run.windows == made("both", [A, B]).run.windows
+
+
+def test_a_merged_run_is_the_run_of_its_settings(made, tmp_path):
+    """The command of all finds it complete."""
+    merged([made("a", [A]), made("b", [B])], tmp_path / "both", "x")
+    before = (tmp_path / "both" / RUN_FILE).stat().st_mtime_ns
+    made("both", [A, B])
+    assert (tmp_path / "both" / RUN_FILE).stat().st_mtime_ns == before
+
+
+def test_runs_without_tokens_are_merged(made, tmp_path):
+    a, b = made("a", [A]), made("b", [B])
+    for path in (a.folder / "tokens").iterdir():
+        path.unlink()
+    (a.folder / "tokens").rmdir()
+    run = merged([Part(load_run(a.folder), a.folder), b], tmp_path / "out", "x")
+    assert [window.nll for window in run.windows] == [window.nll for window in made("both", [A, B]).run.windows]
+    assert not tokens.has_tokens(tmp_path / "out")
+    assert load_run(tmp_path / "out") == run
+
+
+def test_what_does_not_fit_is_refused(made, tmp_path, refused):
+    out = tmp_path / "out"
+    a = made("a", [A])
+    with refused(r"a and .*seed are runs of different settings .* \(seed: 0 and 1\)"):
+        merged([a, made("seed", [B], seed=1)], out, "x")
+    with refused(r"\(protocol: two-pass and stepwise; step: None and 8\)"):
+        merged([a, made("steps", [B], protocol="stepwise", step=8)], out, "x")
+    index = a.run.windows[1].index
+    with refused(f"share 2 windows, such as {a.run.windows[0].index}, and not all"):
+        merged([a, made("some", [A], (0, 1))], out, "x")
+    with refused("has no figures for 1 windows of .*c, such as"):
+        merged([made("b", [A, B], (0, 1)), made("c", [A], (2,))], out, "x")
+    other = made("other", [B])
+    other.run.windows[1].nll[0] += 1e-9
+    with refused(rf"the losses of exact in window {index} are .* cannot stand in one table"):
+        merged([a, other], out, "x")
+    other.run.windows[1].nll[0] -= 1e-9
+    other.run.status = "running"
+    with refused("other is not complete: give the command that made it again"):
+        merged([a, other], out, "x")
+    assert not out.exists()
+
+
+def test_the_command_says_what_it_made(kvdelta, made, tmp_path, capsys):
+    made("a", [A]), made("b", [B])
+    code, out, err = kvdelta("merge", "a", "b", "--out", "both")
+    assert code == 0
+    assert "record: both" in err
+    assert [word for line in out.splitlines() for word in line.split()[:1] if word in ("exact", A, B)] == [
+        "exact",
+        A,
+        B,
+    ]
+    assert load_run(tmp_path / "both").command == "kvdelta merge a b --out both"
+    code, out, err = kvdelta("merge", "a", "b", "--out", "both")
+    assert (code, err) == (2, "kvdelta: both is not empty; choose another folder with --out\n")
+    code, out, err = kvdelta("merge", "a", "--out", "c")
+    assert (code, err) == (2, "kvdelta: merge joins runs, and a is one: name two or more\n")
+    code, out, err = kvdelta("verify", "both")
+    assert (code, err) == (0, "checked: 1, damaged: 0\n")
+    assert out == "both/run.json: whole (3 schemes, 3 of 3 windows, complete; sums recomputed from its tokens)\n"
+    run = load_run("both")
+    run.windows[0].nll[1] += 1
+    save_record(run, Path("both") / RUN_FILE)
+    code, out, err = kvdelta("verify", "a", "both")
+    assert (code, err) == (2, "checked: 2, damaged: 1\n")
+    assert "both/run.json: damaged" in out
+    assert f"\n  window {run.windows[0].index}: its sums are not those of tokens/" in out
