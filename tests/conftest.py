@@ -76,12 +76,16 @@ def tiny_config(**changes):
     return LlamaConfig(**{**TINY, **SHARP, **changes})
 
 
-@pytest.fixture(scope="session")
-def model():
+def tiny_model():
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
     return LlamaForCausalLM(tiny_config()).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return tiny_model()
 
 
 def tiny_tokens():
