@@ -11,6 +11,7 @@ import typer
 from analysis.cli.ending import ROW_FAILED
 from analysis.cli.flags import Format
 from analysis.cli.starting import note, say
+from analysis.reading.escaping import markdown, printable
 
 checking = typer.Typer()
 
@@ -32,8 +33,8 @@ def check_cache(
         list[str],
         typer.Argument(
             metavar="CACHE…",
-            help="module:factory or 'module:factory(window=64)', where factory(model.config, …) makes a cache; or what --scheme "
-            "takes, such as kivi4 or hf-hqq:bits=4",
+            help="module:factory or 'module:factory(window=64)', where factory(model.config, …) makes a cache; what --scheme takes "
+            "elsewhere, such as kivi4 or hf-hqq:bits=4; DynamicCache or StaticCache",
         ),
     ],
     format: Format = "table",
@@ -82,7 +83,8 @@ def _show(rows: Sequence[Row], caches: Sequence[str], format: str) -> None:
         for row in rows:
             by_check.setdefault(row.check, []).append(row.outcome)
         show_table("", (["check", *caches], [[check, *outcomes] for check, outcomes in by_check.items()]), format)
-        say("", *_reasons(rows), format=format)
+        reasons = _reasons(rows)
+        print("", *(f"- {markdown(line)}" if format == "md" else printable(line) for line in reasons), sep="\n")
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:

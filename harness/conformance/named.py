@@ -1,7 +1,9 @@
-"""A cache by name: "module:factory", or a spec, of a scheme or of one of transformers' own."""
+"""A cache by name: "module:factory", a spec, of a scheme or of one of transformers' own, or the name of an exact one of those."""
 
 import re
 from typing import Any
+
+from transformers import DynamicCache, StaticCache
 
 from harness.caches.contenders import contender_of
 from harness.caches.factory import load_factory
@@ -10,12 +12,16 @@ from harness.conformance.outcome import Factory, apart, said
 from schemes.errors import UserError
 
 _FACTORY = re.compile(r"\s*[\w.]+:\w+\s*(\(|$)")  # a spec has "=" behind what follows its colon
+STOCK: dict[str, Factory] = {
+    "DynamicCache": lambda config: DynamicCache(config=config),
+    "StaticCache": lambda config: StaticCache(config=config, max_cache_len=LONGEST),
+}
 ASKED = ("update", "get_seq_length", "get_mask_sizes")
 
 
 def cache_named(name: str) -> Factory:
     """The factory of a cache, tried once. UserError where there is none, or where it gives no fresh cache."""
-    factory = _of_module(name) if _FACTORY.match(name) else _of_spec(name)
+    factory = STOCK.get(name) or (_of_module(name) if _FACTORY.match(name) else _of_spec(name))
     _try(factory, name)
     return factory
 

@@ -1,6 +1,7 @@
 """A check of a cache, and how it ends: pass, fail, refused, or does not apply."""
 
 import linecache
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ Factory = Callable[[Any], Any]
 Ending = Literal["pass", "fail", "refused", "does not apply"]
 
 LONGEST = 240  # characters of a reason
+TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 class Wrong(Exception):
@@ -42,7 +44,8 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        return self.ending == "pass"
+        """Whether it does all that it was asked for, be it that there is nothing to ask."""
+        return self.ending in ("pass", "does not apply")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def said(error: BaseException) -> str:
     """The words of an error in one line, not too long."""
     try:
         words = " ".join(one_line(error).split())
-    except Exception:  # a user's error may not even have words
+    except (Exception, SystemExit):  # a user's error may not even have words
         words = "(no words)"
     return words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
 
@@ -112,4 +115,5 @@ def _on_purpose(error: BaseException) -> bool:
         trace = trace.tb_next
     if trace is None or not isinstance(error, NotImplementedError | ValueError):
         return False
-    return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).lstrip().startswith("raise ")
+    file = trace.tb_frame.f_code.co_filename
+    return not file.startswith(TORCH) and linecache.getline(file, trace.tb_lineno).lstrip().startswith("raise ")

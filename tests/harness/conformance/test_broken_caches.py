@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from harness.caches.scheme import SchemeCache
 from harness.conformance import checks
@@ -14,6 +15,13 @@ from schemes import parse_scheme
 class Exact(DynamicCache):
     def __init__(self, config):
         super().__init__(config=config)
+
+    def reset(self):
+        super().reset()
+        for layer in self.layers:
+            if type(layer) is DynamicLayer:  # transformers 5.17 leaves zeros where tokens were
+                layer.keys = layer.values = None
+                layer.is_initialized = False
 
 
 class Lossy(SchemeCache):
@@ -35,9 +43,11 @@ class LengthOfAll(Exact):
 
 
 class MaskOfOneLayer(Exact):
+    """Of long texts."""
+
     def get_mask_sizes(self, query_length, layer_idx):
         length, offset = super().get_mask_sizes(query_length, layer_idx)
-        return length + layer_idx, offset
+        return length + (layer_idx == 1 and length > 300), offset
 
 
 def crops_nothing(base):
@@ -172,11 +182,11 @@ class LeavesAPart(Exact):
             layer.codes = torch.zeros(100, dtype=torch.uint8)
 
 
-class FullLayersAlone(DynamicCache):
+class FullLayersAlone(Exact):
     """Layers that are made when asked for, without a look at the config."""
 
     def __init__(self, config):
-        super().__init__()
+        DynamicCache.__init__(self)
 
 
 class Hides(Exact):

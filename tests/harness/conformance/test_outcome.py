@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
@@ -55,8 +56,24 @@ def test_what_says_that_it_cannot_be_cropped_may_raise_anything():
     assert outcome.why == "is_croppable is False; crop(-7) raises IndexError: too many indices"
 
 
+def test_where_there_is_nothing_to_ask():
+    """Layers that are none of transformers' kind cannot be offloaded one by one; what is behind an array is not counted."""
+
+    class Behind(DynamicCache):
+        def __init__(self, config):
+            inner = DynamicCache(config=config)
+            self.layers, self.inner, self.codes = [], inner, np.zeros(3)
+            for name in ("update", "get_seq_length", "get_mask_sizes", "reset"):
+                setattr(self, name, getattr(inner, name))
+
+    for name, why in (("offload", "it has no layers"), ("memory held", "it holds a ndarray, which cannot be counted")):
+        outcome = CHECKS[name](Behind)
+        assert (outcome.ending, outcome.passed) == ("does not apply", True)
+        assert outcome.why.startswith(why)
+
+
 def test_generate_refuses_in_its_own_words():
-    outcome = CHECKS["prompt lookup"](raising(NotImplementedError(), says_so=True))
+    outcome = CHECKS["prompt lookup"](raising(NotImplementedError("no crop"), says_so=True))
     assert outcome.ending == "refused"
     assert "crop" in outcome.why
 
@@ -72,7 +89,11 @@ def test_an_error_that_nobody_meant_is_no_refusal():
         def crop(self, tokens_to_remove):
             (self.one,) = 1, 2
 
-    for kind in (OnMeta, Unpacks):
+    class Splits(DynamicCache):
+        def crop(self, tokens_to_remove):
+            torch.einsum("ij")  # a ValueError that torch raises in Python
+
+    for kind in (OnMeta, Unpacks, Splits):
         outcome = CHECKS["crop"](lambda config, kind=kind: kind(config=config))
         assert (outcome.ending, outcome.why.split(":")[0][:7]) == ("fail", "raises "), outcome
 
