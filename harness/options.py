@@ -23,6 +23,7 @@ class Options:
 
     model: str | None = _flag(None, "hub id, local folder or GGUF file; default: the packaged SmolLM2-135M-Instruct")
     revision: str | None = _flag(None, "revision of a hub id")
+    trust_remote_code: bool = _flag(False, "run the Python code that a model brings, as transformers would")
     text: str | None = _flag(
         None, "wikitext-2, python-stdlib (code), a text file, JSON lines of chats, or wikipedia-excerpt (the default)"
     )

@@ -1,5 +1,6 @@
 """Files of calibrated schemes: tensors in safetensors, and beside them, as JSON, what they were made of."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from torch import Tensor
 from schemes.errors import UserError
 from schemes.given import parse_json, read_bytes
 from schemes.references import digest_of, reference, split_reference
+
+HASH = "sha256"
 
 
 @dataclass(frozen=True, init=False)
@@ -71,10 +74,20 @@ def read(file: CalibrationFile) -> Calibration:
         raise UserError(f"{file.path} is no calibration: {error}") from None
     if not isinstance(facts, dict) or "text" not in facts:
         raise UserError(f"{facts_path(file.path)} does not say what the calibration was made of")
+    if facts.pop(HASH, None) not in (None, _hash_of(stored, facts)):  # none in older files
+        raise UserError(
+            f"the calibration {file.path} is not as it was written, or {facts_path(file.path).name} beside it: make it again"
+        )
     return Calibration(tensors, facts)
 
 
 def as_bytes(calibration: Calibration) -> tuple[bytes, bytes]:
-    """The content of the two files."""
-    facts = json.dumps(calibration.facts, indent=1, ensure_ascii=False) + "\n"
-    return save({name: tensor.contiguous() for name, tensor in calibration.tensors.items()}), facts.encode()
+    """The content of the two files; the JSON has a hash of both."""
+    stored = save({name: tensor.contiguous() for name, tensor in calibration.tensors.items()})
+    facts = {**calibration.facts, HASH: _hash_of(stored, calibration.facts)}
+    return stored, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _hash_of(stored: bytes, facts: Mapping[str, Any]) -> str:
+    said = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(hashlib.sha256(stored).digest() + said.encode()).hexdigest()

@@ -41,11 +41,12 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's weights go, and as what."""
+    """Where a model's weights go, and as what. trusted: whether code that it brings is run."""
 
     device: str | torch.device
     dtype: torch.dtype
     device_map: str | None
+    trusted: bool = False
 
 
 def _to_stderr(message: str) -> None:
@@ -59,14 +60,16 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     device_map: str | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = _to_stderr,
 ) -> LoadedModel:
     """Load a hub id (with `revision`), a local folder or a GGUF file; None is the packaged default.
 
-    device_map: how transformers spreads the layers over devices, in place of `device`.
+    device_map: how transformers spreads the layers over devices, in place of `device`. trust_remote_code: run the Python code that a
+    hub model or a folder brings; without it such a model is refused.
     Raises ModelError where it cannot be had (what was tried) or is no decoder-only model with a KV cache.
     """
-    place = Place(device, dtype, device_map)
+    place = Place(device, dtype, device_map, trust_remote_code)
     if name is None:
         _refuse_revision(revision, "the packaged default")
         folder = packaged_folder(progress)
@@ -89,7 +92,7 @@ def load_model(
             )
         base = path.resolve().name
         loaded = _load(str(path), None, base, {"kind": "folder", "id": base}, place)
-        loaded.source["sha256"] = _folder_sha256(path)
+        loaded.source["sha256"] = _folder_sha256(path, trust_remote_code)
         return loaded
     if path.is_file():
         raise ModelError(f'"{name}" is neither a model folder nor a GGUF file (*.gguf)')
@@ -121,18 +124,18 @@ def _load(
     # trust_remote_code: unset, transformers asks on the terminal whether to run the model's own code
     with quiet(progress_bars=source["kind"] == "hub"):
         try:
-            config = AutoConfig.from_pretrained(where, trust_remote_code=False, **pinned)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=place.trusted, **pinned)
         except Exception as error:
             raise _unavailable(name, pinned, error) from error
-        _refuse_unsupported(config, name)
+        _refuse_unsupported(config, name, place.trusted)
         if pinned:  # a branch may move between the config and the weights; its commit does not
             pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **pinned)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=place.trusted, **pinned)
             spread = {"device_map": place.device_map} if place.device_map else {}
             # Any: transformers declares one return value, and two come with output_loading_info.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=place.dtype, output_loading_info=True, trust_remote_code=False,
+                where, dtype=place.dtype, output_loading_info=True, trust_remote_code=place.trusted,
                 use_safetensors=True, **spread, **pinned,
             )  # fmt: skip
             model, report = loaded
@@ -144,6 +147,8 @@ def _load(
             f"{min(report['missing_keys'])}; it would be scored with random numbers in their place; {OTHER_MODEL}"
         )
     source |= {"architecture": type(model).__name__}
+    if place.trusted and _own_code(config):
+        source |= {"code": "its own"}
     if pinned:
         source |= pinned
     model = model.eval().requires_grad_(False)
@@ -160,15 +165,24 @@ def _load(
 def _unavailable(name: str, pinned: dict[str, Any], error: Exception) -> ModelError:
     tried = f'the model hub (revision "{pinned["revision"]}")' if pinned else "the local files"
     advice = "check the id, the revision and the network" if pinned else "check the files"
+    if "trust_remote_code" in str(error):
+        advice = "it brings Python code of its own: read that, and give --trust-remote-code where you want it run"
     return ModelError(
         f'model "{name}" cannot be loaded; tried {tried}: {one_line(error)}; {advice}, '
         "or leave --model out for the packaged default"
     )
 
 
-def _refuse_unsupported(config: Any, name: str) -> None:
+def _own_code(config: Any) -> str | None:
+    """The class of Python code that a model brings for itself, and names in its config."""
+    return (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+
+
+def _refuse_unsupported(config: Any, name: str, trusted: bool) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if trusted and _own_code(config):
+        return
     if getattr(config, "is_encoder_decoder", False):
         reason = "is an encoder-decoder model"
     elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -178,10 +192,14 @@ def _refuse_unsupported(config: Any, name: str) -> None:
     raise ModelError(f'"{name}" ({config.model_type}) {reason}; kvdelta needs a decoder-only model; {OTHER_MODEL}')
 
 
-def _folder_sha256(folder: Path) -> str:
-    """One hash over config.json and the weight files, names included."""
+def _folder_sha256(folder: Path, code: bool) -> str:
+    """One hash over config.json, the weight files and, where it is run, the code, names included."""
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+    for path in [
+        folder / "config.json",
+        *sorted(folder.glob("*.safetensors")),
+        *(sorted(folder.glob("*.py")) if code else []),
+    ]:
         digest.update(f"{path.name}\0{remembered_sha256(path)}\n".encode())
     return digest.hexdigest()
 

@@ -47,7 +47,12 @@ def load_named(options: Options) -> LoadedModel:
     device = own_device(pick_device(options.device))
     dtype = pick_dtype(options.dtype, device)
     return load_model(
-        options.model, revision=options.revision, device=device, dtype=dtype, device_map=options.device_map
+        options.model,
+        revision=options.revision,
+        device=device,
+        dtype=dtype,
+        device_map=options.device_map,
+        trust_remote_code=options.trust_remote_code,
     )
 
 

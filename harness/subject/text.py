@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,14 +56,12 @@ def tokenize(text: Text, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
     else:
         key = hashlib.sha256(content.encode())
         key.update(_fingerprint(tokenizer))
-        path = cache_folder() / "tokens" / f"{key.hexdigest()[:32]}.npy"
-        try:
-            ids = np.load(path)
-        except (OSError, ValueError, EOFError):  # not there, or not readable: made again
+        path = cache_folder() / "tokens" / f"{key.hexdigest()[:32]}.ids"
+        ids = _cached_ids(path)
+        if ids is None:
             ids = _encode(content, tokenizer)
-            buffer = io.BytesIO()
-            np.save(buffer, ids)
-            _cache(path, buffer.getvalue())
+            stored = ids.astype("<i4").tobytes()
+            _cache(path, hashlib.sha256(stored).digest() + stored)
     if ids.size == 0:
         raise TextError(f'the text "{text.name}" gives 0 tokens; give one with words in it')
     return torch.from_numpy(ids.astype(np.int64))
@@ -85,6 +82,16 @@ def _encode(content: str, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     # verbose=False: a text is longer than the model's positions on purpose, windows are cut from it.
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     return np.asarray(ids, dtype=np.int32)
+
+
+def _cached_ids(path: Path) -> np.ndarray | None:
+    """None where they are not there, or not as they were written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    sha256, stored = content[:32], content[32:]
+    return np.frombuffer(stored, dtype="<i4") if hashlib.sha256(stored).digest() == sha256 else None
 
 
 def _fingerprint(tokenizer: "PreTrainedTokenizerBase") -> bytes:

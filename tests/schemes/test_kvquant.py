@@ -9,7 +9,7 @@ import torch
 
 from schemes import Place, TokenStore, parse_scheme
 from schemes.calibrated_values import without_outliers
-from schemes.calibration_file import Calibration, CalibrationFile, as_bytes, facts_path
+from schemes.calibration_file import Calibration, CalibrationFile, as_bytes, facts_path, read
 from schemes.errors import UserError
 from schemes.families.kvquant import calibrate
 from schemes.levels import weighted_levels
@@ -60,6 +60,22 @@ def bound(spec, side):
     scheme = parse_scheme(spec)
     rule = scheme.sides[side]
     return replace(rule, quantizer=rule.quantizer.bind(Place(0, side, Turning(), rule.sink_tokens)))
+
+
+@pytest.mark.parametrize("place", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("which", ["tensors", "facts"])
+def test_a_calibration_with_a_flipped_bit_is_refused(tmp_path, which, place, refused):
+    """Though nobody gave its hash: in the numbers of a file, and in a digit of what it says."""
+    path = written(tmp_path / "three.safetensors")
+    damaged = path if which == "tensors" else facts_path(path)
+    content = bytearray(damaged.read_bytes())
+    at = int(place * len(content))
+    if which == "facts":
+        at = next(i for i in range(at, -1, -1) if chr(content[i]).isalnum())
+    content[at] ^= 1
+    damaged.write_bytes(content)
+    with refused("not as it was written, or three.json beside it: make it again|is no calibration"):
+        read(CalibrationFile(str(path)))
 
 
 # a calibration is for one width, and its levels have no scale to bound an error by

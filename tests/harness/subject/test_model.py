@@ -102,6 +102,26 @@ class TestFolder:
         with refused("pickled weights .* alone, which can run code"):
             load_model(str(folder))
 
+    def test_a_models_own_code_is_run_where_it_is_trusted_alone(self, folder, tmp_path, refused):
+        ran = tmp_path / "ran"
+        (folder / "own.py").write_text(
+            "from transformers import LlamaConfig, LlamaForCausalLM\n"
+            f"open({str(ran)!r}, 'w').close()\n"
+            "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+            "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        )
+        config = json.loads((folder / "config.json").read_text())
+        own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+        (folder / "config.json").write_text(json.dumps(config | own))
+        with refused("it brings Python code of its own: read that, and give --trust-remote-code"):
+            load_model(str(folder))
+        assert not ran.exists()
+        loaded = load_model(str(folder), trust_remote_code=True)
+        assert ran.exists()
+        assert (loaded.source["architecture"], loaded.source["code"]) == ("Own", "its own")
+        (folder / "own.py").write_text((folder / "own.py").read_text() + "# changed\n")
+        assert load_model(str(folder), trust_remote_code=True).source["sha256"] != loaded.source["sha256"]
+
     def test_without_tokenizer(self, folder, refused):
         for path in folder.glob("tokenizer*"):
             path.unlink()

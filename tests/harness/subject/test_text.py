@@ -140,9 +140,11 @@ class TestTokenize:
 
     def test_damaged_cache_is_made_again(self, cache, monkeypatch):
         monkeypatch.setattr(text_module, "SLOW_TEXT", 3)
-        for content in (b"", b"\x93NUMPY", b"what is this"):
-            tokenize(Text("t", "a b", {}), word_tokenizer("a", "b"))
-            (path,) = (cache / "tokens").iterdir()
+        tokenize(Text("t", "a b", {}), word_tokenizer("a", "b"))
+        (path,) = (cache / "tokens").iterdir()
+        whole = path.read_bytes()
+        flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(len(whole))]
+        for content in (b"", b"what is this", whole[:-1], whole + b"x", *flipped):
             path.write_bytes(content)
             assert tokenize(Text("t", "a b", {}), word_tokenizer("a", "b")).tolist() == [2, 3]
 
