@@ -139,7 +139,8 @@ def _iq4_nl(x: Blocks, rule: Rule) -> tuple[Codes, Each]:
     first = torch.bucketize(scaled, bounds, right=True)  # of two equally near levels ggml takes the upper
     level, weight = level_table(_LEVELS, x.device)[first], x.square()
     scale = (weight * level * x).sum(-1, keepdim=True) / (weight * level.square()).sum(-1, keepdim=True)
-    stored = torch.where(start == 0, 0.0, scale).half().float()
+    scale = torch.where(scale.isfinite(), scale, start)  # squares beyond float32, or under it
+    stored = stored_offset(torch.where(start == 0, 0.0, scale)).float()
     return first.to(torch.uint8) if rule == "first" else nearest(x * _inverse(stored), _LEVELS), stored
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,25 @@ def read_bytes(path: str | Path, kind: str) -> bytes:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """ValueError for what is no JSON, what is nested deeper than can be read, and a name that stands twice in an object."""
+    """ValueError for what is no JSON, what is nested deeper than can be read, a name that stands twice in an object, and half a
+    character, which no file takes."""
+    text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
     try:
-        return json.loads(content, object_pairs_hook=_once)
+        parsed = json.loads(text, object_pairs_hook=_once)
+        if _MAY_BE_HALF.search(text):
+            json.dumps(parsed, ensure_ascii=False).encode()
+        return parsed
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
+_MAY_BE_HALF = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f'"{twice}" stands twice in one object')
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{json.dumps(name)} stands twice in one object")
+        found[name] = value
     return found

@@ -16,6 +16,7 @@ from schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
 from schemes.errors import UserError
 
 TILE = 4096  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
+MOST = 1000  # iterations; after some twenty no zero moves
 WORTH_LEAVING_OUT = 0.8  # groups that settled are left out once fewer than this share still moves
 
 Rows = Float[Tensor, "groups group"]
@@ -53,6 +54,9 @@ class HalfQuadratic:
         """The zero of each group with the least mean |x − x̂| among all steps; groups independent."""
         size = TILE if groups.device.type == "cpu" else max(1, len(groups))
         best = torch.empty_like(zero)
+        groups = (
+            groups.contiguous()
+        )  # else a sum's order would depend on whether groups are left out, and so on other rows
         for first in range(0, len(groups), size):
             tile = slice(first, first + size)
             self._solve_tile(groups[tile], inverse[tile, None], zero[tile, None], best[tile])
@@ -161,8 +165,8 @@ class GroupSolver(ZeroSolver):
 
 def check_steps(iters: int, p: float, beta: float) -> None:
     """UserError for settings without a meaning."""
-    if iters < 1:
-        raise UserError(f"iters={iters}: the solver makes at least 1 iteration")
+    if not 1 <= iters <= MOST:
+        raise UserError(f"iters={iters}: the solver makes at least 1 iteration, and at most {MOST}")
     if not 0 < p <= 1:
         raise UserError(f"p={p}: the norm of the error has 0 < p ≤ 1")
     if not 0 < beta < float("inf"):

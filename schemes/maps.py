@@ -6,6 +6,7 @@ have rules for layers of its own (exact_first_layers, another map): they go on i
 "token_sha256": …}], with whatever else is to be known of each.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -23,6 +24,7 @@ Within = frozenset[Path]  # maps that are being read
 Parse = Callable[[str], Scheme]
 
 MOST_LAYERS = 10_000  # of any model: a typing error is not a list of a billion layers
+DEEPEST = 16  # maps in maps
 KEYS = {"default", "layers", "fitted_on"}
 TEXT_FIELDS = ("name", "sha256", "token_sha256")
 
@@ -51,8 +53,11 @@ def read(spec: str, parse: Callable[[str, Within], Scheme], within: Within) -> S
     here = Path(path).resolve()
     if here in within:
         raise UserError(f"scheme {spec!r}: the map names itself, which has no end")
+    if len(within) == DEEPEST:
+        raise UserError(f"scheme {spec!r}: maps name maps {DEEPEST} deep at most")
     with_files: dict[str, str] = {}
 
+    @functools.cache  # maps that name maps several times each would be read times without end
     def parsed(inner: str) -> Scheme:
         scheme = parse(inner, within | {here})
         if scheme.name != scheme.identity:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -85,6 +86,10 @@ def _parse(spec: str, within: maps.Within) -> Scheme:
     if spec.count("(") > DEEPEST:
         raise UserError(
             f"scheme {spec[:40]!r}… has {spec.count('(')} parentheses, and wrappers nest {DEEPEST} deep at most"
+        )
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in spec):
+        raise UserError(
+            f"scheme {spec!r}: a spec is one line of text, without control characters; a file with such a name must be renamed"
         )
     if spec.startswith("@"):
         return maps.read(spec, _parse, within)

@@ -63,10 +63,11 @@ class Scheme:
         is given.
         """
         named = [index if index >= 0 else index + layers for index, _ in self.layers]
-        rules = {index: self.for_layer(index, layers) for index in named}
-        unknown = [
-            i for i, scheme in rules.items() if i not in stored and (scheme.quantized_sides or not 0 <= i < layers)
-        ]
+        beyond = [
+            i for i in named if not 0 <= i < layers
+        ]  # there may be thousands, each with thousands of rules before it
+        rules = {} if beyond else {index: self.for_layer(index, layers) for index in named}
+        unknown = beyond or [i for i, scheme in rules.items() if i not in stored and scheme.quantized_sides]
         if unknown:
             raise UserError(
                 f"scheme {self.name} names layer {unknown[0]}, which the model has not, or not among those with the kind of "
