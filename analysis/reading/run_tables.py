@@ -157,8 +157,20 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
     if settings.until_se is not None:
         lines += [run.ended] if run.ended else []
         lines.append(_looked(stopping.looks(settings)))
+    lines += _few(len(run.windows))
     lines += overlap(settings.model_copy(update={"windows": run.scored}))
     return lines + _layers(run)
+
+
+def _few(windows: int) -> list[str]:
+    """The smallest p of the two-sided sign-flip test of n windows is 2/2^n: under 5 % from 6 on."""
+    if windows >= FEW_WINDOWS:
+        return []
+    how_many = f"only {windows} windows" if windows > 1 else "only one window"
+    return [
+        f"{how_many}: an interval rests on differences being normal, which so few cannot show (the sign-flip test reaches "
+        f"p < 0.05 from {FEW_WINDOWS} on); give more with --windows"
+    ]
 
 
 def _layers(run: Run) -> list[str]:
@@ -201,6 +213,8 @@ def _looked(looks: list[int]) -> str:
         f"all {len(looks)} looks together (Bonferroni, {each:.1f} % each)"
     )
 
+
+FEW_WINDOWS = 6
 
 TWO_PASS = """Two passes: the suffix's own tokens are exact, and attention looks mostly at near ones, so decoding costs more, and not every
 row alike: --protocol two-pass --protocol stepwise --step 16 shows both."""

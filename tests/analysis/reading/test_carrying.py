@@ -15,6 +15,7 @@ from analysis.reading.cells import gather_cells
 from analysis.reading.draws import DRAWS, interval_of, kendall, signs
 from analysis.reading.grids import grid_of
 from harness import statistics
+from harness.records.hashes import hashed
 from harness.records.run import NoiseFloor
 from harness.records.run_folder import save_run
 from harness.records.sweep import CellRecord, Sweep, save_sweep
@@ -67,7 +68,7 @@ def drop_int8(folder):
     for window in content["windows"]:
         for name in ("nll", "kl", "top1", "probability", "key_pairs", "value_pairs", "pairs"):
             del window[name][1]
-    (folder / "run.json").write_text(json.dumps(content))
+    (folder / "run.json").write_text(json.dumps(hashed(content)))
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_cells_with_the_same_windows_are_drawn_together(cell):
         content["settings"]["window_length"], content["settings"]["score_length"] = prefix + 11, 11
         for window in content["windows"]:
             window["start"] += 29 - prefix
-        (folder / "run.json").write_text(json.dumps(content))
+        (folder / "run.json").write_text(json.dumps(hashed(content)))
     grid = grid_of(gather_cells([shallow, deep])[0])
     carried = Carried(grid)
     assert carried.agreement[0].paired
@@ -223,7 +224,7 @@ def test_a_scheme_calibrated_on_each_model_is_one_scheme(cell):
         content = json.loads((folder / "run.json").read_text())
         content["settings"]["model"]["id"] = model
         content["contenders"][1]["name"] = f"kvquant:bits=4,calibration=file#{digest}"
-        (folder / "run.json").write_text(json.dumps(content))
+        (folder / "run.json").write_text(json.dumps(hashed(content)))
         return folder
 
     one, other = calibrated("prose", "one", "11111111"), calibrated("code", "other", "22222222")
@@ -237,7 +238,7 @@ def test_a_scheme_that_failed_somewhere_is_named_and_never_chosen(cell):
     folders = [cell(name, losses) for name, losses in LOSSES.items()]
     content = json.loads((folders[1] / "run.json").read_text())
     content["contenders"][1]["error"] = "it fell over"
-    (folders[1] / "run.json").write_text(json.dumps(content))
+    (folders[1] / "run.json").write_text(json.dumps(hashed(content)))
     carried = Carried(grid_of(gather_cells(folders)[0]))
     assert (carried.fails[0].scheme, carried.fails[0].cell, carried.fails[0].why) == ("int8", "code", "it fell over")
     assert [row.scheme for row in carried.regret([16])] == ["int4"]
@@ -284,7 +285,7 @@ class TestCellsThatDoNotCompare:
         folders = [cell(name, losses) for name, losses in LOSSES.items()]
         content = json.loads((folders[0] / "run.json").read_text())
         content["contenders"][0] |= {"label": "int8", "name": "symmetric:bits=8", "lossless": False}
-        (folders[0] / "run.json").write_text(json.dumps(content))
+        (folders[0] / "run.json").write_text(json.dumps(hashed(content)))
         with refused("prose has int8 as its baseline where the others have exact; score it again"):
             grid_of(gather_cells(folders)[0])
 
@@ -307,8 +308,8 @@ class TestCellsThatDoNotCompare:
 
     def test_what_is_not_complete_is_left_out_and_said(self, cell):
         folders = [cell(name, losses) for name, losses in LOSSES.items()]
-        content = (folders[0] / "run.json").read_text()
-        (folders[0] / "run.json").write_text(content.replace('"complete"', '"running"'))
+        content = json.loads((folders[0] / "run.json").read_text())
+        (folders[0] / "run.json").write_text(json.dumps(hashed({**content, "status": "running"})))
         said = []
         cells, _ = gather_cells(folders, said.append)
         assert len(cells) == 1

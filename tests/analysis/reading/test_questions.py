@@ -13,6 +13,7 @@ from analysis.reading import agreement, questions
 from analysis.reading.joined import check_joins, gather
 from analysis.reading.questions import questions_of
 from harness.comparison import compare
+from harness.records.hashes import hashed
 
 from ..rows import GRID
 
@@ -95,7 +96,7 @@ def edited(folder, **changes):
     path = Path(folder) / "errors.json"
     content = json.loads(path.read_text())
     content["settings"] |= changes
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(hashed(content)))
 
 
 def refusal(folders, names=("run", "errors")):
@@ -148,5 +149,5 @@ def test_nothing_to_relate(folders, tmp_path):
     with pytest.raises(ValueError, match="holds no record: none of run"):
         gather([tmp_path])
     path = Path(folders["errors"]) / "errors.json"
-    path.write_text(path.read_text().replace('"complete"', '"running"'))
+    path.write_text(json.dumps(hashed({**json.loads(path.read_text()), "status": "running"})))
     assert "is not complete; give its command again" in refusal(folders)

@@ -124,3 +124,11 @@ def test_p_values_are_not_printed_beyond_belief():
 )
 def test_no_sign_on_what_rounds_to_zero(value, text):
     assert tables.signed(value, 4) == text
+
+
+@pytest.mark.parametrize("windows", [1, 3, 5, 6])
+def test_few_windows_are_said_to_be_few(run, windows):
+    """The sign-flip test of n windows has no p under 2/2^n, and 2/2^6 is the first under 5 %."""
+    run.windows = [run.windows[0].model_copy(update={"index": i}) for i in range(windows)]
+    said = [line for line in run_tables.heading(run) if line.startswith("only ")]
+    assert len(said) == (2 / 2**windows >= 0.05)
