@@ -3,9 +3,10 @@ RUN = .venv/bin/
 
 # transformers versions that kvdelta works with: the oldest, those where it changed what a cache is asked, the newest
 VERSIONS = 5.17.0 5.23.0 5.24.0
+FUZZ_SECONDS ?= 60
 NO_MODEL = -m "not real_model" tests/harness tests/analysis
 
-.PHONY: demo test check check-versions $(VERSIONS:%=check-version-%) clean
+.PHONY: demo test check fuzz check-versions $(VERSIONS:%=check-version-%) clean
 
 demo: .venv/demo ## compare the default schemes on the packaged model and text
 	$(RUN)kvdelta compare --windows 8
@@ -18,6 +19,9 @@ check: .venv/dev ## what continuous integration runs: lint, types, tests
 	$(RUN)ruff format --check .
 	$(RUN)pyright --pythonpath $(RUN)python
 	$(MAKE) test
+
+fuzz: .venv/fuzz ## a fuzzer's inputs through all that reads specs, maps and records, FUZZ_SECONDS each
+	$(RUN)python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 check-versions: $(VERSIONS:%=check-version-%) ## the tests that need no packaged model, with each of these transformers
 
