@@ -54,9 +54,8 @@ class HalfQuadratic:
         """The zero of each group with the least mean |x − x̂| among all steps; groups independent."""
         size = TILE if groups.device.type == "cpu" else max(1, len(groups))
         best = torch.empty_like(zero)
-        groups = (
-            groups.contiguous()
-        )  # else a sum's order would depend on whether groups are left out, and so on other rows
+        # else the order of a sum would depend on whether groups are left out, and so on other rows
+        groups = groups.contiguous()
         for first in range(0, len(groups), size):
             tile = slice(first, first + size)
             self._solve_tile(groups[tile], inverse[tile, None], zero[tile, None], best[tile])

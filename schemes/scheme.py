@@ -63,9 +63,8 @@ class Scheme:
         is given.
         """
         named = [index if index >= 0 else index + layers for index, _ in self.layers]
-        beyond = [
-            i for i in named if not 0 <= i < layers
-        ]  # there may be thousands, each with thousands of rules before it
+        # looked for first: a map may name thousands, each with thousands of rules before it
+        beyond = [i for i in named if not 0 <= i < layers]
         rules = {} if beyond else {index: self.for_layer(index, layers) for index in named}
         unknown = beyond or [i for i, scheme in rules.items() if i not in stored and scheme.quantized_sides]
         if unknown:

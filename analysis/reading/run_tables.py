@@ -168,8 +168,8 @@ def _few(windows: int) -> list[str]:
         return []
     how_many = f"only {windows} windows" if windows > 1 else "only one window"
     return [
-        f"{how_many}: an interval rests on differences being normal, which so few cannot show (the sign-flip test reaches "
-        f"p < 0.05 from {FEW_WINDOWS} on); give more with --windows"
+        f"{how_many}: too few to show that differences are normal, which the interval assumes; give {FEW_WINDOWS} or more "
+        "(--windows)"
     ]
 
 
