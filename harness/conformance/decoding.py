@@ -17,7 +17,7 @@ from harness.subject.forward import cache_keyword, forward
 
 NEW = 20  # tokens generated
 SEED = 3
-CLOSE = 1e-3  # of a sum of log-probabilities: float32, in forwards of other shapes
+CLOSE = 0.05  # of a sum of log-probabilities: forwards of other shapes differ in last bits, which may move a code
 
 Tokens = Int64[Tensor, "rows _"]
 Logits = Float[Tensor, "rows vocabulary"]

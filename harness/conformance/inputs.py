@@ -17,6 +17,7 @@ from harness.subject.forward import forward
 
 PADS = 90
 ROUNDING = 1e-3  # of the largest logit, in float32: other kernels under another mask
+MOVED = 1e-2  # the same, where a last bit may move a code
 UNEVEN = ((1, 1, 1, 62, 1), (31, 2, 32, 63, 1), (127, 2, 1, 5), (129, 128, 3, 1))
 """Tokens of forward after forward."""
 
@@ -75,7 +76,7 @@ def _left_padding(factory: Factory) -> str:
         )
     if not rows_apart(factory):
         return "pads are masked; rows are stored together, so a row is not as it is alone"
-    if (off := _off(found[:1], _in_two(model, factory(model.config), tokens[:1]))) > ROUNDING:
+    if (off := _off(found[:1], _in_two(model, factory(model.config), tokens[:1]))) > MOVED:
         raise Wrong(f"row without pads: expected its logits alone, got some {off:.1%} away")
     return "pads are masked, and the row without is as it is alone"
 
