@@ -56,7 +56,7 @@ def read_content(folder: str | Path, name: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a run record: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}; this kvdelta reads version {SCHEMA_VERSION}")
+        raise UserError(f"{path} has schema version {version!r}; this kvdelta reads version {SCHEMA_VERSION}")
     return content
 
 

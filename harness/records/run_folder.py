@@ -84,7 +84,8 @@ def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
     if changed:
         raise not_as_written(path)
     lost = [f"{_named(content['windows'][i])} is not as it was written" for i in wrong]
-    content["windows"] = [one for i, one in enumerate(content.get("windows", [])) if i not in set(wrong)]
+    if lost:
+        content["windows"] = [one for i, one in enumerate(content["windows"]) if i not in set(wrong)]
     run = of_kind(path, content, Run)
     if run.status != "complete":
         _add_entries(run, entries_of(folder, file))

@@ -30,6 +30,7 @@ from harness.records.replay import (
     save_texts,
 )  # fmt: skip
 from harness.records.run import Run
+from harness.records.run_folder import load_whole
 from harness.records.tokens import load_tokens
 from harness.records.writer import holding
 from harness.replaying import sums
@@ -83,7 +84,7 @@ def replay(
             record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
             save_replay(record, folder)
         if record.status == "complete":
-            if not (wrong := damaged_files(folder, record.files)):
+            if not (wrong := _damage(folder, record)):
                 on_note(f"{folder} holds this replay already, complete; its record is printed again")
                 return record, folder
             on_note(f"{folder} is damaged, and made whole again: {', '.join(wrong)}")
@@ -120,6 +121,15 @@ def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contend
         )
     for contender in contenders:
         contender.check(loaded.model, how.prompt_length)
+
+
+def _damage(folder: Path, record: Replay) -> list[str]:
+    """What is not as it was written, of the texts and of the runs that the sums are from."""
+    runs = [folder / name for name in (STEPS, ONE_FORWARD) if (folder / name).is_dir()]
+    return [
+        *damaged_files(folder, record.files),
+        *(f"{run.name}: {one}" for run in runs for one in load_whole(run).lost),
+    ]
 
 
 def _kept_exact(contender: Contender, how: ReplayOptions) -> str:

@@ -1,11 +1,15 @@
 """A measurement that goes on checks again; that it ends as a whole one does is in tests/analysis/cli/test_resume.py."""
 
+import numpy as np
 import pytest
 
 from analysis.measuring import loop
 from analysis.measuring.errors import measure_errors
 from analysis.measuring.sensitivity import measure_sensitivity
 from harness.ablation import SharedSuffix
+from harness.records.measurement import load_measurement, measured_arrays, window_file
+from harness.records.verify import verify
+from schemes.errors import UserError
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16"]
 MEASUREMENTS = {
@@ -61,3 +65,31 @@ def test_a_continued_errors_run_checks_captured_attention_again(
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", other)
     with refused("layer 0 of tiny attends in a way.*cannot be captured"):
         measure_errors(SPECS, options, subject)
+
+
+def flip(path, place=-40):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_a_damaged_window_is_named_and_measured_again(subject, options, kind):
+    record, folder = MEASUREMENTS[kind](options, subject)
+    whole = measured_arrays(folder, record)
+    path = folder / window_file(kind, record.settings.windows[1])
+    others = [folder / window_file(kind, window) for window in record.settings.windows[::2]]
+    before = [other.stat().st_mtime_ns for other in others]
+    flip(path)
+    with pytest.raises(UserError, match=f"{path.name} cannot be read: it is not as it was written"):
+        measured_arrays(folder, load_measurement(folder, kind))
+    (found,) = verify(folder)
+    assert found.damage == [f"{kind}/{path.name}: it is not as it was written"]
+    again, _ = MEASUREMENTS[kind](options, subject)
+    assert again == record == load_measurement(folder, kind)
+    for name, array in measured_arrays(folder, again).items():
+        np.testing.assert_array_equal(array, whole[name])
+    assert [other.stat().st_mtime_ns for other in others] == before
+    flip(folder / f"{kind}.json", 300)
+    with pytest.raises(UserError):
+        MEASUREMENTS[kind](options, subject)

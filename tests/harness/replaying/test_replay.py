@@ -13,6 +13,7 @@ from harness.options import Options
 from harness.records.replay import SAMPLED_FILE, Sampling, load_replay, load_texts
 from harness.records.run_folder import load_run
 from harness.records.tokens import load_tokens
+from harness.records.verify import verify
 from harness.replaying import sums
 from harness.replaying.free_run import compared
 from harness.replaying.prompts import load_prompts
@@ -239,3 +240,18 @@ def test_bad_input(refused, changes, message):
 def test_prompts_longer_than_the_positions(loaded, prompts, refused, tmp_path):
     with refused("prompts of 500 tokens and 24 after them, with the first, take 525 positions, the model has 512"):
         replay(SPECS, Options(device="cpu"), replace(HOW, prompts=prompts, prompt_length=500), loaded=loaded)
+
+
+def test_damage_of_a_replay_is_named_and_made_whole(done, loaded, prompts, tmp_path):
+    """In the text that was sampled, and in the tokens of a run that its sums are from."""
+    record, folder = done
+    options = Options(device="cpu", out=str(folder))
+    window = next((folder / "stepwise" / "tokens").iterdir())
+    for path, named in ((folder / SAMPLED_FILE, "replay.json"), (window, "stepwise/run.json")):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert [str(one.file.relative_to(folder)) for one in verify(folder) if one.damage] == [named]
+        again, _ = replay(SPECS, options, replace(HOW, prompts=prompts), loaded=loaded)
+        assert again == record
+        assert not [one for one in verify(folder) if one.damage]
