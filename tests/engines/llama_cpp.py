@@ -282,15 +282,22 @@ PAIRED = ("llama",)
 """Architectures whose keys GGUF files have with the two channels of a RoPE pair side by side; others as transformers has them."""
 
 
+AGAIN = ", jittered"
+JITTER = 1e-5
+"""Relative, of each number before it is written: what sums in another order may make of it some layers up."""
+
+
 def our_rows(cell: Cell, paired: bool, between: bool) -> Iterable[str]:
     """two-pass, step 16 and step 1 (in one forward whose tokens meet themselves exactly) are this project's rows; matched is what
-    llama.cpp does. between: also what leads from one to the other, one thing at a time: over an exact prefill; with queries as they
-    come; with channels in transformers' order; and matched with the prefix in forwards of 512, which differs by rounding alone."""
-    yield from ("two-pass", "step 16", "step 1", "matched")
-    if between:
-        yield from ("matched, exact prefill", "matched, exact queries", "matched, forwards of 512")
-        if paired:
-            yield "matched, other order"
+    llama.cpp does. between: instead, what leads from one to the other, one thing at a time: over an exact prefill; with queries as
+    they come; with channels in transformers' order; and matched with JITTER, which says how far two runs of one rule may be apart, since a number at
+    a boundary between two codes gets the one or the other."""
+    if not between:
+        yield from ("two-pass", "step 16", "step 1", "matched")
+        return
+    yield from ("matched, exact prefill", "matched, exact queries", f"matched{AGAIN}")
+    if paired:
+        yield "matched, other order"
 
 
 def tokens(args: argparse.Namespace) -> None:
@@ -359,7 +366,8 @@ def ours(args: argparse.Namespace) -> None:
                 ordered = paired and row not in ("step 1", "matched, other order")  # schemes have transformers' order
                 f16_as = "f32" if row == "step 1" else "f16"  # and as it came what llama.cpp stores as f16
                 types = [type.replace("f16", f16_as) for type in (cell.key, cell.value)]
-                cache: Any = MatchedCache(config, *types, rotated=cell.rotated, paired=ordered)
+                jitter = JITTER if row.endswith(AGAIN) else 0
+                cache: Any = MatchedCache(config, *types, rotated=cell.rotated, paired=ordered, jitter=jitter)
                 around: Any = nullcontext()
                 if row == "step 1":
                     around = exact_own_token(model, cache)
@@ -371,8 +379,7 @@ def ours(args: argparse.Namespace) -> None:
                     cache.written(prefilled)
                 with around:
                     if row.startswith("matched") and row != "matched, exact prefill":
-                        for chunk in window.prefix.split(512 if row == "matched, forwards of 512" else prefix, dim=1):
-                            fill_live(model, chunk, cache)
+                        fill_live(model, window.prefix, cache)
                     logits = suffix_logits(model, cache, suffix, 16 if row == "step 16" else None)
                 scores = reference.score(logits, batch.targets)
                 collect(collected, f"{cell.name}, {row}", scores.nll[0].numpy(), scores.kl[0].numpy())
@@ -384,45 +391,72 @@ def ours(args: argparse.Namespace) -> None:
 
 
 def loaded_rows(path: str) -> tuple[dict[str, str], Rows]:
-    with np.load(path) as file:
-        rows = {key: file[key] for key in file.files if key != "meta"}
-        return json.loads(str(file["meta"])), rows
+    """paths, joined by commas, of the same tokens: what they have together, of a row the longer. SystemExit: exact runs that differ."""
+    meta: dict[str, str] = {}
+    rows: Rows = {}
+    for one in path.split(","):
+        with np.load(one) as file:
+            meta = json.loads(str(file["meta"])) | meta
+            for key in file.files:
+                if key == "meta":
+                    continue
+                common = min(len(file[key]), len(rows[key])) if key in rows else 0
+                if key == f"nll {EXACT}" and not np.allclose(file[key][:common], rows.get(key, file[key])[:common]):
+                    raise SystemExit(f"{one}: another exact run than that of the files before it")
+                if not common or len(file[key]) > common:
+                    rows[key] = file[key]
+    return meta, rows
+
+
+UNITS = 7
+"""Of a window of 511 scored tokens: 73 tokens each."""
 
 
 def figures(rows: Rows, row: str, windows: int) -> dict[str, float]:
-    """ΔNLL from the file's own exact run with its standard error over windows, and mean KL."""
+    """ΔNLL from the file's own exact run with its standard error, and mean KL."""
+    delta = _mean_of_units(token_deltas(rows, row, windows))
+    kl = rows[f"kl {row}"][:windows].astype(np.float64)
+    return {"windows": len(kl), "delta": delta.delta, "se": delta.se, "kl": float(kl.mean())}
+
+
+def _mean_of_units(deltas: np.ndarray) -> Any:
+    """The mean with its interval. A few windows have none worth the name: the units are UNITS pieces of a window, where it has
+    so many tokens. Its error is too small where tokens further apart than that are correlated."""
     from harness.statistics import paired_delta
 
-    a, b, counts = _sums(rows, row, windows)
-    delta = paired_delta(a, b, counts)
-    return {"delta": delta.delta, "se": delta.se, "kl": float(rows[f"kl {row}"][:windows].astype(np.float64).mean())}
-
-
-def _sums(rows: Rows, row: str, windows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    a, b = (rows[f"nll {name}"][:windows].astype(np.float64) for name in (row, EXACT))
-    return a.sum(axis=1), b.sum(axis=1), np.full(len(a), a.shape[1])
+    pieces = deltas.reshape(-1, deltas.shape[1] // UNITS) if deltas.shape[1] % UNITS == 0 else deltas
+    return paired_delta(pieces.sum(axis=1), np.zeros(len(pieces)), np.full(len(pieces), pieces.shape[1]))
 
 
 def token_deltas(rows: Rows, row: str, windows: int) -> np.ndarray:
-    """[windows, scored], float64, nats."""
-    return rows[f"nll {row}"][:windows].astype(np.float64) - rows[f"nll {EXACT}"][:windows]
+    """[windows that the row has, scored], float64, nats."""
+    some = rows[f"nll {row}"][:windows].astype(np.float64)
+    return some - rows[f"nll {EXACT}"][: len(some)]
 
 
 def against(theirs: Rows, row: str, mine: Rows, my_row: str, windows: int) -> dict[str, float]:
-    """What the engine loses more than ours, with its 95 % interval over windows; the correlation of the differences over tokens;
-    the ratio of mean KL."""
-    from harness.statistics import paired_delta
-
-    a, b = token_deltas(theirs, row, windows), token_deltas(mine, my_row, windows)
-    more = paired_delta(a.sum(axis=1), b.sum(axis=1), np.full(len(a), a.shape[1]))
-    kl, my_kl = (one[f"kl {name}"][:windows].astype(np.float64).mean() for one, name in ((theirs, row), (mine, my_row)))
+    """What the engine loses more than ours, with its 95 % interval; the correlation of the differences over tokens, and of the
+    logarithms of KL; the ratio of mean KL. Over the windows that both rows have."""
+    both = min(windows, len(theirs[f"nll {row}"]), len(mine[f"nll {my_row}"]))
+    a, b = token_deltas(theirs, row, both), token_deltas(mine, my_row, both)
+    more = _mean_of_units(a - b)
+    kl, my_kl = (one[f"kl {name}"][:both].astype(np.float64) for one, name in ((theirs, row), (mine, my_row)))
     return {
+        "windows": both,
         "more": more.delta,
         "low": more.low,
         "high": more.high,
-        "correlation": float(np.corrcoef(a.ravel(), b.ravel())[0, 1]),
-        "kl_ratio": float(kl / my_kl),
+        "correlation": _correlation(a, b),
+        "log_kl_correlation": _correlation(np.log(kl + 1e-9), np.log(my_kl + 1e-9)),
+        "kl_ratio": float(kl.mean() / my_kl.mean()),
+        "kl_more": (kl_more := _mean_of_units(kl - my_kl)).delta,
+        "kl_low": kl_more.low,
+        "kl_high": kl_more.high,
     }
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if a.std() and b.std() else float("nan")
 
 
 def names(rows: Rows) -> list[str]:
@@ -430,33 +464,33 @@ def names(rows: Rows) -> list[str]:
 
 
 def joined(mine: tuple[dict[str, str], Rows], engines: Sequence[tuple[dict[str, str], Rows]]) -> dict[str, Any]:
-    """The summary of `table`: every row of every file, and for each cell the engine beside our matched rows.
+    """The summary of `table`: every row of every file, and for each cell the engine beside our rows.
 
     ValueError: files of other tokens."""
     meta, rows = mine
     for other, _ in engines:
         if other["tokens_sha256"] != meta["tokens_sha256"]:
             raise ValueError("the files are of other tokens")
-    windows = min(len(one[f"nll {EXACT}"]) for one in (rows, *(file for _, file in engines)))
-    scored = rows[f"nll {EXACT}"].shape[1]
+    every = len(rows[f"nll {EXACT}"])
     summary: dict[str, Any] = {
-        "windows": windows,
-        "scored": scored,
-        "ours": {"meta": meta, "exact_nll": _mean(rows, windows)},
+        "scored_a_window": rows[f"nll {EXACT}"].shape[1],
+        "ours": {"meta": meta, "exact_nll": _mean(rows, every)},
         "engines": [],
     }
-    summary["ours"]["rows"] = {row: figures(rows, row, windows) for row in names(rows) if row != EXACT}
+    summary["ours"]["rows"] = {row: figures(rows, row, every) for row in names(rows) if row != EXACT}
     for other, file in engines:
-        exact, my_exact = file[f"nll {EXACT}"][:windows].astype(np.float64), rows[f"nll {EXACT}"][:windows]
+        both = min(every, len(file[f"nll {EXACT}"]))
+        exact, my_exact = file[f"nll {EXACT}"][:both].astype(np.float64), rows[f"nll {EXACT}"][:both]
         one: dict[str, Any] = {
             "meta": other,
-            "exact_nll": _mean(file, windows),
+            "exact_nll": _mean(file, both),
             "exact_from_ours": {
+                "windows": both,
                 "mean": float((exact - my_exact).mean()),
                 "rms": float(np.sqrt(((exact - my_exact) ** 2).mean())),
-                "correlation": float(np.corrcoef(exact.ravel(), my_exact.ravel())[0, 1]),
+                "correlation": _correlation(exact, my_exact),
             },
-            "rows": {row: figures(file, row, windows) for row in names(file) if row != EXACT},
+            "rows": {row: figures(file, row, both) for row in names(file) if row != EXACT},
             "against": {},
         }
         for row in names(file):
@@ -464,9 +498,13 @@ def joined(mine: tuple[dict[str, str], Rows], engines: Sequence[tuple[dict[str, 
             mine_here = [name for name in names(rows) if name.startswith(f"{cell}, ")]
             if mine_here:
                 one["against"][row] = {
-                    name.removeprefix(f"{cell}, "): against(file, row, rows, name, windows) for name in mine_here
+                    name.removeprefix(f"{cell}, "): against(file, row, rows, name, both) for name in mine_here
                 }
         summary["engines"].append(one)
+    again = [row for row in names(rows) if row.endswith(AGAIN)]
+    summary["ours"]["again"] = {
+        row.split(",")[0]: against(rows, row, rows, row.removesuffix(AGAIN), every) for row in again
+    }
     return summary
 
 
@@ -477,35 +515,36 @@ def _mean(rows: Rows, windows: int) -> float:
 def written_out(summary: dict[str, Any]) -> Iterable[str]:
     """Lines of Markdown."""
     my_rows = summary["ours"]["rows"]
-    yield f"{summary['windows']} windows of {summary['scored']} scored tokens; exact NLL {summary['ours']['exact_nll']:.5f}"
+    yield f"windows of {summary['scored_a_window']} scored tokens; exact NLL {summary['ours']['exact_nll']:.5f}"
     for one in summary["engines"]:
         off = one["exact_from_ours"]
         yield ""
         yield (
             f"{one['meta']['gguf']}: exact NLL {one['exact_nll']:.5f}, a token {off['rms']:.2g} (rms) from ours, "
-            f"correlation {off['correlation']:.7f}"
+            f"correlation {off['correlation']:.7f}, {off['windows']} windows"
         )
         yield ""
-        yield "| K/V | llama.cpp | KL | matched | KL | engine − matched [95 %] | r | two passes | step 16 |"
-        yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+        yield "| K/V | windows | llama.cpp | KL | ours | ΔNLL | KL | engine − ours [95 %] | KL: engine − ours [95 %] | KL ratio | r ΔNLL | r log KL |"
+        yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|"
         for row, theirs in one["rows"].items():
-            cell = row.split(",")[0]
-            cells = [row, f"{theirs['delta']:+.5f} ± {theirs['se']:.5f}", f"{theirs['kl']:.2g}"]
-            matched = my_rows.get(f"{cell}, matched")
-            if matched:
-                beside = one["against"][row]["matched"]
-                cells += [
-                    f"{matched['delta']:+.5f} ± {matched['se']:.5f}",
-                    f"{matched['kl']:.2g}",
-                    f"{beside['more']:+.5f} [{beside['low']:+.5f}, {beside['high']:+.5f}]",
-                    f"{beside['correlation']:.4f}",
-                    *(_short(my_rows.get(f"{cell}, {protocol}")) for protocol in ("two-pass", "step 16")),
-                ]
-            yield "| " + " | ".join([*cells, *[""] * (9 - len(cells))]) + " |"
-
-
-def _short(row: dict[str, float] | None) -> str:
-    return "" if row is None else f"{row['delta']:+.5f} ± {row['se']:.5f}, KL {row['kl']:.2g}"
+            head = f"| {row} | {theirs['windows']} | {theirs['delta']:+.5f} ± {theirs['se']:.5f} | {theirs['kl']:.2g} |"
+            beside = one["against"].get(row, {})
+            if not beside:
+                yield f"{head}  |  |  |  |  |  |  |  |"
+            for name, its in beside.items():
+                mine = my_rows[f"{row.split(',')[0]}, {name}"]
+                yield (
+                    f"{head} {name} | {mine['delta']:+.5f} ± {mine['se']:.5f} | {mine['kl']:.2g} | "
+                    f"{its['more']:+.5f} [{its['low']:+.5f}, {its['high']:+.5f}] | "
+                    f"{its['kl_more']:+.2g} [{its['kl_low']:+.2g}, {its['kl_high']:+.2g}] | {its['kl_ratio']:.2f} | "
+                    f"{its['correlation']:.3f} | {its['log_kl_correlation']:.3f} |"
+                )
+                head = "| | | | |"
+    for cell, its in summary["ours"]["again"].items():
+        yield (
+            f"{cell}, matched with jitter against matched without: KL ratio {its['kl_ratio']:.2f}, r {its['correlation']:.3f}, "
+            f"r log KL {its['log_kl_correlation']:.3f}, {its['windows']} windows"
+        )
 
 
 def table(args: argparse.Namespace) -> None:
@@ -545,7 +584,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--tokens", required=True)
     one.add_argument("--windows", type=int)
     one.add_argument("--row", action="append", help='only this cell, such as "q4_0/q4_0 rotated"; repeated')
-    one.add_argument("--between", action="store_true", help="also the rows between this project's and the matched one")
+    one.add_argument(
+        "--between", action="store_true", help="the rows between this project's and the matched one instead"
+    )
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--out", required=True)
 
@@ -567,8 +608,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True)
 
     one = command(table, "join the files (this project)")
-    one.add_argument("--ours", required=True)
-    one.add_argument("--engine", action="append", required=True)
+    one.add_argument("--ours", required=True, help="a file, or several of the same tokens joined by commas")
+    one.add_argument("--engine", action="append", required=True, help="the same; repeated for other weights")
     one.add_argument("--out", help="JSON")
     return whole
 

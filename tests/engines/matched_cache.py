@@ -55,30 +55,32 @@ class MatchedLayer(DynamicLayer):
     """Keys and values decoded again as soon as they are written; `update` returns nothing else. own: those of the newest
     forward as they came."""
 
-    def __init__(self, key: RoundTrip, value: RoundTrip):
+    def __init__(self, key: RoundTrip, value: RoundTrip, jitter: float = 0):
         super().__init__()
-        self.key, self.value = key, value
+        self.key, self.value, self.jitter = key, value, jitter
         self.own: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: States, value_states: States, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.own = key_states, value_states
+        if self.jitter:
+            key_states, value_states = (x * (1 + self.jitter * torch.randn_like(x)) for x in self.own)
         return super().update(self.key(key_states), self.value(value_states), *args, **kwargs)
 
 
 class MatchedCache(DynamicCache):
     """key, value: ggml types (f32, f16, q8_0, q4_0, …). rotated: as llama.cpp does by default with a quantized type. paired: of
-    keys, as `round_trip`.
+    keys, as `round_trip`. jitter: relative, normal, of each number before it is written.
 
     ValueError: a layer of the model that is no full attention.
     """
 
-    def __init__(self, config: Any, key: str, value: str, *, rotated: bool, paired: bool = False):
+    def __init__(self, config: Any, key: str, value: str, *, rotated: bool, paired: bool = False, jitter: float = 0):
         super().__init__(config=config)
         others = [type(layer).__name__ for layer in self.layers if type(layer) is not DynamicLayer]
         if others:
             raise ValueError(f"a matched cache is of full attention only; the model has {others[0]}")
         sides = round_trip(key, "key", rotated, paired), round_trip(value, "value", rotated)
-        self.layers = [MatchedLayer(*sides) for _ in self.layers]
+        self.layers = [MatchedLayer(*sides, jitter) for _ in self.layers]
 
     def written(self, prefilled: DynamicCache) -> "MatchedCache":
         """With the keys and values of an exact prefill written into it: its damage is left out. Returns itself."""

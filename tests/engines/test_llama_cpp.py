@@ -147,6 +147,13 @@ def test_queries_are_rounded_only_within(wide, window):
     assert torch.equal(matched(wide, window, "q4_0", "q4_0")[1], plain)
 
 
+def test_jitter_moves_codes_at_a_boundary_and_little_else(wide):
+    keys = torch.randn(1, 2, 400, 64)
+    plain, moved = (MatchedCache(wide.config, "q4_0", "q4_0", rotated=False, jitter=one) for one in (0, 1e-3))
+    off = (plain.update(keys, keys, 0)[0] - moved.update(keys, keys, 0)[0]).abs()
+    assert 0 < (off > 0.1).float().mean() < 0.1
+
+
 def test_it_refuses_what_is_no_full_attention():
     from transformers import MistralConfig
 
@@ -203,21 +210,45 @@ def test_table_joins_two_files(tmp_path, capsys):
     script.table(SimpleNamespace(ours=mine, engine=[theirs], out=str(out)))
     summary = json.loads(out.read_text())
     one = summary["engines"][0]
-    assert (summary["windows"], summary["scored"]) == (2, 2)
-    assert (summary["ours"]["exact_nll"], one["exact_nll"]) == (2.5, 3.0)
-    assert one["exact_from_ours"] == pytest.approx({"mean": 0.5, "rms": 0.5, "correlation": 1.0})
+    assert (one["exact_from_ours"]["windows"], summary["scored_a_window"]) == (2, 2)
+    assert (summary["ours"]["exact_nll"], one["exact_nll"]) == (3.5, 3.0)  # of three windows, of two
+    assert one["exact_from_ours"] == pytest.approx({"windows": 2, "mean": 0.5, "rms": 0.5, "correlation": 1.0})
     row = one["rows"]["q4_0/q4_0 rotated"]
-    assert row == pytest.approx({"delta": 0.4, "se": 0.1, "kl": 0.2}, abs=1e-5)  # windows of 0.3 and 0.5
-    mine_row = summary["ours"]["rows"]["q4_0/q4_0 rotated, matched"]
-    assert mine_row == pytest.approx({"delta": 0.3, "se": 0.1, "kl": 0.1}, abs=1e-5)
+    assert row == pytest.approx({"windows": 2, "delta": 0.4, "se": 0.1, "kl": 0.2}, abs=1e-5)  # windows of 0.3 and 0.5
+    mine_row = summary["ours"]["rows"]["q4_0/q4_0 rotated, two-pass"]
+    assert mine_row["windows"] == 3
+    assert mine_row["delta"] == pytest.approx(18.2 / 6, abs=1e-5)
     beside = one["against"]["q4_0/q4_0 rotated"]
     assert set(beside) == {"matched", "two-pass"}
     assert beside["matched"]["more"] == pytest.approx(0.1, abs=1e-5)
     assert beside["matched"]["high"] - beside["matched"]["low"] < 1e-4  # the same in each window
     assert beside["matched"]["correlation"] == pytest.approx(1.0, abs=1e-5)
     assert beside["matched"]["kl_ratio"] == pytest.approx(2.0, abs=1e-5)
+    assert beside["matched"]["kl_more"] == pytest.approx(0.1, abs=1e-5)
     assert beside["two-pass"]["more"] == pytest.approx(0.35, abs=1e-5)
-    assert "| q4_0/q4_0 rotated | +0.40000 ± 0.10000 | 0.2 |" in capsys.readouterr().out
+    assert "| q4_0/q4_0 rotated | 2 | +0.40000 ± 0.10000 | 0.2 | matched |" in capsys.readouterr().out
+
+
+def test_files_of_one_run_are_joined_and_their_units_are_pieces_of_a_window(tmp_path):
+    rng, exact = np.random.default_rng(0), np.ones((2, 14))
+    noise, other = rng.normal(size=(2, 2, 14))
+    a = written(tmp_path / "a.npz", exact, {"q8_0/q8_0 bare": (noise, np.abs(noise))})
+    b = written(tmp_path / "b.npz", exact[:1], {"q4_0/q4_0 bare": (other[:1], np.abs(other[:1]))})
+    meta, rows = script.loaded_rows(f"{b},{a}")
+    assert meta["tokens_sha256"] == "1"
+    assert {row: len(rows[f"nll {row}"]) for row in script.names(rows)} == {
+        script.EXACT: 2,
+        "q8_0/q8_0 bare": 2,
+        "q4_0/q4_0 bare": 1,
+    }
+    pieces = noise.reshape(14, 2).mean(axis=1)  # seven of two tokens a window
+    got = script.figures(rows, "q8_0/q8_0 bare", 2)
+    assert got["delta"] == pytest.approx(noise.mean(), abs=1e-6)
+    assert got["se"] == pytest.approx(pieces.std(ddof=1) / 14**0.5, rel=1e-5)
+    assert script.figures(rows, "q4_0/q4_0 bare", 2)["windows"] == 1
+    c = written(tmp_path / "c.npz", exact + 1, {})
+    with pytest.raises(SystemExit, match="another exact run"):
+        script.loaded_rows(f"{a},{c}")
 
 
 def test_a_run_goes_on_behind_its_last_window(tmp_path):
