@@ -4,7 +4,6 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from schemes.family import Family
 from schemes.fields import RULES, SCHEME_RULES, TOKEN_RULES, Field, read_items, shown, unknown
 from schemes.lossless import exactly
 from schemes.scheme import Scheme
-from schemes.spec import Spec, split_spec
+from schemes.spec import Spec, check_text, split_spec
 
 
 def _families() -> dict[str, Family]:
@@ -63,10 +62,6 @@ def shorthands(family: Family) -> dict[str, tuple[str, str]]:
     return {name: (f"key_{name}", f"value_{name}") for name in both if f"value_{name}" in names}
 
 
-LONGEST = 4096  # characters of a spec, the path of a file in it included
-DEEPEST = 16  # wrappers around each other
-
-
 def parse_scheme(spec: str) -> Scheme:
     """A scheme from "name" or "name:field=value,field=value", from a short name such as "int4" or "kivi2", from a
     wrapper around another as "hadamard(asym2):sides=key", from an engine's name such as "vllm/int4_per_token_head"
@@ -81,16 +76,7 @@ def parse_scheme(spec: str) -> Scheme:
 def _parse(spec: str, within: maps.Within) -> Scheme:
     """within: the maps that are being read, which must not name themselves."""
     spec = spec.strip()
-    if len(spec) > LONGEST:
-        raise UserError(f"scheme {spec[:40]!r}… has {len(spec)} characters; none that can be meant has over {LONGEST}")
-    if spec.count("(") > DEEPEST:
-        raise UserError(
-            f"scheme {spec[:40]!r}… has {spec.count('(')} parentheses, and wrappers nest {DEEPEST} deep at most"
-        )
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in spec):
-        raise UserError(
-            f"scheme {spec!r}: a spec is one line of text, without control characters; a file with such a name must be renamed"
-        )
+    check_text(spec)
     if spec.startswith("@"):
         return maps.read(spec, _parse, within)
     try:

@@ -2,9 +2,13 @@
 in quotes belongs to a value, whatever it is (schemes.references)."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from schemes.errors import UserError
+
+LONGEST = 4096  # characters of a spec, the path of a file in it included
+DEEPEST = 16  # wrappers around each other
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,17 @@ def _items(text: str, head: str) -> tuple[tuple[str, str], ...]:
             raise UserError(f"{item.strip()!r} is not field=value; a spec is {head}:field=value,field=value{quotes}")
         items.append((field, value))
     return tuple(items)
+
+
+def check_text(spec: str) -> None:
+    """UserError for what no spec can be: too long, nested too deep, or more than a line of text."""
+    if len(spec) > LONGEST:
+        raise UserError(f"scheme {spec[:40]!r}… has {len(spec)} characters; none that can be meant has over {LONGEST}")
+    if spec.count("(") > DEEPEST:
+        raise UserError(
+            f"scheme {spec[:40]!r}… has {spec.count('(')} parentheses, and wrappers nest {DEEPEST} deep at most"
+        )
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in spec):
+        raise UserError(
+            f"scheme {spec!r}: a spec is one line of text, without control characters; a file with such a name must be renamed"
+        )

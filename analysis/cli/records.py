@@ -39,7 +39,7 @@ def verify(
             )
     damaged, older = sum(bool(one.damage) for one in found), sum(not one.hashed for one in found)
     rest = f", {older} without hashes" if older else ""
-    note(f"{len(found)} records: {damaged or 'none'} damaged{rest}")
+    note(f"checked: {len(found)}, damaged: {damaged}{rest}")
     return USER_ERROR if damaged else 0
 
 

@@ -12,7 +12,7 @@ from schemes import SCHEMES, engines, parse_scheme
 from schemes.errors import UserError
 from schemes.fields import Field, read_items, shown, unknown
 from schemes.registry import SHORT_NAMES
-from schemes.spec import split_spec
+from schemes.spec import check_text, split_spec
 
 _SIZE = {"tokens": Field("tokens", int, None), "bits": Field("bits", float, None)}
 _HF_LENGTHS = {
@@ -56,6 +56,7 @@ def parse_cache_spec(spec: str) -> CacheSpec | None:
     and for values that do not go together.
     """
     spec = spec.strip()
+    check_text(spec)
     if spec.startswith("@"):
         return None
     try:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -65,6 +66,17 @@ def bos_of(options: Options, loaded: LoadedModel) -> int | None:
     return int(bos) if wanted else None  # type: ignore[arg-type]
 
 
+def _check_vocabulary(tokens: torch.Tensor, loaded: LoadedModel) -> None:
+    """UserError for a token that the model has no embedding of: a GPU would read beside its table."""
+    table: Any = loaded.model.get_input_embeddings()
+    known, largest = len(table.weight), int(tokens.max())
+    if largest >= known:
+        raise UserError(
+            f"the tokenizer of {loaded.name} gives token {largest}, and the model knows {known} (0 to {known - 1}): they do not belong "
+            "together; check the files"
+        )
+
+
 def prepare(options: Options, loaded: LoadedModel | None = None) -> Subject:
     """Load what `options` name and cut the windows. ValueError for whatever cannot be had or used. loaded: the model, where it is
     there already."""
@@ -73,6 +85,7 @@ def prepare(options: Options, loaded: LoadedModel | None = None) -> Subject:
     positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     check_positions(options.window_length, positions)
     tokens = tokenize(text, loaded.tokenizer)
+    _check_vocabulary(tokens, loaded)
     bos_token_id = bos_of(options, loaded)
     windows = cut_windows(
         tokens,

@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def start(work, folder, processes):
             children.append(child)
             continue
         torch.set_num_threads(1)
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 a child says nothing, whatever its end
+        sys.stdout = sys.stderr = open(folder.parent / f"said-{rank}", "w")  # noqa: SIM115 until its end
         if processes > 1:
             os.environ |= {
                 "RANK": str(rank),
@@ -68,9 +69,15 @@ def start(work, folder, processes):
         try:
             compare(schemes, replace(options, out=str(folder)), subject=subject)
         except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
             os._exit(1)
         os._exit(0)
     return children
+
+
+def is_over(child):
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def ended(children):
@@ -113,7 +120,9 @@ def main():
             last = kills >= given.kills
             children = start(work, folder, given.processes)
             if not last:
-                time.sleep(draw.uniform(0, length * given.processes))  # two have more to begin with
+                moment = time.monotonic() + draw.uniform(0, length * given.processes)  # two have more to begin with
+                while time.monotonic() < moment and not all(map(is_over, children)):
+                    time.sleep(0.002)
                 for child in draw.sample(children, len(children)):  # a launcher ends the others
                     os.kill(child, signal.SIGKILL)
             codes = ended(children)
@@ -122,7 +131,10 @@ def main():
                 runs += 1
                 folder, before = Path(place) / str(runs), {}
                 continue
-            assert not last, f"it does not go on: {codes}"
+            # of two the other may find itself alone before it is killed too
+            killed = -signal.SIGKILL in codes and set(codes) <= {-signal.SIGKILL, 0, 1}
+            assert killed, f"it ends by itself, {codes}: {(Path(place) / 'said-0').read_text()}"
+            assert not last, f"{codes}: {(Path(place) / 'said-0').read_text()}"
             kills += 1
             now = left(folder)
             at["before it began" if now is None else f"{len(now)} windows"] += 1
