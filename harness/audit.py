@@ -62,7 +62,7 @@ class Observer:
         if self.declared:
             self.cache.replayed = self._replayed
         else:
-            self._mask_sizes = getattr(self.cache, "get_mask_sizes", None)
+            self._mask_sizes: Any = getattr(self.cache, "get_mask_sizes", None)
             self.cache.get_mask_sizes = self._asked
 
     def watch(self) -> None:

@@ -80,9 +80,8 @@ def damage(folder: Path, window: WindowRecord) -> str | None:
         sums = sums_of(arrays_of(content))
     except (ValueError, KeyError, EOFError, OSError) as error:
         return f"{name} has no arrays of tokens: {error}"
-    kept = np.isfinite([window.nll, window.kl, window.probability]).all(
-        axis=0
-    )  # a row that failed has no sums, of what its file still has either
+    # a row that failed has no sums, of what its file still has either
+    kept = np.asarray(np.isfinite([window.nll, window.kl, window.probability]).all(axis=0))
     if sums["count"] != window.count or not all(_same(getattr(window, of), sums.get(of, []), kept) for of in SUMS):
         return f"its sums are not those of {name}"
     return None
