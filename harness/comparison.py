@@ -88,6 +88,7 @@ def _compared(
 ) -> list[tuple[Run, Path]]:
     """held: releases the run folders."""
     contenders = contenders_of(schemes, progress.on_note)  # a typing error is said before a model is loaded
+    dropped = _dropped(protocols[0], contenders)
     subject = subject or prepare(protocols[0])
     model = subject.loaded.model
     together = processes()
@@ -100,7 +101,6 @@ def _compared(
                 f"{one.score_length - 1} or more"
             )
         _check_alike(together.gather(one))
-    dropped = _dropped(protocols[0], contenders)
     size = max(_batch_size(options, subject) for options in protocols)
     hold = holding(held, protocols[0].wait, progress.on_note)
     work = Work(contenders, subject, together, progress, hold)

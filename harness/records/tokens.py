@@ -41,7 +41,7 @@ def load_tokens(folder: Path, window: int) -> Arrays:
 
 def has_tokens(folder: Path) -> bool:
     """Runs of record are kept without their per-token arrays, which are megabytes."""
-    return (folder / "tokens").is_dir()
+    return any((folder / "tokens").glob("*.npz"))
 
 
 def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
