@@ -88,8 +88,9 @@ class Observer:
         written = self._written.setdefault(layer, [])
         past = sum(key.shape[2] for key, _ in written)
         written.append((keys.detach().clone(), values.detach().clone()))  # a cache may change what it was given
+        promised = {self._promised, self._own_promise(keys.shape[2], layer)}
         returned = self._update(keys, values, layer, *args, **kwargs)
-        check_count(returned, self._promised, layer)
+        check_count(returned, promised - {None}, layer)
         if self._scoring:
             lost = [lost_rows(torch.cat([pair[side] for pair in written], dim=2), returned[side]) for side in (0, 1)]
             self._count_rows(layer, past, keys.shape[2], lost)
@@ -101,6 +102,13 @@ class Observer:
         if (kwargs["layer_idx"] if "layer_idx" in kwargs else args[1]) in self.layers:
             self._promised = int(sizes[0])
         return sizes
+
+    def _own_promise(self, queries: int, layer: int) -> int | None:
+        """What this layer says for itself: caches may keep another number of tokens in each, and one query has no mask."""
+        try:
+            return int(self._mask_sizes(queries, layer)[0])
+        except Exception:  # of other transformers, or none
+            return None
 
     def _replayed(self, queries: int) -> None:
         """A recorded forward read what each layer says it reads."""
@@ -132,15 +140,16 @@ class Observer:
         self.reads.setdefault(layer, Reads()).add(Reads(rows * past + rows * (rows + 1) // 2, key, value))
 
 
-def check_count(returned: tuple[Tensor, Tensor], promised: int | None, layer: int) -> None:
+def check_count(returned: tuple[Tensor, Tensor], promised: Collection[int | None], layer: int) -> None:
     """UserError where keys and values are of other numbers of tokens than each other, or than the mask was made for. Attention
     without a mask, as of one new token, would take them as they are."""
     keys, values = (x.shape[2] for x in returned)
     if keys != values:
         raise UserError(f"update of layer {layer} returned {keys} keys and {values} values: equally many are owed")
-    if promised is not None and keys != promised:
+    if promised and keys not in promised:
+        said = " or ".join(map(str, sorted(one for one in promised if one is not None)))
         raise UserError(
-            f"update of layer {layer} returned {keys} tokens, and get_mask_sizes said {promised}: what is attended would not be "
+            f"update of layer {layer} returned {keys} tokens, and get_mask_sizes said {said}: what is attended would not be "
             "what the mask is for"
         )
 

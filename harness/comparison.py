@@ -11,13 +11,14 @@ from pathlib import Path
 from harness import merging, sharding, stopping
 from harness.batching import batch_size, fused_kernels
 from harness.caches.contenders import Contender, contenders_of
+from harness.caches.specs import canonical
 from harness.leaks import check_calibrations
 from harness.options import Options
 from harness.passes import Passes
 from harness.processes import Processes, processes
-from harness.records.provenance import OtherRun, open_folder
+from harness.records.provenance import open_folder
 from harness.records.run import NoiseFloor, Run, Settings, named
-from harness.records.run_folder import RUN_FILE, load_whole, save_run
+from harness.records.run_folder import RUN_FILE, Lost, load_whole, save_run
 from harness.records.timings import Timings, load_timings, save_timings
 from harness.records.tokens import set_tails
 from harness.records.writer import holding
@@ -30,6 +31,7 @@ from harness.time_limit import check_time_limit
 from schemes.errors import UserError
 from schemes.references import identity_of
 
+AGAIN = "again"  # folder of what is scored once more, in that of the run
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 
 
@@ -104,7 +106,7 @@ def _compared(
     size = max(_batch_size(options, subject) for options in protocols)
     hold = holding(held, protocols[0].wait, progress.on_note)
     work = Work(contenders, subject, together, progress, hold)
-    opened = [_opened(work, options, one, size) for options, one in zip(protocols, settings, strict=True)]
+    opened = [_opened(work, options, one, size, dropped) for options, one in zip(protocols, settings, strict=True)]
     left: list[Runner] = []
     for folder, run, spent in opened:
         if run.status == "complete":
@@ -157,13 +159,22 @@ def _finish(work: Work, left: Sequence[Runner]) -> None:
 def _dropped(options: Options, contenders: Sequence[Contender]) -> set[str]:
     """The labels of the contenders that `options.drop` names. UserError for one that there is not, and for exact."""
     known = {name: one.label for one in contenders for name in (one.label, one.name, identity_of(one.name))}
-    for name in options.drop or ():
-        if known.get(name, contenders[0].label) == contenders[0].label:
+    asked = {name: name if name in known else _identity(name) for name in options.drop or ()}
+    for name, identity in asked.items():
+        if known.get(identity, contenders[0].label) == contenders[0].label:
             others = ", ".join(one.label for one in contenders[1:])
             raise UserError(f"drop={name}: it is none of the schemes that can be dropped here, which are {others}")
     if options.time_limit is not None:
         check_time_limit()
-    return {known[name] for name in options.drop or ()}
+    return {known[identity] for identity in asked.values()}
+
+
+def _identity(spec: str) -> str:
+    """Of a spec in other words than the contender's; of what is none itself."""
+    try:
+        return identity_of(canonical(spec))
+    except UserError:
+        return spec
 
 
 def _check(contenders: Sequence[Contender], protocols: Sequence[Options], subject: Subject) -> None:
@@ -219,55 +230,77 @@ def _batch_size(options: Options, subject: Subject) -> int:
     )
 
 
-def _opened(work: Work, options: Options, settings: Settings, size: int) -> tuple[Path, Run, Timings]:
+def _opened(
+    work: Work, options: Options, settings: Settings, size: int, dropped: Collection[str]
+) -> tuple[Path, Run, Timings]:
     """The run folder, the record in it, continued or begun with so many windows at once, and what was spent on it before. It is on
     disk before a window is scored: whatever stops the run then, the folder holds one. What is damaged in it is scored again."""
-    folder, run, lost = work.together.from_first(partial(_found, options, settings, work.hold))
+    folder, run, lost, spent = work.together.from_first(partial(_found, options, settings, work.hold))
     if run and lost:
-        run = _made_whole(work, options, run, folder, lost)
+        run = _made_whole(work, options, run, folder, lost, dropped)
 
-    def begun() -> tuple[Run, Timings]:
+    def begun() -> Run:
         if run is None:
             new = Run(
                 **header_of(options, work.subject, settings), contenders=[], batch=min(size, len(work.subject.windows))
             )
             save_run(new, folder)
-            return new, Timings()
+            return new
+        if not options.retry_failed:  # what a stopped command left there is of no use to this one
+            shutil.rmtree(folder / AGAIN, ignore_errors=True)
         if run.status == "complete":
-            return run, Timings()
-        spent = load_timings(folder, [RUN_FILE, *sharding.parts_of(folder)])
+            return run
         all = sharding.with_parts(run, folder, stopping.visits(settings))
         save_timings(spent, folder, work.together.size)
         save_run(all, folder)
-        return all, spent
+        return all
 
-    return folder, *work.together.from_first(begun)
+    return folder, work.together.from_first(begun), spent
 
 
-def _found(options: Options, settings: Settings, hold: Callable[[Path], None]) -> tuple[Path, Run | None, list[str]]:
-    """The folder, what is whole of the record in it, and what is not."""
-    lost: list[str] = []
+def _found(
+    options: Options, settings: Settings, hold: Callable[[Path], None]
+) -> tuple[Path, Run | None, list[Lost], Timings]:
+    """The folder, what is whole of the record in it, what is not, and what was spent on a run that is to go on."""
+    lost: list[Lost] = []
 
     def load(folder: Path) -> Run:
         found = load_whole(folder)
         lost.extend(found.lost)
         return found.run
 
-    return *open_folder(options.out, RUN_FILE, settings, load, hold), lost
+    folder, run = open_folder(options.out, RUN_FILE, settings, load, hold)
+    goes_on = run is not None and run.status == "running"
+    spent = load_timings(folder, [RUN_FILE, *sharding.parts_of(folder)]) if goes_on else Timings()
+    return folder, run, lost, spent
 
 
-def _made_whole(work: Work, options: Options, run: Run, folder: Path, lost: Sequence[str]) -> Run:
-    """A run with its damaged windows scored again, in the batches that they were in."""
-    order, have = stopping.visits(run.settings), {window.index for window in run.windows}
-    missing = set([index for index in order if index not in have][: len(lost)])
+def _made_whole(
+    work: Work, options: Options, run: Run, folder: Path, lost: Sequence[Lost], dropped: Collection[str]
+) -> Run:
+    """A run with its damaged windows scored again, in the batches that they were in, but for rows that have failed or are dropped."""
+    have = {window.index for window in run.windows}
+    others = (index for index in stopping.visits(run.settings) if index not in have)
+    at, good, order = {one.position: one for one in lost}, iter(run.windows), list[int]()
+    for position in range(len(have) + len(lost)):
+        if position not in at:
+            order.append(next(good).index)
+            continue
+        index = at[position].index  # which one it was is lost with it, or another that the run has not
+        order.append(index if index in set(run.settings.windows) - have else next(others))
+        have.add(order[-1])
     batches, first = [], 0
-    for size in run.batches or [1] * (len(have) + len(lost)):
+    for size in run.batches or [1] * len(order):
         batches.append(order[first : first + size])
         first += size
-    windows = [index for batch in batches if missing & set(batch) for index in batch]
-    work.progress.on_note(f"{folder} is damaged, and that is scored again: {'; '.join(lost)}")
-    with _again(work, options, run, folder, work.contenders, windows) as again:
-        return work.together.from_first(lambda: merging.with_windows(run, folder, again, order))
+    damaged = {order[position] for position in at}
+    for row, contender in zip(run.contenders, work.contenders, strict=False):
+        if contender.label in dropped and not row.error:
+            row.error = "dropped where a damaged window was scored again (--drop)"
+    rows = [one for one, row in zip(work.contenders, run.contenders, strict=False) if not row.error]
+    work.progress.on_note(f"{folder} is damaged, and that is scored again: {'; '.join(map(str, lost))}")
+    with _again(work, options, folder, rows, [batch for batch in batches if damaged & set(batch)]) as parts:
+        return work.together.from_first(lambda: merging.with_windows(run, folder, parts, order))
 
 
 def _retried(work: Work, options: Options, run: Run, folder: Path, dropped: Collection[str]) -> Run:
@@ -277,29 +310,55 @@ def _retried(work: Work, options: Options, run: Run, folder: Path, dropped: Coll
     if not failed:
         return run
     work.progress.on_note(f"scored again: {', '.join(one.label for one in failed)}")
-    windows = [window.index for window in run.windows]
-    with _again(work, options, run, folder, [work.contenders[0], *failed], windows) as again:
-        return work.together.from_first(lambda: merging.with_rows(run, folder, again))
+    batches = [[window.index for window in batch] for batch in merging.batches_of(run)]
+    with _again(work, options, folder, [work.contenders[0], *failed], batches) as parts:
+        return work.together.from_first(lambda: merging.with_rows(run, folder, parts))
 
 
 @contextmanager
 def _again(
-    work: Work, options: Options, run: Run, folder: Path, contenders: Sequence[Contender], windows: Sequence[int]
-) -> Iterator[merging.Part]:
-    """A run of its own within the folder of another, over some of its windows; a command that is stopped goes on with it. It is
-    removed afterwards."""
-    by_index, where = {window.index: window for window in work.subject.windows}, folder / "again"
-    some = replace(work.subject, windows=[by_index[index] for index in windows])
-    batch = str(max([run.batch, *run.batches]))
-    asked = replace(options, out=str(where), until_se=None, batch=batch, drop=None, retry_failed=False)
+    work: Work, options: Options, folder: Path, contenders: Sequence[Contender], batches: Sequence[Sequence[int]]
+) -> Iterator[list[merging.Part]]:
+    """Batches of a run scored once more, by runs within its folder; a command that is stopped goes on with them. They are removed
+    afterwards."""
+    by_index, where = {window.index: window for window in work.subject.windows}, folder / AGAIN
+    asked = []
+    for i, group in enumerate(_alike(batches)):
+        some = replace(work.subject, windows=[by_index[index] for batch in group for index in batch])
+        out, batch = str(where / str(i)), str(len(group[0]))
+        options = replace(options, out=out, until_se=None, batch=batch, drop=None, retry_failed=False)
+        asked.append((options, some, settings_of(options, some, [one.name for one in contenders])))
+    work.together.from_first(partial(_clear, where, [(one.out, settings) for one, _, settings in asked]))
     progress = Progress(on_note=work.progress.on_note)
-    try:
-        scored, _ = compare(contenders, asked, subject=some, progress=progress)
-    except OtherRun:  # what another command left, which was stopped
-        work.together.from_first(lambda: shutil.rmtree(where))
-        scored, _ = compare(contenders, asked, subject=some, progress=progress)
-    yield merging.Part(scored, where)
+    parts = []
+    for one, some, _ in asked:
+        run, at = compare(contenders, one, subject=some, progress=progress)
+        parts.append(merging.Part(run, at))
+    yield parts
     work.together.from_first(lambda: shutil.rmtree(where))
+
+
+def _alike(batches: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Batches in groups that one run can have: all of one size, but for the last, which may be smaller."""
+    groups: list[list[Sequence[int]]] = []
+    for batch in batches:
+        if groups and len(groups[-1][-1]) == len(groups[-1][0]) >= len(batch):
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return groups
+
+
+def _clear(where: Path, wanted: Sequence[tuple[str | None, Settings]]) -> None:
+    """Remove what another command left, which was stopped, or this one in a state that it cannot go on from."""
+    for out, settings in wanted:
+        try:
+            fits = load_whole(str(out)).run.settings == settings
+        except UserError:
+            fits = not Path(str(out)).exists()
+        if not fits:
+            shutil.rmtree(where)
+            return
 
 
 def _check_alike(settings: Sequence[Settings]) -> None:

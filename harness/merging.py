@@ -2,6 +2,7 @@
 place of what it replaces."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,15 +12,17 @@ import numpy as np
 
 from harness.failures import blank_after_failure, failures
 from harness.records import tokens
-from harness.records.run import Audit, NoiseFloor, Run, Settings, WindowRecord
-from harness.records.run_folder import RUN_FILE, save_run
+from harness.records.run import Audit, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
+from harness.records.run_folder import save_run
 from schemes.errors import UserError
 from schemes.references import identity_of
 
 JOINED = ("contenders", "windows")
 """The settings in which runs that are joined may differ."""
-ROWS = ("nll", "kl", "tvd", "top1", "probability", "key_pairs", "value_pairs", "pairs")
-"""The fields of a window that have a number for each contender."""
+ROWS = dict.fromkeys(("nll", "kl", "tvd", "probability"), math.nan) | dict.fromkeys(
+    ("top1", "key_pairs", "value_pairs", "pairs"), 0
+)
+"""The fields of a window that have a number for each contender, and that of one that failed."""
 
 
 @dataclass(frozen=True)
@@ -52,54 +55,86 @@ def merged(parts: Sequence[Part], out: Path, command: str) -> Run:
         groups.setdefault(frozenset(part.windows), []).append(part)
     _check_apart(groups)
     names = list(dict.fromkeys(chain(*(part.rows for part in parts))))
-    sources = _sources(parts, names)
+    sources, keeps = _sources(parts, names), all(tokens.has_tokens(part.folder) for part in parts)
     whole = parts[0].run.model_copy(deep=True)
     whole.command, whole.summary = command, []
     whole.settings = Settings.model_validate(
         whole.settings.model_dump() | {"contenders": names, "windows": sorted(chain(*groups))}
     )
-    first = {name: next(part for part in parts if name in part.rows) for name in names}
-    whole.contenders = [part.run.contenders[part.rows[name]].model_copy(deep=True) for name, part in first.items()]
-    for name, contender in zip(names, whole.contenders, strict=True):
-        contender.error = next(
-            (error for part in parts if name in part.rows and (error := _record(part, name).error)), None
+    whole.contenders = [_joined_record(name, parts, keeps or len(groups) == 1) for name in names]
+    labels = {name: contender.label for name, contender in zip(names, whole.contenders, strict=True)}
+    if twice := [label for label, count in Counter(labels.values()).items() if count > 1]:
+        raise UserError(
+            f"two schemes of these runs are called {twice[0]}, and are not the same: a table could not tell them apart"
         )
     batches = sorted(
-        (batch for same in groups.values() for batch in _batches(same[0].run)), key=lambda batch: batch[0].index
+        (batch for same in groups.values() for batch in batches_of(same[0].run)), key=lambda batch: batch[0].index
     )
     whole.batches = [len(batch) for batch in batches]
-    whole.windows = [_window(window.index, names, sources, out) for batch in batches for window in batch]
-    whole.audit = _audit(groups.values())
+    whole.windows = [_window(window.index, names, sources, out, keeps) for batch in batches for window in batch]
+    whole.audit = _audit(groups.values(), labels)
     if whole.noise_floor:
         whole.noise_floor = NoiseFloor.of(
             whole.noise_floor.routes, len(whole.windows) * (whole.settings.score_length - 1)
         )
-    return _finished(whole, out)
+    return _finished(whole, out, keeps)
 
 
-def with_windows(run: Run, folder: Path, again: Part, order: Sequence[int]) -> Run:
-    """A run whose damaged windows were scored again by all its contenders. order: of all windows, as they are scored."""
-    parts = [Part(run, folder), again]
-    names, place = list(parts[0].rows), {index: i for i, index in enumerate(order)}
-    sources = {(name, index): part for part in parts for name in names for index in part.windows}
-    made = {index: _window(index, names, sources, folder) for index in again.windows}
-    run.windows = sorted((parts[0].windows | made).values(), key=lambda window: place[window.index])
-    return _finished(run, folder)
+def with_windows(run: Run, folder: Path, parts: Sequence[Part], order: Sequence[int]) -> Run:
+    """A run whose damaged windows were scored again by all contenders that had not failed. order: of its windows. UserError where one fails
+    only now."""
+    whole, keeps = Part(run, folder), tokens.has_tokens(folder)
+    for part in parts:
+        for contender in part.run.contenders:
+            if contender.error:
+                raise UserError(
+                    f"{contender.label} failed while a damaged window was scored again: {contender.error}; the record is as it was: "
+                    f"give the same command again, or with --drop {contender.label}"
+                )
+    sources = {(name, index): part for part in (whole, *parts) for name in part.rows for index in part.windows}
+    again = [index for part in parts for index in part.windows]
+    made = whole.windows | {index: _window(index, list(whole.rows), sources, folder, keeps) for index in again}
+    run.windows = [made[index] for index in order]
+    return _finished(run, folder, keeps)
 
 
-def with_rows(run: Run, folder: Path, again: Part) -> Run:
+def with_rows(run: Run, folder: Path, parts: Sequence[Part]) -> Run:
     """A run of which some rows were scored again, beside exact. UserError where exact has other losses by now."""
-    whole = Part(run, folder)
-    exact, *names = again.rows
-    for index, window in whole.windows.items():
-        _check_alike(window, again.windows[index], 0, 0, whole, again, exact)
-    sources = {(name, index): again if name in names else whole for name in whole.rows for index in whole.windows}
+    whole, keeps = Part(run, folder), tokens.has_tokens(folder)
+    exact, *names = parts[0].rows
+    for part in parts:
+        for index, window in part.windows.items():
+            _check_alike(whole.windows[index], window, 0, 0, whole, part, exact)
+    sources = {(name, index): whole for name in whole.rows for index in whole.windows}
+    sources |= {(name, index): part for part in parts for name in names for index in part.windows}
     for name in names:
-        contender = _record(again, name)
-        run.contenders[whole.rows[name]] = contender
-        _replace(run.audit, again.run.audit, contender.label)
-    run.windows = [_window(window.index, list(whole.rows), sources, folder) for window in run.windows]
-    return _finished(run, folder)
+        row = whole.rows[name]
+        label = run.contenders[row].label
+        made = _joined_record(name, parts, True)
+        run.contenders[row] = made.model_copy(update={"label": label})
+        for entries in (run.audit.zeroed_codes_move_logits, run.audit.unmoved_by_zeroed_codes, run.audit.reads):
+            entries.pop(label, None)
+        found = _audit([[part] for part in parts], {name: label})
+        run.audit.zeroed_codes_move_logits |= found.zeroed_codes_move_logits
+        run.audit.unmoved_by_zeroed_codes |= found.unmoved_by_zeroed_codes
+        run.audit.reads |= found.reads
+    run.windows = [_window(window.index, list(whole.rows), sources, folder, keeps) for window in run.windows]
+    return _finished(run, folder, keeps)
+
+
+def batches_of(run: Run) -> list[list[WindowRecord]]:
+    """The windows of a run that went through the model together, one batch after another."""
+    windows = iter(run.windows)
+    return [[next(windows) for _ in range(size)] for size in run.batches or [1] * len(run.windows)]
+
+
+def _joined_record(name: str, parts: Sequence[Part], with_tail: bool) -> ContenderRecord:
+    """Of a contender from all parts that have it: it failed where it failed in one. with_tail: the quantile of one is that of all."""
+    found = [part.run.contenders[part.rows[name]] for part in parts if name in part.rows]
+    error = next((one.error for one in found if one.error), None)
+    return found[0].model_copy(
+        deep=True, update={"error": error} | ({} if with_tail and not error else {"kl_999": None})
+    )
 
 
 def _check(part: Part, first: Part) -> None:
@@ -152,36 +187,44 @@ def _sources(parts: Sequence[Part], names: Sequence[str]) -> dict[tuple[str, int
 
 def _check_alike(a: WindowRecord, b: WindowRecord, i: int, j: int, one: Part, other: Part, name: str) -> None:
     x, y = a.nll[i], b.nll[j]
-    if x != y and not (math.isnan(x) and math.isnan(y)):
+    if math.isnan(x) != math.isnan(y):
+        raise UserError(
+            f"{name} has failed by window {a.index} in {one if math.isnan(x) else other}, and not in the other run: score it again there "
+            "with --retry-failed, or leave that run out"
+        )
+    if x != y and not math.isnan(x):
         raise UserError(
             f"the losses of {name} in window {a.index} are {x:.9g} nats in {one} and {y:.9g} in {other}: they were scored in "
             "other batches, by other code or on another machine, and cannot stand in one table"
         )
 
 
-def _window(index: int, names: Sequence[str], sources: Mapping[tuple[str, int], Part], folder: Path) -> WindowRecord:
-    """A window whose rows come from several runs; its tokens go into `folder` where all of them kept theirs."""
-    parts = [sources[name, index] for name in names]
-    found = [(part.windows[index], part.rows[name]) for part, name in zip(parts, names, strict=True)]
+def _window(
+    index: int, names: Sequence[str], sources: Mapping[tuple[str, int], Part], folder: Path, keeps: bool
+) -> WindowRecord:
+    """A window whose rows come from several runs; one that none has is that of a row that failed. keeps: its tokens go into `folder`."""
+    parts = [sources.get((name, index)) for name in names]
+    found = [(part.windows[index], part.rows[name]) if part else None for part, name in zip(parts, names, strict=True)]
+    there = [one for one in found if one]
     rows = {
-        field: [getattr(window, field)[row] for window, row in found]
-        for field in ROWS
-        if all(getattr(window, field) for window, _ in found)  # older records have no TVD
+        field: [getattr(one[0], field)[one[1]] if one else none for one in found]
+        for field, none in ROWS.items()
+        if all(getattr(window, field) for window, _ in there)  # older records have no TVD
     }
-    first = found[0][0]
-    made = WindowRecord(index=index, start=first.start, count=first.count, **rows)  # type: ignore[arg-type]
-    if all(tokens.has_tokens(part.folder) for part in parts):
-        loaded = {part.folder: tokens.load_tokens(part.folder, index) for part in parts}
-        arrays = [loaded[part.folder] for part in parts]
-        shared = [name for name in arrays[0] if all(name in one for one in arrays)]
-        stacked = {
-            name: np.stack([one[name][row] for one, (_, row) in zip(arrays, found, strict=True)]) for name in shared
-        }
+    made = WindowRecord(index=index, start=there[0][0].start, count=there[0][0].count, **rows)  # type: ignore[arg-type]
+    if keeps:
+        loaded = {part.folder: tokens.load_tokens(part.folder, index) for part in parts if part}
+        some = next(iter(loaded.values()))
+        stacked = {name: np.zeros((len(names), *some[name].shape[1:]), some[name].dtype) for name in some}
+        for row, (part, one) in enumerate(zip(parts, found, strict=True)):
+            for name, array in stacked.items():
+                array[row] = loaded[part.folder][name][one[1]] if part and one else (0 if name == "top1" else np.nan)
         made.tokens = tokens.save_tokens(folder, index, stacked)
     return made
 
 
-def _audit(groups: Iterable[Sequence[Part]]) -> Audit:
+def _audit(groups: Iterable[Sequence[Part]], labels: Mapping[str, str]) -> Audit:
+    """labels: by contender, what it is called from now on; others are left out."""
     audit = Audit()
     for same in groups:
         counted: set[str] = set()
@@ -189,42 +232,28 @@ def _audit(groups: Iterable[Sequence[Part]]) -> Audit:
             theirs = part.run.audit
             if theirs.identity_is_exact is not None:
                 audit.identity_is_exact = audit.identity_is_exact is not False and theirs.identity_is_exact
-            for label, moved in theirs.zeroed_codes_move_logits.items():
-                audit.zeroed_codes_move_logits[label] = audit.zeroed_codes_move_logits.get(label, True) and moved
-            audit.unmoved_by_zeroed_codes |= theirs.unmoved_by_zeroed_codes
-            for label in theirs.reads.keys() - counted:
-                audit.add_reads(label, theirs.reads[label])
-            counted |= theirs.reads.keys()
+            for name, row in part.rows.items():
+                old, new = part.run.contenders[row].label, labels.get(name)
+                if new is None:
+                    continue
+                if old in theirs.zeroed_codes_move_logits:
+                    moved = theirs.zeroed_codes_move_logits[old]
+                    audit.zeroed_codes_move_logits[new] = audit.zeroed_codes_move_logits.get(new, True) and moved
+                if old in theirs.unmoved_by_zeroed_codes:
+                    audit.unmoved_by_zeroed_codes[new] = theirs.unmoved_by_zeroed_codes[old]
+                if old in theirs.reads and new not in counted:
+                    audit.add_reads(new, theirs.reads[old])
+                    counted.add(new)
     return audit
 
 
-def _replace(audit: Audit, by: Audit, label: str) -> None:
-    for ours, theirs in (
-        (audit.zeroed_codes_move_logits, by.zeroed_codes_move_logits),
-        (audit.unmoved_by_zeroed_codes, by.unmoved_by_zeroed_codes),
-        (audit.reads, by.reads),
-    ):
-        ours.pop(label, None)
-        if label in theirs:
-            ours[label] = theirs[label]  # type: ignore[assignment]
-
-
-def _batches(run: Run) -> list[list[WindowRecord]]:
-    windows = iter(run.windows)
-    return [[next(windows) for _ in range(size)] for size in run.batches or [1] * len(run.windows)]
-
-
-def _record(part: Part, name: str):
-    return part.run.contenders[part.rows[name]]
-
-
-def _finished(run: Run, folder: Path) -> Run:
+def _finished(run: Run, folder: Path, keeps: bool) -> Run:
     blank_after_failure(run)
-    if all(window.tokens for window in run.windows):
+    if keeps:
         for window in run.windows:
             tokens.forget_failed(folder, window)
         if run.status == "complete":
             tokens.set_tails(run, folder)
     run.audit.failures = failures(run)
-    save_run(run, folder, RUN_FILE)
+    save_run(run, folder)
     return run

@@ -23,7 +23,7 @@ from harness.records.tokens import save_tokens, sums_of
 from harness.scoring import PER_TOKEN, NotFinite
 from harness.subject.errors import one_line
 from harness.subject.windows import Batch, Window
-from harness.time_limit import at_most
+from harness.time_limit import TookTooLong, at_most
 from schemes.errors import UserError
 
 
@@ -93,7 +93,11 @@ class Runner:
                 try:
                     with at_most(self.time_limit if position else None):
                         outcome = self.passes.over(position, self.run, batch, prefilled)
-                except (Exception, SystemExit) as error:  # a foreign cache may raise what it likes, and exit()
+                except (
+                    Exception,
+                    SystemExit,
+                    TookTooLong,
+                ) as error:  # a foreign cache may raise what it likes, and exit()
                     # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
                     if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
                         raise

@@ -5,13 +5,14 @@ While a run goes, each of the others keeps its part beside the record, and what 
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.controls import FLOOR_WINDOWS
 from harness.failures import blank_after_failure, failures
+from harness.merging import batches_of
 from harness.processes import Processes
-from harness.records.run import Audit, Run, WindowRecord
+from harness.records.run import Audit, Run
 from harness.records.run_folder import load_whole, save_run
 from harness.records.tokens import forget_failed
 from harness.runner import Runner
@@ -72,7 +73,7 @@ def joined(run: Run, parts: Sequence[Run], order: Sequence[int]) -> Run:
     have = {window.index for window in run.windows}
     runs = [run, *(part for part in parts if not have & {window.index for window in part.windows})]
     position = {index: i for i, index in enumerate(order)}
-    batches = sorted((batch for one in runs for batch in _batches(one)), key=lambda batch: position[batch[0].index])
+    batches = sorted((batch for one in runs for batch in batches_of(one)), key=lambda batch: position[batch[0].index])
     whole = run.model_copy(deep=True)
     whole.windows = [window.model_copy(deep=True) for batch in batches for window in batch]
     whole.batches = [len(batch) for batch in batches]
@@ -93,10 +94,3 @@ def _kept(run: Run, folder: Path) -> Run:
     save_run(run, folder)
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # none, in a run of one process
     return run
-
-
-def _batches(run: Run) -> Iterator[list[WindowRecord]]:
-    first = 0
-    for size in run.batches or [1] * len(run.windows):
-        yield run.windows[first : first + size]
-        first += size

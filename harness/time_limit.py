@@ -1,19 +1,22 @@
 """Seconds that a pass may take: a cache of other people may never come back."""
 
 import faulthandler
+import io
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from schemes.errors import UserError
 
+AGAIN = 1.0  # seconds after which it is interrupted again, where it went on
 GRACE = 30.0  # seconds after which the process ends, where what hangs cannot be interrupted
 
 
-class TookTooLong(Exception):
-    """It was interrupted."""
+class TookTooLong(BaseException):
+    """It was interrupted. No Exception: what hangs may catch these."""
 
 
 def check_time_limit() -> None:
@@ -29,16 +32,20 @@ def at_most(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
+    over = False
 
     def stop(*_: Any) -> None:
-        raise TookTooLong(f"it took longer than {seconds:g} s (--time-limit)")
+        if not over:
+            raise TookTooLong(f"it took longer than {seconds:g} s (--time-limit)")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
+        with suppress(io.UnsupportedOperation, AttributeError, RuntimeError):  # a stderr that is no file
+            faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__ or 2)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        over = True
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)

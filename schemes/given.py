@@ -34,7 +34,7 @@ def parse_json(content: bytes | str) -> Any:
     text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
     try:
         parsed = json.loads(text, object_pairs_hook=_once)
-        if _MAY_BE_HALF.search(text):
+        if (isinstance(content, str) or "\\u" in text) and _MAY_BE_HALF.search(text):
             json.dumps(parsed, ensure_ascii=False).encode()
         return parsed
     except RecursionError:

@@ -2,8 +2,6 @@
 
 import functools
 import inspect
-import shlex
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from analysis.cli.starting import typed
 from harness.options import Options
 from harness.processes import size
 from schemes.errors import UserError
@@ -62,7 +61,7 @@ def takes_options(
                     "or accelerate launch"
                 )
             options = {option.name: given.pop(option.name) for option in chosen}
-            return command(Options(**options, command=shlex.join(["kvdelta", *sys.argv[1:]])), **given)
+            return command(Options(**options, command=typed()), **given)
 
         run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}

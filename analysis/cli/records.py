@@ -1,8 +1,6 @@
 """Commands about records themselves, without a model: verify and merge."""
 
 import json
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +9,7 @@ import typer
 
 from analysis.cli.ending import USER_ERROR
 from analysis.cli.flags import Format
-from analysis.cli.starting import note, say
+from analysis.cli.starting import note, say, typed
 from schemes.errors import UserError
 
 records = typer.Typer()
@@ -27,7 +25,13 @@ def verify(
     """Is every record as it was written? By its hashes and by the sums of its tokens; says what is damaged, by file."""
     from harness.records.verify import verify as verified
 
-    found = [one for folder in runs for one in verified(folder)]
+    found, nothing = [], 0
+    for folder in runs:
+        try:
+            found += verified(folder)
+        except UserError as error:  # the other folders are looked at all the same
+            note(str(error))
+            nothing += 1
     if format == "json":
         rows = [{**asdict(one), "file": str(one.file)} for one in found]
         print(json.dumps(rows, indent=1))
@@ -38,9 +42,8 @@ def verify(
                 f"{one.file}: {state}" + (f" ({one.holds})" if one.holds else ""), *(f"  {line}" for line in one.damage)
             )
     damaged, older = sum(bool(one.damage) for one in found), sum(not one.hashed for one in found)
-    rest = f", {older} without hashes" if older else ""
-    note(f"checked: {len(found)}, damaged: {damaged}{rest}")
-    return USER_ERROR if damaged else 0
+    note(f"checked: {len(found)}, damaged: {damaged}" + (f", {older} without hashes" if older else ""))
+    return USER_ERROR if damaged or nothing else 0
 
 
 @records.command()
@@ -63,7 +66,7 @@ def merge(
     parts = [Part(load_run(folder), folder) for folder in runs]
     empty_folder(out)
     with writing(out, wait=False):
-        run = merged(parts, out, shlex.join(["kvdelta", *sys.argv[1:]]))
+        run = merged(parts, out, typed())
         keep_summary(run, out)
     note(f"record: {out}")
     show_run(run, out, format)

@@ -1,5 +1,6 @@
 """What every command begins with. Light: imports nothing that takes a second until it is asked to."""
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -45,6 +46,11 @@ def _replace(text: str, end: str) -> None:
     erased = "\r\x1b[2K" if _drawn else ""
     _drawn = not end
     print(f"{erased}{printable(text)}", end=end, file=sys.stderr, flush=True)
+
+
+def typed() -> str:
+    """The command as it was given; bytes that are no text as escapes, since records are text."""
+    return shlex.join(["kvdelta", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
 
 
 def load_subject(options: Options) -> "Subject":

@@ -14,6 +14,7 @@ from typing import Any
 from harness.records.run import HeaderT, Settings
 from harness.records.run_folder import RECORD_FILES, RUN_FILE
 from harness.records.writer import OURS
+from harness.records.writing import UNFINISHED
 from schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
@@ -47,7 +48,7 @@ def open_folder(
         writable = os.access(folder, os.W_OK)
         if writable:
             hold(folder)
-        names = set(os.listdir(folder)) - set(OURS)
+        names = {name for name in os.listdir(folder) if name not in OURS and not name.endswith(UNFINISHED)}
     except OSError as error:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"the run folder {folder} cannot be used: {reason}; choose another with --out") from None

@@ -63,7 +63,7 @@ def read_content(folder: str | Path, name: str) -> dict[str, Any]:
 def not_as_written(path: Path) -> UserError:
     return UserError(
         f"{path} is not as it was written: its content has another SHA-256 than it says; it was changed or damaged since. "
-        "Take a copy that is whole, or move it away and give the command that made it again"
+        "Take a copy that is whole, or move its folder away and give the command that made it again"
     )
 
 

@@ -21,11 +21,23 @@ NAMED = 3  # windows of a message
 
 
 @dataclass(frozen=True)
+class Lost:
+    """A window that is damaged. position: in the record; index: in the grid, where that can be read; reason: in words."""
+
+    position: int
+    index: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'a window' if self.index is None else f'window {self.index}'}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Damaged:
-    """A run without its windows that are damaged. lost: of each what is wrong, in words. record: other files that are."""
+    """A run without its windows that are damaged, and these."""
 
     run: Run
-    lost: list[str] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -68,7 +80,8 @@ def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
     older records do not say so."""
     found = load_whole(folder, file)
     if found.lost:
-        named = "; ".join(found.lost[:NAMED]) + (f"; and {len(found.lost) - NAMED} more" * (len(found.lost) > NAMED))
+        named = "; ".join(map(str, found.lost[:NAMED]))
+        named += f"; and {len(found.lost) - NAMED} more" * (len(found.lost) > NAMED)
         raise UserError(
             f"{Path(folder) / file} is damaged: {named}. The command that made it scores these windows again and keeps the rest; "
             f"kvdelta verify {folder} names all"
@@ -83,27 +96,30 @@ def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
     changed, wrong = hashes.damaged(content)
     if changed:
         raise not_as_written(path)
-    lost = [f"{_named(content['windows'][i])} is not as it was written" for i in wrong]
+    lost = [Lost(i, _index(content["windows"][i]), "it is not as it was written") for i in wrong]
     if lost:
         content["windows"] = [one for i, one in enumerate(content["windows"]) if i not in set(wrong)]
     run = of_kind(path, content, Run)
     if run.status != "complete":
         _add_entries(run, entries_of(folder, file))
-    _check(run, path, len(run.windows) + len(lost))
-    for window in run.windows if tokens.has_tokens(folder) else ():
-        if reason := tokens.damage(folder, window):
-            lost.append(f"window {window.index}: {reason}")
-            run.windows = [one for one in run.windows if one is not window]
+    count = len(run.windows) + len(lost)
+    _check(run, path, count)
+    whole, keeps = [], tokens.has_tokens(folder)
+    for position, window in zip(sorted(set(range(count)) - set(wrong)), run.windows, strict=True):
+        reason = tokens.damage(folder, window) if keeps else None
+        lost += [Lost(position, window.index, reason)] if reason else []
+        whole += [] if reason else [window]
+    run.windows = whole
     for i, contender in enumerate(run.contenders):
         bad = [w.index for w in run.windows if not all(map(math.isfinite, (w.nll[i], w.kl[i], w.probability[i])))]
         if bad and contender.error is None:
             contender.error = f"NaN or infinite losses or KL in window {bad[0]}"
-    return Damaged(run, lost)
+    return Damaged(run, sorted(lost, key=lambda one: one.position))
 
 
-def _named(window: object) -> str:
+def _index(window: object) -> int | None:
     index = window.get("index") if isinstance(window, dict) else None
-    return f"window {index}" if isinstance(index, int) else "a window"
+    return index if isinstance(index, int) else None
 
 
 def _add_entries(run: Run, entries: Sequence[Entry]) -> None:

@@ -54,7 +54,9 @@ def _run(path: Path) -> Verified:
     run = found.run
     kept = "sums recomputed from its tokens" if has_tokens(path.parent) else "its tokens were not kept"
     count = f"{len(run.windows) + len(found.lost)} of {len(run.settings.windows)} windows"
-    return Verified(path, f"{len(run.contenders)} schemes, {count}, {run.status}; {kept}", _hashed(path), found.lost)
+    return Verified(
+        path, f"{len(run.contenders)} schemes, {count}, {run.status}; {kept}", _hashed(path), [*map(str, found.lost)]
+    )
 
 
 def _other(path: Path) -> Verified:

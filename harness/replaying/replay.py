@@ -128,7 +128,7 @@ def _damage(folder: Path, record: Replay) -> list[str]:
     runs = [folder / name for name in (STEPS, ONE_FORWARD) if (folder / name).is_dir()]
     return [
         *damaged_files(folder, record.files),
-        *(f"{run.name}: {one}" for run in runs for one in load_whole(run).lost),
+        *(f"{run.name}, {one}" for run in runs for one in load_whole(run).lost),
     ]
 
 

@@ -1,7 +1,11 @@
 """A row that fails is a row: it ends with its reason, is dropped, stopped by the clock, and tried again; the others are as without it."""
 
+import io
 import re
+import signal
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +89,30 @@ def test_what_hangs_is_stopped(subject, options):
     same_but_for(run, alone, "bad")
 
 
+def stubborn(keys, values):
+    """As a cache that tries again whatever happens."""
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        with suppress(Exception):
+            time.sleep(0.1)
+    return hangs(keys, values)
+
+
+def test_what_catches_exceptions_is_stopped(subject, options):
+    subject = replace(subject, windows=subject.windows[:1])
+    before = signal.getsignal(signal.SIGALRM)
+    run, _ = compare([bad(stubborn), OURS[0]], replace(options, time_limit=0.5), subject=subject)
+    assert run.contenders[1].error == "TookTooLong: it took longer than 0.5 s (--time-limit)"
+    assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (before, (0, 0))
+
+
+def test_a_time_limit_without_a_terminal(subject, options, monkeypatch):
+    """stderr may be no file, as in a notebook."""
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    run, _ = compare(OURS, replace(options, time_limit=600.0), subject=subject)
+    assert [one.error for one in run.contenders] == [None] * 3
+
+
 def test_a_time_limit_that_is_kept_changes_nothing(subject, options):
     run, _ = compare(OURS, replace(options, time_limit=600.0), subject=subject)
     alone, _ = compare(OURS, replace(options, out=f"{options.out}-alone"), subject=subject)
@@ -97,6 +125,28 @@ def test_a_time_limit_needs_a_timer(subject, options, monkeypatch, refused):
         compare(OURS, replace(options, time_limit=1.0), subject=subject)
     with refused("time_limit=0: give seconds, more than 0"):
         replace(options, time_limit=0.0)
+
+
+class FewerAbove(DynamicCache):
+    """Keeps the newest 40 tokens in its second layer, and says so of that layer."""
+
+    def update(self, keys, values, layer, *args, **kwargs):
+        both = super().update(keys, values, layer, *args, **kwargs)
+        return tuple(x[:, :, -(self._past(layer) + keys.shape[2]) :] for x in both) if layer else both
+
+    def _past(self, layer):
+        return min(40, super().get_seq_length(0)) if layer else super().get_seq_length(0)
+
+    def get_mask_sizes(self, queries, layer):
+        return self._past(layer) + queries, 0
+
+
+def test_a_cache_may_keep_fewer_tokens_in_some_layers(subject, options):
+    """It has no mask where it is asked token by token."""
+    subject = replace(subject, windows=subject.windows[:1])
+    options = replace(options, protocol="stepwise", step=1)
+    run, _ = compare([ForeignContender("fewer", lambda config: FewerAbove(config=config))], options, subject=subject)
+    assert run.contenders[1].error is None
 
 
 def fails_until(mended):

@@ -1,5 +1,6 @@
 """Runs are joined to what one run of all would have been, or refused with the field in which they differ."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,45 @@ def test_runs_without_tokens_are_merged(made, tmp_path):
     assert [window.nll for window in run.windows] == [window.nll for window in made("both", [A, B]).run.windows]
     assert not tokens.has_tokens(tmp_path / "out")
     assert load_run(tmp_path / "out") == run
+
+
+def test_a_merge_keeps_tokens_where_all_runs_did(made, tmp_path):
+    """And else has no quantile over all of them."""
+    a, b = made("a", [A], (0, 1)), made("b", [A], (2,))
+    shutil.rmtree(b.folder / "tokens")
+    run = merged([a, Part(load_run(b.folder), b.folder)], tmp_path / "out", "x")
+    assert not tokens.has_tokens(tmp_path / "out")
+    assert load_run(tmp_path / "out") == run
+    assert [one.kl_999 for one in run.contenders] == [None, None]
+    whole = merged([a, made("c", [A], (2,))], tmp_path / "whole", "x")
+    assert whole.contenders[1].kl_999 == made("both", [A]).run.contenders[1].kl_999
+
+
+def test_a_scheme_in_other_words_is_the_same_scheme(made, tmp_path):
+    """The audit follows it: what was found of it under one name counts under the other."""
+    a, b = made("a", [A], (0, 1)), made("b", ["symmetric:bits=8,group_size=16"], (2,))
+    b.run.audit.zeroed_codes_move_logits["symmetric:bits=8,group_size=16"] = False
+    run = merged([a, b], tmp_path / "out", "x")
+    assert run.audit.failures == {A: ["zeroing its stored codes does not move the logits"]}
+    assert run.audit.reads.keys() == {"exact", A}
+    assert run.audit.reads[A] == made("both", [A]).run.audit.reads[A]
+
+
+def test_schemes_of_one_name_are_no_one_scheme(made, tmp_path, refused):
+    a, b = made("a", [A]), made("b", [B])
+    b.run.contenders[1].label = A
+    with refused(f"two schemes of these runs are called {A}, and are not the same"):
+        merged([a, b], tmp_path / "out", "x")
+
+
+def test_a_row_that_failed_in_one_run_is_named(made, tmp_path, refused):
+    a, b = made("a", [A]), made("b", [A])
+    for window in b.run.windows:
+        window.nll[1] = float("nan")
+    with refused(
+        f"{A} has failed by window .* in .*b, and not in the other run: score it again there with --retry-failed"
+    ):
+        merged([a, b], tmp_path / "out", "x")
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path, refused):
