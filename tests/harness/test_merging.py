@@ -111,7 +111,7 @@ def test_a_row_that_failed_in_one_run_is_named(made, tmp_path, refused):
     for window in b.run.windows:
         window.nll[1] = float("nan")
     with refused(
-        f"{A} has failed by window .* in .*b, and not in the other run: score it again there with --retry-failed"
+        "symmetric:bits=8,group_size=16 has failed by window .* in .*b, and not in the other run: score it again there with --retry-failed"
     ):
         merged([a, b], tmp_path / "out", "x")
 
