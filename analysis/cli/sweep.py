@@ -32,7 +32,7 @@ def _depths(text: Any) -> tuple[int, ...]:
 
 
 @sweeping.command("sweep")
-@takes_options(without=("model", "text", "window_length", "protocol", "step"), rows=True)
+@takes_options(without=("model", "text", "window_length", "protocol", "step", "drop"), rows=True)
 def sweep(
     options: Options,
     config: Config = None,

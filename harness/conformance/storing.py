@@ -48,7 +48,9 @@ def _mask_sizes(factory: Factory) -> str:
         said_before = returned.masks[0][0]
         found = {side.shape[2] for sides in returned.held for side in sides}
         if found != {said_before}:
-            raise Wrong(f"{when}: expected update to return the {said_before} tokens that were said, got {max(found)}")
+            raise Wrong(
+                f"{when}: expected update to return the {said_before} tokens that were said, got {' and '.join(map(str, sorted(found)))}"
+            )
         alike(returned.tokens(start, stop), stream(start, stop), f"{when}, where the mask has the new ones")
     return ""
 
