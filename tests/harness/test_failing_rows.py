@@ -80,6 +80,19 @@ def test_a_wrong_number_of_tokens_fails_the_row(subject, options, count, step):
     same_but_for(run, alone, "bad")
 
 
+def too_large(keys, values):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+
+@pytest.mark.parametrize("batch", ["1", "2"])
+def test_what_finds_no_memory_by_itself_fails_its_row(subject, options, batch):
+    """With one window: there is nothing left to halve."""
+    run, _ = compare([bad(too_large), OURS[0]], replace(options, batch=batch), subject=subject)
+    assert run.contenders[1].error == "OutOfMemoryError: CUDA out of memory. Tried to allocate 9.00 GiB"
+    alone, _ = compare(OURS[:1], replace(options, batch=batch, out=f"{options.out}-alone"), subject=subject)
+    same_but_for(run, alone, "bad")
+
+
 def test_what_hangs_is_stopped(subject, options):
     started = time.monotonic()
     run, _ = compare([bad(hangs), *OURS], replace(options, time_limit=1.0), subject=subject)
