@@ -27,6 +27,7 @@ FAMILY = Family(
     fails="widths that 64 does not divide, such as 80 or 96: they stay unrotated. LLAMA_ATTN_ROT_DISABLE=1 is the bare format.",
     compared="with ggml's block functions for CUDA behind its Hadamard matrix, compiled as C and run on real keys and "
     "values: equal bytes. Departs: llama.cpp multiplies by a matrix, in another order of sums, and a "
-    "GPU may fuse multiply and add.",
+    "GPU may fuse multiply and add; GGUF files of Llama models have the two channels that RoPE turns side by side, so that blocks "
+    "of keys hold others there (not those of Qwen2); and it reads the newest token's own key and value quantized too.",
     called="llama.cpp",
 )
