@@ -14,7 +14,7 @@ from harness.merging import batches_of
 from harness.processes import Processes
 from harness.records.run import Audit, Run
 from harness.records.run_folder import load_whole, save_run
-from harness.records.tokens import forget_failed
+from harness.records.tokens import forget_failed, has_tokens
 from harness.runner import Runner
 from harness.runner import score as score_batches
 from harness.subject.windows import Window
@@ -89,7 +89,7 @@ def joined(run: Run, parts: Sequence[Run], order: Sequence[int]) -> Run:
 
 
 def _kept(run: Run, folder: Path) -> Run:
-    for window in run.windows:
+    for window in run.windows if has_tokens(folder) else ():
         forget_failed(folder, window)
     save_run(run, folder)
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # none, in a run of one process
