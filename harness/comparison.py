@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from harness import merging, sharding, stopping
+from harness import merging, scoring_again, sharding, stopping
 from harness.batching import batch_size, fused_kernels
 from harness.caches.contenders import Contender, contenders_of
 from harness.caches.specs import canonical
@@ -31,7 +31,6 @@ from harness.time_limit import check_time_limit
 from schemes.errors import UserError
 from schemes.references import identity_of
 
-AGAIN = "again"  # folder of what is scored once more, in that of the run
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 
 
@@ -247,7 +246,7 @@ def _opened(
             save_run(new, folder)
             return new
         if not options.retry_failed:  # what a stopped command left there is of no use to this one
-            shutil.rmtree(folder / AGAIN, ignore_errors=True)
+            shutil.rmtree(folder / scoring_again.FOLDER, ignore_errors=True)
         if run.status == "complete":
             return run
         all = sharding.with_parts(run, folder, stopping.visits(settings))
@@ -279,27 +278,13 @@ def _made_whole(
     work: Work, options: Options, run: Run, folder: Path, lost: Sequence[Lost], dropped: Collection[str]
 ) -> Run:
     """A run with its damaged windows scored again, in the batches that they were in, but for rows that have failed or are dropped."""
-    have = {window.index for window in run.windows}
-    others = (index for index in stopping.visits(run.settings) if index not in have)
-    at, good, order = {one.position: one for one in lost}, iter(run.windows), list[int]()
-    for position in range(len(have) + len(lost)):
-        if position not in at:
-            order.append(next(good).index)
-            continue
-        index = at[position].index  # which one it was is lost with it, or another that the run has not
-        order.append(index if index in set(run.settings.windows) - have else next(others))
-        have.add(order[-1])
-    batches, first = [], 0
-    for size in run.batches or [1] * len(order):
-        batches.append(order[first : first + size])
-        first += size
-    damaged = {order[position] for position in at}
+    order, batches = scoring_again.places(run, lost)
     for row, contender in zip(run.contenders, work.contenders, strict=False):
         if contender.label in dropped and not row.error:
             row.error = "dropped where a damaged window was scored again (--drop)"
     rows = [one for one, row in zip(work.contenders, run.contenders, strict=False) if not row.error]
     work.progress.on_note(f"{folder} is damaged, and that is scored again: {'; '.join(map(str, lost))}")
-    with _again(work, options, folder, rows, [batch for batch in batches if damaged & set(batch)]) as parts:
+    with _again(work, options, folder, rows, batches) as parts:
         return work.together.from_first(lambda: merging.with_windows(run, folder, parts, order))
 
 
@@ -321,14 +306,14 @@ def _again(
 ) -> Iterator[list[merging.Part]]:
     """Batches of a run scored once more, by runs within its folder; a command that is stopped goes on with them. They are removed
     afterwards."""
-    by_index, where = {window.index: window for window in work.subject.windows}, folder / AGAIN
+    by_index, where = {window.index: window for window in work.subject.windows}, folder / scoring_again.FOLDER
     asked = []
-    for i, group in enumerate(_alike(batches)):
+    for i, group in enumerate(scoring_again.alike(batches)):
         some = replace(work.subject, windows=[by_index[index] for batch in group for index in batch])
         out, batch = str(where / str(i)), str(len(group[0]))
         options = replace(options, out=out, until_se=None, batch=batch, drop=None, retry_failed=False)
         asked.append((options, some, settings_of(options, some, [one.name for one in contenders])))
-    work.together.from_first(partial(_clear, where, [(one.out, settings) for one, _, settings in asked]))
+    work.together.from_first(partial(scoring_again.clear, where, [(one.out, settings) for one, _, settings in asked]))
     progress = Progress(on_note=work.progress.on_note)
     parts = []
     for one, some, _ in asked:
@@ -336,29 +321,6 @@ def _again(
         parts.append(merging.Part(run, at))
     yield parts
     work.together.from_first(lambda: shutil.rmtree(where))
-
-
-def _alike(batches: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Batches in groups that one run can have: all of one size, but for the last, which may be smaller."""
-    groups: list[list[Sequence[int]]] = []
-    for batch in batches:
-        if groups and len(groups[-1][-1]) == len(groups[-1][0]) >= len(batch):
-            groups[-1].append(batch)
-        else:
-            groups.append([batch])
-    return groups
-
-
-def _clear(where: Path, wanted: Sequence[tuple[str | None, Settings]]) -> None:
-    """Remove what another command left, which was stopped, or this one in a state that it cannot go on from."""
-    for out, settings in wanted:
-        try:
-            fits = load_whole(str(out)).run.settings == settings
-        except UserError:
-            fits = not Path(str(out)).exists()
-        if not fits:
-            shutil.rmtree(where)
-            return
 
 
 def _check_alike(settings: Sequence[Settings]) -> None:

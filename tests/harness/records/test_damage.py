@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import comparison
+from harness import comparison, scoring_again
 from harness.caches.contenders import SchemeContender
 from harness.comparison import compare
 from harness.records import hashes
@@ -270,7 +270,7 @@ def test_batches_are_those_that_there_were(subject, options, monkeypatch):
     ],
 )
 def test_batches_of_one_size_are_one_run(batches, groups):
-    made = comparison._alike([[0] * size for size in batches])
+    made = scoring_again.alike([[0] * size for size in batches])
     assert [[len(batch) for batch in group] for group in made] == groups
 
 
