@@ -4,6 +4,8 @@ import csv
 import json
 
 import pytest
+from packaging.version import Version
+from transformers import __version__
 
 from analysis.cli.ending import ROW_FAILED, USER_ERROR
 
@@ -21,6 +23,9 @@ class Left(DynamicCache):
 def uncropped(config, sure=True): return Uncropped(config=config)
 def left(config): return Left(config=config)
 """
+
+# before 5.23 a DynamicCache that was reset still holds zeros, and their length
+IN_DYNAMIC_CACHE = {"reset", "memory held"} if Version(__version__) < Version("5.23") else set()
 
 
 @pytest.fixture
@@ -60,7 +65,8 @@ def test_for_programs(kvdelta, caches, format):
     assert list(rows[0]) == ["cache", "check", "owed", "outcome", "why"]
     assert rows[0]["owed"].startswith("get_seq_length")
     assert {row["cache"] for row in rows} == {"my_caches:uncropped"}
-    assert [row["check"] for row in rows if row["outcome"] != "pass"] == ["crop", "prompt lookup", "assisted decoding"]
+    broken = {row["check"] for row in rows if row["outcome"] != "pass"}
+    assert broken - IN_DYNAMIC_CACHE == {"crop", "prompt lookup", "assisted decoding"}
 
 
 @pytest.mark.parametrize("name", ["nope:make", "int5", "builtins:str", "my_caches:left(1)"])
