@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.axes import Axes
-    from harness.caches.scheme import SchemeCache
-    from harness.comparison import compare
-    from harness.options import Options
-    from harness.replaying.options import ReplayOptions
-    from harness.replaying.replay import replay
-    from harness.subject.model import load_model
-    from harness.sweeping import sweep
+    from kvdelta.harness.axes import Axes
+    from kvdelta.harness.caches.scheme import SchemeCache
+    from kvdelta.harness.comparison import compare
+    from kvdelta.harness.options import Options
+    from kvdelta.harness.replaying.options import ReplayOptions
+    from kvdelta.harness.replaying.replay import replay
+    from kvdelta.harness.subject.model import load_model
+    from kvdelta.harness.sweeping import sweep
 
 __all__ = ["Axes", "Options", "ReplayOptions", "SchemeCache", "compare", "load_model", "replay", "sweep"]
 
@@ -31,5 +31,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name not in _HOMES:
-        raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"harness.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'kvdelta.harness' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kvdelta.harness.{_HOMES[name]}"), name)

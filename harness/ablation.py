@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import ModuleList
 from transformers import DynamicCache
 
-from harness.capture import exact_view
-from harness.protocols import suffix_logits
-from harness.subject.kinds import full_layers
-from harness.subject.windows import Batch
-from schemes import KV
+from kvdelta.harness.capture import exact_view
+from kvdelta.harness.protocols import suffix_logits
+from kvdelta.harness.subject.kinds import full_layers
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import KV
 
 Logits = Float[Tensor, "windows scored vocabulary"]
 KeysAndValues = tuple[KV, Float[Tensor, "batch heads tokens value_channels"]]

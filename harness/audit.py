@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass

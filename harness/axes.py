@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.options import Options
-from harness.records.sweep import CellRecord
-from harness.subject.text import EXCERPT
-from schemes.errors import UserError
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.sweep import CellRecord
+from kvdelta.harness.subject.text import EXCERPT
+from kvdelta.schemes.errors import UserError
 
 PACKAGED = "packaged"
 

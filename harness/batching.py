@@ -10,12 +10,12 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.layers import SchemeLayer, WholeSlidingLayer
-from harness.subject.errors import one_line
-from harness.subject.probing import kv_shapes
-from harness.subject.windows import Batch, Window
-from schemes import kernels
-from schemes.errors import UserError
+from kvdelta.harness.caches.layers import SchemeLayer, WholeSlidingLayer
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.subject.probing import kv_shapes
+from kvdelta.harness.subject.windows import Batch, Window
+from kvdelta.schemes import kernels
+from kvdelta.schemes.errors import UserError
 
 LARGEST = 64  # more windows at once are hardly faster, and lose more when a run is stopped
 TOKENS = 64  # of a forward on a CPU: fewer read the weights more often than they compute with them

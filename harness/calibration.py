@@ -7,19 +7,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.caches.rotary import rotary_of
-from harness.capture import suffix_gradients
-from harness.leaks import seen_text
-from harness.protocols import prefill
-from harness.records.writing import write_file
-from harness.subject.kinds import full_layers
-from harness.subject.prepared import Subject
-from harness.subject.probing import check_continues, kv_shapes
-from harness.subject.windows import Batch
-from schemes.calibration_file import Calibration, as_bytes, facts_path
-from schemes.errors import UserError
-from schemes.references import quoted
-from schemes.registry import calibrated_family, parse_scheme
+from kvdelta.harness.caches.rotary import rotary_of
+from kvdelta.harness.capture import suffix_gradients
+from kvdelta.harness.leaks import seen_text
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.writing import write_file
+from kvdelta.harness.subject.kinds import full_layers
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.probing import check_continues, kv_shapes
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes.calibration_file import Calibration, as_bytes, facts_path
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import quoted
+from kvdelta.schemes.registry import calibrated_family, parse_scheme
 
 Weights = Literal["gradient", "one"]
 

@@ -15,14 +15,14 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from harness.caches.rotary import rotary_of
-from harness.protocols import suffix_logits
-from harness.subject.attention import NAME, SHARED
-from harness.subject.forward import forward
-from harness.subject.imports import quiet
-from harness.subject.windows import Batch
-from schemes import KV
-from schemes.errors import UserError
+from kvdelta.harness.caches.rotary import rotary_of
+from kvdelta.harness.protocols import suffix_logits
+from kvdelta.harness.subject.attention import NAME, SHARED
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.imports import quiet
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import KV
+from kvdelta.schemes.errors import UserError
 
 CAPTURABLE = ("sdpa", "eager")
 _NAME = "kvdelta-capture"

@@ -8,28 +8,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from harness import merging, scoring_again, sharding, stopping
-from harness.batching import batch_size, fused_kernels
-from harness.caches.contenders import Contender, contenders_of
-from harness.caches.specs import canonical
-from harness.leaks import check_calibrations
-from harness.options import Options
-from harness.passes import Passes
-from harness.processes import Processes, processes
-from harness.records.provenance import open_folder
-from harness.records.run import NoiseFloor, Run, Settings, named
-from harness.records.run_folder import RUN_FILE, Lost, load_whole, save_run
-from harness.records.timings import Timings, load_timings, save_timings
-from harness.records.tokens import set_tails
-from harness.records.writer import holding
-from harness.runner import Progress, Runner
-from harness.settings import header_of, settings_of
-from harness.subject.prepared import Subject, prepare
-from harness.subject.probing import check_continues
-from harness.subject.windows import Window
-from harness.time_limit import check_time_limit
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.harness import merging, scoring_again, sharding, stopping
+from kvdelta.harness.batching import batch_size, fused_kernels
+from kvdelta.harness.caches.contenders import Contender, contenders_of
+from kvdelta.harness.caches.specs import canonical
+from kvdelta.harness.leaks import check_calibrations
+from kvdelta.harness.options import Options
+from kvdelta.harness.passes import Passes
+from kvdelta.harness.processes import Processes, processes
+from kvdelta.harness.records.provenance import open_folder
+from kvdelta.harness.records.run import NoiseFloor, Run, Settings, named
+from kvdelta.harness.records.run_folder import RUN_FILE, Lost, load_whole, save_run
+from kvdelta.harness.records.timings import Timings, load_timings, save_timings
+from kvdelta.harness.records.tokens import set_tails
+from kvdelta.harness.records.writer import holding
+from kvdelta.harness.runner import Progress, Runner
+from kvdelta.harness.settings import header_of, settings_of
+from kvdelta.harness.subject.prepared import Subject, prepare
+from kvdelta.harness.subject.probing import check_continues
+from kvdelta.harness.subject.windows import Window
+from kvdelta.harness.time_limit import check_time_limit
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.batching import rows_of
-from harness.caches.contenders import Contender
-from harness.protocols import prefill, single_pass_logits, suffix_logits
-from harness.records.run import Audit, NoiseFloor, Settings
-from harness.scoring import Reference, Scores, not_finite
-from harness.subject.probing import continues
-from harness.subject.windows import Batch
+from kvdelta.harness.batching import rows_of
+from kvdelta.harness.caches.contenders import Contender
+from kvdelta.harness.protocols import prefill, single_pass_logits, suffix_logits
+from kvdelta.harness.records.run import Audit, NoiseFloor, Settings
+from kvdelta.harness.scoring import Reference, Scores, not_finite
+from kvdelta.harness.subject.probing import continues
+from kvdelta.harness.subject.windows import Batch
 
 CONTROL_TOKENS = 8  # suffix tokens over zeroed codes
 FLOOR_TOKENS = 16  # suffix tokens of the token-by-token route

@@ -2,7 +2,7 @@
 
 import math
 
-from harness.records.run import Run
+from kvdelta.harness.records.run import Run
 
 SIDES = ("key", "value")
 

@@ -4,12 +4,12 @@ on another model than its own."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.caches.contenders import Contender
-from harness.options import Options
-from harness.subject.prepared import Subject
-from harness.subject.text import token_sha256
-from harness.subject.token_runs import RUN, seen_runs, shared_runs
-from schemes.errors import UserError
+from kvdelta.harness.caches.contenders import Contender
+from kvdelta.harness.options import Options
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.text import token_sha256
+from kvdelta.harness.subject.token_runs import RUN, seen_runs, shared_runs
+from kvdelta.schemes.errors import UserError
 
 
 def seen_text(subject: Subject) -> dict[str, str]:

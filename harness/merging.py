@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.failures import blank_after_failure, failures
-from harness.records import tokens
-from harness.records.run import Audit, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
-from harness.records.run_folder import save_run
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.harness.failures import blank_after_failure, failures
+from kvdelta.harness.records import tokens
+from kvdelta.harness.records.run import Audit, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
+from kvdelta.harness.records.run_folder import save_run
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 JOINED = ("contenders", "windows")
 """The settings in which runs that are joined may differ."""

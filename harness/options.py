@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -57,7 +57,7 @@ class Options:
     )
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     offset: int = 0  # tokens of the text before its first window: so windows of several prefixes score the same tokens
-    command: str = "harness.compare(…)"
+    command: str = "kvdelta.harness.compare(…)"
 
     def by(self, protocols: Sequence[str], steps: Sequence[int] = ()) -> "list[Options]":
         """The same by several protocols, stepwise once for each step; the folder of each lies in `out`."""

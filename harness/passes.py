@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness import controls
-from harness.audit import Observer, Reads, declaring_layers
-from harness.batching import rows_of
-from harness.caches.contenders import Contender, goes_alone
-from harness.protocols import single_pass_logits, suffix_logits
-from harness.recorded import WORTH, Recorded
-from harness.records.run import Run
-from harness.scoring import NotFinite, Reference, Scores, not_finite
-from harness.subject.probing import kv_shapes
-from harness.subject.windows import Batch
+from kvdelta.harness import controls
+from kvdelta.harness.audit import Observer, Reads, declaring_layers
+from kvdelta.harness.batching import rows_of
+from kvdelta.harness.caches.contenders import Contender, goes_alone
+from kvdelta.harness.protocols import single_pass_logits, suffix_logits
+from kvdelta.harness.recorded import WORTH, Recorded
+from kvdelta.harness.records.run import Run
+from kvdelta.harness.scoring import NotFinite, Reference, Scores, not_finite
+from kvdelta.harness.subject.probing import kv_shapes
+from kvdelta.harness.subject.windows import Batch
 
 LayersRead = dict[int, Reads]  # by layer
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 T = TypeVar("T")
 

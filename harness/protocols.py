@@ -10,11 +10,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.caches.layers import WholeSlidingLayer
-from harness.caches.scheme import SchemeCache
-from harness.recorded import Recorded
-from harness.subject.forward import forward
-from harness.subject.kinds import sliding_windows
+from kvdelta.harness.caches.layers import WholeSlidingLayer
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.recorded import Recorded
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.kinds import sliding_windows
 
 Protocol = Literal["two-pass", "stepwise", "single-pass"]
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from harness.caches.scheme import SchemeCache
-from harness.caches.stepping import Buffers, StepLayer
-from harness.subject.forward import forward
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.caches.stepping import Buffers, StepLayer
+from kvdelta.harness.subject.forward import forward
 
 WORTH = 4  # replays: recording one costs about three ordinary forwards
 

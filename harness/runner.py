@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from harness.audit import total
-from harness.batching import halved, in_batches
-from harness.caches.contenders import stores_sliding
-from harness.failures import failures
-from harness.passes import Outcome, Passes
-from harness.protocols import prefill
-from harness.records import journal
-from harness.records.run import Entry, Run, WindowRecord
-from harness.records.run_folder import RUN_FILE, journal_of
-from harness.records.timings import Timings
-from harness.records.tokens import save_tokens, sums_of
-from harness.scoring import PER_TOKEN, NotFinite
-from harness.subject.errors import one_line
-from harness.subject.windows import Batch, Window
-from harness.time_limit import TookTooLong, at_most
-from schemes.errors import UserError
+from kvdelta.harness.audit import total
+from kvdelta.harness.batching import halved, in_batches
+from kvdelta.harness.caches.contenders import stores_sliding
+from kvdelta.harness.failures import failures
+from kvdelta.harness.passes import Outcome, Passes
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records import journal
+from kvdelta.harness.records.run import Entry, Run, WindowRecord
+from kvdelta.harness.records.run_folder import RUN_FILE, journal_of
+from kvdelta.harness.records.timings import Timings
+from kvdelta.harness.records.tokens import save_tokens, sums_of
+from kvdelta.harness.scoring import PER_TOKEN, NotFinite
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.subject.windows import Batch, Window
+from kvdelta.harness.time_limit import TookTooLong, at_most
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass

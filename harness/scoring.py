@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from harness.divergence import kl_and_tvd
-from harness.subject.windows import Batch
-from schemes import kernels
-from schemes.errors import UserError
+from kvdelta.harness.divergence import kl_and_tvd
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import kernels
+from kvdelta.schemes.errors import UserError
 
 Logits = Float[Tensor, "batch scored vocabulary"]
 
@@ -122,7 +122,7 @@ class Reference:
         reference, targets = self.logits[:, : targets.shape[1]], targets.to(self.logits.device)
         given = reference if logits is None else logits
         if _for_the_kernel(given):
-            from harness import scoring_kernel
+            from kvdelta.harness import scoring_kernel
 
             return scoring_kernel.score(given, reference, targets)
         packed = torch.empty(4, *given.shape[:2], device=given.device)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from harness import stopping
-from harness.records.run import Run, Settings
-from harness.records.run_folder import Lost, load_whole
-from schemes.errors import UserError
+from kvdelta.harness import stopping
+from kvdelta.harness.records.run import Run, Settings
+from kvdelta.harness.records.run_folder import Lost, load_whole
+from kvdelta.schemes.errors import UserError
 
 FOLDER = "again"  # in that of the run
 

@@ -12,8 +12,8 @@ import triton.language as tl
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from harness.divergence import FAR
-from schemes.kernels import launch
+from kvdelta.harness.divergence import FAR
+from kvdelta.schemes.kernels import launch
 
 BLOCK = 4096  # numbers of a row at a time
 SERIES = 0.125

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from harness.options import Options
-from harness.records.provenance import MEASURES, commit, versions
-from harness.records.run import Settings
-from harness.subject.prepared import Subject
-from harness.subject.text import token_sha256
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.provenance import MEASURES, commit, versions
+from kvdelta.harness.records.run import Settings
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.text import token_sha256
 
 
 def settings_of(

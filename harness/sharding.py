@@ -8,16 +8,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.controls import FLOOR_WINDOWS
-from harness.failures import blank_after_failure, failures
-from harness.merging import batches_of
-from harness.processes import Processes
-from harness.records.run import Audit, Run
-from harness.records.run_folder import load_whole, save_run
-from harness.records.tokens import forget_failed, has_tokens
-from harness.runner import Runner
-from harness.runner import score as score_batches
-from harness.subject.windows import Window
+from kvdelta.harness.controls import FLOOR_WINDOWS
+from kvdelta.harness.failures import blank_after_failure, failures
+from kvdelta.harness.merging import batches_of
+from kvdelta.harness.processes import Processes
+from kvdelta.harness.records.run import Audit, Run
+from kvdelta.harness.records.run_folder import load_whole, save_run
+from kvdelta.harness.records.tokens import forget_failed, has_tokens
+from kvdelta.harness.runner import Runner
+from kvdelta.harness.runner import score as score_batches
+from kvdelta.harness.subject.windows import Window
 
 PARTS = "processes"  # folder of the parts, in that of the run
 

@@ -17,8 +17,8 @@ windows of each of the 27 schemes in results/wikitext2-h100: 0.967 to 0.99 (0.92
 
 from math import inf, isnan
 
-from harness import statistics
-from harness.records.run import Run, Settings
+from kvdelta.harness import statistics
+from kvdelta.harness.records.run import Run, Settings
 
 FIRST_LOOK = 16  # the error of fewer windows is too easily underestimated
 

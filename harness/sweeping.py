@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 
-from harness.axes import Axes
-from harness.caches.contenders import Contender, contenders_of
-from harness.comparison import compare_protocols
-from harness.leaks import check_calibrations
-from harness.options import Options
-from harness.records.provenance import OtherRun, commit, versions
-from harness.records.run import Run
-from harness.records.sweep import CellRecord, Sweep, has_sweep, load_sweep, save_sweep
-from harness.subject.errors import one_line
-from harness.subject.model import LoadedModel
-from harness.subject.prepared import Subject, load_named, prepare
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.harness.axes import Axes
+from kvdelta.harness.caches.contenders import Contender, contenders_of
+from kvdelta.harness.comparison import compare_protocols
+from kvdelta.harness.leaks import check_calibrations
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.provenance import OtherRun, commit, versions
+from kvdelta.harness.records.run import Run
+from kvdelta.harness.records.sweep import CellRecord, Sweep, has_sweep, load_sweep, save_sweep
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.subject.model import LoadedModel
+from kvdelta.harness.subject.prepared import Subject, load_named, prepare
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 Score = Callable[[Sequence[Contender], Sequence[Options], Subject], list[tuple[Run, Path]]]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 AGAIN = 1.0  # seconds after which it is interrupted again, where it went on
 GRACE = 30.0  # seconds after which the process ends, where what hangs cannot be interrupted

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
-    from schemes.errors import UserError
-    from schemes.registry import SCHEMES, parse_scheme
-    from schemes.scheme import LayerKinds, Scheme
-    from schemes.store import TokenStore
+    from kvdelta.schemes.base import KV, Place, QuantizedTensor, Quantizer, Rotary, TensorScheme
+    from kvdelta.schemes.errors import UserError
+    from kvdelta.schemes.registry import SCHEMES, parse_scheme
+    from kvdelta.schemes.scheme import LayerKinds, Scheme
+    from kvdelta.schemes.store import TokenStore
 
 __all__ = [
     "KV",
@@ -38,5 +38,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name not in _HOMES:
-        raise AttributeError(f"module 'schemes' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"schemes.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'kvdelta.schemes' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kvdelta.schemes.{_HOMES[name]}"), name)

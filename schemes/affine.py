@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from schemes import kernels
-from schemes.base import KV, QuantizedTensor, Quantizer
-from schemes.grouping import Axis, Grouping, GroupSize
-from schemes.packing import check_packable, pack, unpack
+from kvdelta.schemes import kernels
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer
+from kvdelta.schemes.grouping import Axis, Grouping, GroupSize
+from kvdelta.schemes.packing import check_packable, pack, unpack
 
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-24  # the least positive float16
@@ -144,7 +144,7 @@ def _kernel_layout(x: Tensor, numbers: int, bits: int, channels: int, grouping: 
     """What encodes and decodes such groups in one pass on the device of x; None where the torch code does."""
     if not kernels.available(x.device, numbers):
         return None
-    from schemes.kernels.affine import Layout
+    from kvdelta.schemes.kernels.affine import Layout
 
     lengths = grouping.group_lengths(channels)
     layout = Layout(bits, lengths[0], channels if grouping.axis == "channel" else 1)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from schemes.errors import UserError
-from schemes.grouping import Grouping
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.grouping import Grouping
 
 KV = Float[Tensor, "batch heads tokens channels"]  # heads are KV heads; keys as the model caches them (after RoPE)
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from schemes.base import Place, Quantizer
-from schemes.calibration_file import CalibrationFile, read
-from schemes.errors import UserError
-from schemes.packing import check_packable
+from kvdelta.schemes.base import Place, Quantizer
+from kvdelta.schemes.calibration_file import CalibrationFile, read
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.packing import check_packable
 
 Levels = tuple[float, ...]
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from schemes.affine import level_table, nearest
-from schemes.base import KV, Place, QuantizedTensor, Rotary
-from schemes.calibrated import UNBOUND, CalibratedQuantizer, Levels
-from schemes.errors import UserError
-from schemes.packing import pack, unpack
-from schemes.ragged import Ragged
-from schemes.wrapping import in_range
+from kvdelta.schemes.affine import level_table, nearest
+from kvdelta.schemes.base import KV, Place, QuantizedTensor, Rotary
+from kvdelta.schemes.calibrated import UNBOUND, CalibratedQuantizer, Levels
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.packing import pack, unpack
+from kvdelta.schemes.ragged import Ragged
+from kvdelta.schemes.wrapping import in_range
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from schemes.affine import FLOAT16_TINY, QParams, nearest, stored_offset, stored_scale
-from schemes.base import KV, Place, QuantizedTensor
-from schemes.calibrated import UNBOUND, CalibratedQuantizer, Levels
-from schemes.errors import UserError
-from schemes.packing import pack, unpack
-from schemes.wrapping import in_range
+from kvdelta.schemes.affine import FLOAT16_TINY, QParams, nearest, stored_offset, stored_scale
+from kvdelta.schemes.base import KV, Place, QuantizedTensor
+from kvdelta.schemes.calibrated import UNBOUND, CalibratedQuantizer, Levels
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.packing import pack, unpack
+from kvdelta.schemes.wrapping import in_range
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from schemes.errors import UserError
-from schemes.given import parse_json, read_bytes
-from schemes.references import digest_of, reference, split_reference
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.given import parse_json, read_bytes
+from kvdelta.schemes.references import digest_of, reference, split_reference
 
 HASH = "sha256"
 

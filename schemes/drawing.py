@@ -2,7 +2,7 @@
 
 import torch
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 LARGEST_SEED = 2**63 - 1
 

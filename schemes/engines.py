@@ -7,8 +7,8 @@ scheme, goes without the engine too.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemes.errors import UserError
-from schemes.fields import unknown
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.fields import unknown
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from schemes.base import TensorScheme
+from kvdelta.schemes.base import TensorScheme
 
 
 @dataclass(frozen=True)

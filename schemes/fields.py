@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from schemes.affine import stored_scale
-from schemes.base import KV, QuantizedTensor, Quantizer
-from schemes.grouping import require_whole_groups
-from schemes.wrapping import in_range
+from kvdelta.schemes.affine import stored_scale
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer
+from kvdelta.schemes.grouping import require_whole_groups
+from kvdelta.schemes.wrapping import in_range
 
 Format = Literal["e4m3", "e5m2"]
 Scale = Literal["none", "tensor", "head", "token"]

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from schemes.affine import level_bounds, level_table, nearest, stored_offset
-from schemes.base import KV, QuantizedTensor, Quantizer
-from schemes.errors import UserError
-from schemes.grouping import Grouping
-from schemes.wrapping import in_range
+from kvdelta.schemes.affine import level_bounds, level_table, nearest, stored_offset
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.grouping import Grouping
+from kvdelta.schemes.wrapping import in_range
 
 Format = Literal["q8_0", "q6_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"]
 Rule = Literal["nearest", "first"]

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Shaped
 from torch import Tensor
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 Axis = Literal["token", "channel"]
 GroupSize = int | Literal["all"]

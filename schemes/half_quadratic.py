@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
-from schemes.errors import UserError
+from kvdelta.schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
+from kvdelta.schemes.errors import UserError
 
 TILE = 4096  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
 MOST = 1000  # iterations; after some twenty no zero moves

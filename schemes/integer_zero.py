@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import FLOAT16_TINY, AffineQuantizer, QParams, stored_scale
+from kvdelta.schemes.affine import FLOAT16_TINY, AffineQuantizer, QParams, stored_scale
 
 INT16_MAX = 32767
 LARGEST_ZERO = 32750  # leaves room for a float16 scale, rounded down, to raise the zero

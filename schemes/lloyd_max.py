@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, AffineTensor, QParams, level_table, stored_scale
-from schemes.base import KV
-from schemes.packing import unpack
-from schemes.wrapping import Wrapper
+from kvdelta.schemes.affine import AffineQuantizer, AffineTensor, QParams, level_table, stored_scale
+from kvdelta.schemes.base import KV
+from kvdelta.schemes.packing import unpack
+from kvdelta.schemes.wrapping import Wrapper
 
 HALVES = {  # Lloyd–Max levels of N(0, 1), the positive half
     1: (0.7979,),

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

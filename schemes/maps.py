@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemes.errors import UserError
-from schemes.given import parse_json, read_bytes
-from schemes.lossless import exactly
-from schemes.references import digest_of, reference, split_reference
-from schemes.scheme import Scheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.given import parse_json, read_bytes
+from kvdelta.schemes.lossless import exactly
+from kvdelta.schemes.references import digest_of, reference, split_reference
+from kvdelta.schemes.scheme import Scheme
 
 Within = frozenset[Path]  # maps that are being read
 Parse = Callable[[str], Scheme]

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.base import KV
-from schemes.token_buffer import room, writable
+from kvdelta.schemes.base import KV
+from kvdelta.schemes.token_buffer import room, writable
 
 PastAndNew = Float[Tensor, "batch heads past_and_new channels"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from schemes.base import QuantizedTensor
-from schemes.token_buffer import room, writable
+from kvdelta.schemes.base import QuantizedTensor
+from kvdelta.schemes.token_buffer import room, writable
 
 
 class PackedRun:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 WIDTHS = (1, 2, 3, 4, 8)
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from schemes.affine import stored_offset
+from kvdelta.schemes.affine import stored_offset
 
 WORD = 65536
 

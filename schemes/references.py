@@ -6,7 +6,7 @@ As written: PATH or PATH#HASH; a path with one of , # = ( ) or a blank in quotes
 import hashlib
 import re
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 DIGITS = 8
 _WRITTEN = re.compile(rf'(?P<path>"[^"\0]+"|[^"#\0]+)(?:#(?P<digest>[0-9a-f]{{{DIGITS}}}))?')

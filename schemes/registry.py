@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from schemes import engines, families, maps
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.fields import RULES, SCHEME_RULES, TOKEN_RULES, Field, read_items, shown, unknown
-from schemes.lossless import exactly
-from schemes.scheme import Scheme
-from schemes.spec import Spec, check_text, split_spec
+from kvdelta.schemes import engines, families, maps
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.fields import RULES, SCHEME_RULES, TOKEN_RULES, Field, read_items, shown, unknown
+from kvdelta.schemes.lossless import exactly
+from kvdelta.schemes.scheme import Scheme
+from kvdelta.schemes.spec import Spec, check_text, split_spec
 
 
 def _families() -> dict[str, Family]:

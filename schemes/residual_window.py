@@ -1,7 +1,7 @@
 """KIVI's residual rule: a window of exact recent tokens."""
 
-from schemes.base import Quantizer, TensorScheme
-from schemes.errors import UserError
+from kvdelta.schemes.base import Quantizer, TensorScheme
+from kvdelta.schemes.errors import UserError
 
 
 def windowed(

@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
-from schemes.base import KV
-from schemes.rotation import rotate
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper
+from kvdelta.schemes.base import KV
+from kvdelta.schemes.rotation import rotate
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 
 def rotated(x: KV, width: int, back: bool = False, dtype: torch.dtype | None = None) -> KV:

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes import kernels
-from schemes.base import KV
-from schemes.drawing import check_seed, generator
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper, in_range
+from kvdelta.schemes import kernels
+from kvdelta.schemes.base import KV
+from kvdelta.schemes.drawing import check_seed, generator
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper, in_range
 
 Matrix = Float[Tensor, "channels channels"]
 Kind = Literal["hadamard", "signed-hadamard", "orthogonal"]
@@ -54,7 +54,7 @@ def rotate(x: KV, kind: Kind, seed: int, back: bool = False, dtype: torch.dtype 
     channels = x.shape[-1]
     signs = random_signs(channels, seed, x.device) if kind == "signed-hadamard" else None
     if kind != "orthogonal" and kernels.available(x.device, x.numel()):
-        from schemes.kernels import rotation
+        from kvdelta.schemes.kernels import rotation
 
         if rotation.works(channels):
             return rotation.hadamard(x, signs, back, dtype)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from schemes.base import Place, Rotary, TensorScheme
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.schemes.base import Place, Rotary, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 LayerKinds = Literal["full", "sliding", "all"]
 

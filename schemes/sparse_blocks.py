@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from schemes.affine import stored_offset
-from schemes.base import KV
-from schemes.errors import UserError
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
+from kvdelta.schemes.affine import stored_offset
+from kvdelta.schemes.base import KV
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
 
 BYTE, WORD = 256, 65536  # places that 8 and 16 bits can name
 

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 LONGEST = 4096  # characters of a spec, the path of a file in it included
 DEEPEST = 16  # wrappers around each other

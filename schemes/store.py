@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from schemes.base import KV, QuantizedTensor, TensorScheme
-from schemes.mirror import Mirror, PastAndNew
-from schemes.packed_run import PackedRun
-from schemes.token_buffer import TokenBuffer
+from kvdelta.schemes.base import KV, QuantizedTensor, TensorScheme
+from kvdelta.schemes.mirror import Mirror, PastAndNew
+from kvdelta.schemes.packed_run import PackedRun
+from kvdelta.schemes.token_buffer import TokenBuffer
 
 
 class TokenStore:

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from schemes.store import TokenStore
+from kvdelta.schemes.store import TokenStore
 
 AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
 """Numbers that are encoded or decoded in one call, by device, where there are more layers: few launches on a GPU, temporaries that

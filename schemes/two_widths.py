@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from schemes.base import KV, QuantizedTensor, Quantizer
-from schemes.errors import UserError
-from schemes.grouping import require_whole_groups
-from schemes.wrapping import Decoded, in_range
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.grouping import require_whole_groups
+from kvdelta.schemes.wrapping import Decoded, in_range
 
 LOUD, OTHERS = "loud ", ""  # what names of parts begin with
 Order = Int[Tensor, "batch heads blocks channels"]

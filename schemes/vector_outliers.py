@@ -7,11 +7,11 @@ from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from schemes.affine import stored_offset
-from schemes.base import KV
-from schemes.errors import UserError
-from schemes.grouping import Axis, require_whole_groups
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper
+from kvdelta.schemes.affine import stored_offset
+from kvdelta.schemes.base import KV
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.grouping import Axis, require_whole_groups
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 BYTE, WORD = 256, 65536  # places that 8 and 16 bits can name
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
-from schemes.errors import UserError
-from schemes.grouping import Grouping
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.grouping import Grouping
 
 Sides = Literal["both", "key", "value"]
 Decoded = Float[Tensor, "batch heads tokens channels"]  # in float32

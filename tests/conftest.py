@@ -19,7 +19,7 @@ CHECKER = """beartype.beartype(conf=beartype.BeartypeConf(
     is_pep484_tower=True, hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})
 ))"""
 assert beartype.typing
-install_import_hook(["schemes", "harness", "analysis"], CHECKER)  # before anything imports them
+install_import_hook(["kvdelta"], CHECKER)  # before anything imports them
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -94,10 +94,10 @@ def tiny_tokens():
 
 def tiny_subject(model, tokens):
     """What `prepare` would load, around the tiny model: windows of 96 + 32 tokens."""
-    from harness.subject.model import LoadedModel
-    from harness.subject.prepared import Subject
-    from harness.subject.text import Text
-    from harness.subject.windows import cut_windows
+    from kvdelta.harness.subject.model import LoadedModel
+    from kvdelta.harness.subject.prepared import Subject
+    from kvdelta.harness.subject.text import Text
+    from kvdelta.harness.subject.windows import cut_windows
 
     tokenizer = SimpleNamespace(bos_token_id=None)
     loaded = LoadedModel(model, tokenizer, "tiny", {"kind": "test"})
@@ -106,7 +106,7 @@ def tiny_subject(model, tokens):
 
 
 def tiny_options(out):
-    from harness.options import Options
+    from kvdelta.harness.options import Options
 
     return Options(window_length=128, score_length=32, windows=3, device="cpu", out=str(out))
 
@@ -162,7 +162,7 @@ def files(tmp_path_factory, model):
 @pytest.fixture
 def kvdelta(files, tmp_path, monkeypatch, capsys):
     """Runs a command in a folder of its own: (exit code, stdout, stderr)."""
-    from analysis.cli.main import main
+    from kvdelta.analysis.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     subject = ["--model", str(files / "model"), "--text", str(files / "text.txt"), "--device", "cpu"]

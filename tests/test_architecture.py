@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path for package in ("schemes", "harness", "analysis") for path in (ROOT / package).rglob("*.py"))
+TOPS = ("schemes", "harness", "analysis")
+FILES = sorted(path for package in TOPS for path in (ROOT / package).rglob("*.py"))
 
 
 def module(path):
@@ -45,12 +46,13 @@ def imports(path, top_level=False):
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.removeprefix("kvdelta.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are absolute"
+            assert node.module.split(".")[0] not in TOPS, f"{path.name}: what is ours is imported from kvdelta"
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in MODULES else node.module
+                full = f"{node.module}.{alias.name}".removeprefix("kvdelta.")
+                yield full if full in MODULES else node.module.removeprefix("kvdelta.")
 
 
 def within(name, room):
@@ -64,7 +66,7 @@ def room_of(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_arrows(name):
     room, path = room_of(name), MODULES[name]
-    ours = {other for other in imports(path) if other.split(".")[0] in ("schemes", "harness", "analysis", "tests")}
+    ours = {other for other in imports(path) if other.split(".")[0] in (*TOPS, "tests")}
     wrong = {other for other in ours if not any(within(other, one) for one in {room, *ROOMS.get(room, set())})}
     assert not wrong
     tops = {other.split(".")[0] for other in imports(path)}

@@ -17,9 +17,11 @@ def test_every_module_is_shipped():
     assert find["namespaces"] is False
     shipped = set(setuptools.find_packages(ROOT, include=find["include"]))
     modules = [
-        path.relative_to(ROOT) for top in ("schemes", "harness", "analysis") for path in (ROOT / top).rglob("*.py")
+        Path("kvdelta") / path.relative_to(ROOT)
+        for top in ("schemes", "harness", "analysis")
+        for path in (ROOT / top).rglob("*.py")
     ]
-    assert shipped == {".".join(path.parent.parts) for path in modules}
+    assert shipped == {"kvdelta", *(".".join(path.parent.parts) for path in modules)}
     assert len(shipped) > 10
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.records.verify import verify
+from kvdelta.harness.records.verify import verify
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -8,29 +8,36 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cli.output import show_table
-from analysis.cli.runs import make_run, report_failures
-from analysis.cli.starting import note, say
-from analysis.measuring.costs import candidates_of, costs_of, sizes_of
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
-from analysis.measuring.loop import stored_places
-from analysis.plots import figures
-from analysis.reading import allocation, measurement_tables, run_tables, summary, tables
-from analysis.reading.allocation import SIDES, Costs
-from analysis.reading.headline import equal_bits_headline
-from analysis.reading.summary import SummaryRow
-from harness.caches.contenders import Contender, SchemeContender
-from harness.options import Options
-from harness.records.measurement import Arrays, Kind, Measurement, has_measurement, load_measurement, measured_arrays
-from harness.records.run import Run
-from harness.records.writing import write_file
-from harness.settings import settings_of
-from harness.subject.prepared import Subject
-from harness.subject.windows import Window
-from schemes import parse_scheme
-from schemes.errors import UserError
-from schemes.references import quoted
+from kvdelta.analysis.cli.output import show_table
+from kvdelta.analysis.cli.runs import make_run, report_failures
+from kvdelta.analysis.cli.starting import note, say
+from kvdelta.analysis.measuring.costs import candidates_of, costs_of, sizes_of
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
+from kvdelta.analysis.measuring.loop import stored_places
+from kvdelta.analysis.plots import figures
+from kvdelta.analysis.reading import allocation, measurement_tables, run_tables, summary, tables
+from kvdelta.analysis.reading.allocation import SIDES, Costs
+from kvdelta.analysis.reading.headline import equal_bits_headline
+from kvdelta.analysis.reading.summary import SummaryRow
+from kvdelta.harness.caches.contenders import Contender, SchemeContender
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.measurement import (
+    Arrays,
+    Kind,
+    Measurement,
+    has_measurement,
+    load_measurement,
+    measured_arrays,
+)
+from kvdelta.harness.records.run import Run
+from kvdelta.harness.records.writing import write_file
+from kvdelta.harness.settings import settings_of
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.windows import Window
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import quoted
 
 MAP = "the map"
 

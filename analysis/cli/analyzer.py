@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from analysis.cli.flags import Format, Style, check_style, takes_options
-from analysis.cli.output import show_rows
-from analysis.cli.starting import load_subject, note, say
-from analysis.reading.selection import checked_sides, indices
-from harness.options import Options
+from kvdelta.analysis.cli.flags import Format, Style, check_style, takes_options
+from kvdelta.analysis.cli.output import show_rows
+from kvdelta.analysis.cli.starting import load_subject, note, say
+from kvdelta.analysis.reading.selection import checked_sides, indices
+from kvdelta.harness.options import Options
 
 analyzer = typer.Typer()
 measuring = takes_options(windows=2, without=("until_se", "protocol", "step"))
@@ -32,9 +32,9 @@ def outliers(
     chosen = [indices(named) if named else None for named in (layers, heads)]
     check_style(style)
     subject = load_subject(options)
-    from analysis.measuring.channel_statistics import measure_outliers
-    from analysis.reading import measurement_tables, outliers
-    from harness.records.measurement import measured_arrays
+    from kvdelta.analysis.measuring.channel_statistics import measure_outliers
+    from kvdelta.analysis.reading import measurement_tables, outliers
+    from kvdelta.harness.records.measurement import measured_arrays
 
     record, folder = measure_outliers(
         options, subject, layers=chosen[0], heads=chosen[1], pre_rope=pre_rope, on_note=note
@@ -62,11 +62,11 @@ def errors(
     chosen = indices(layers) if layers else None
     check_style(style)
     subject = load_subject(options)
-    from analysis.measuring.errors import measure_errors
-    from analysis.reading import measurement_tables
-    from analysis.reading.error_measures import error_rows
-    from harness.comparison import DEFAULT_SCHEMES
-    from harness.records.measurement import measured_arrays
+    from kvdelta.analysis.measuring.errors import measure_errors
+    from kvdelta.analysis.reading import measurement_tables
+    from kvdelta.analysis.reading.error_measures import error_rows
+    from kvdelta.harness.comparison import DEFAULT_SCHEMES
+    from kvdelta.harness.records.measurement import measured_arrays
 
     specs = scheme or [spec for spec in DEFAULT_SCHEMES if spec != "exact"]
     record, folder = measure_errors(specs, options, subject, layers=chosen, gradients=gradients, on_note=note)
@@ -99,10 +99,10 @@ def sensitivity(
     chosen = indices(layers) if layers else None
     check_style(style)
     subject = load_subject(options)
-    from analysis.cli.ending import AUDIT_FAILED
-    from analysis.measuring.sensitivity import measure_sensitivity
-    from analysis.reading import ablations, measurement_tables
-    from harness.records.measurement import measured_arrays
+    from kvdelta.analysis.cli.ending import AUDIT_FAILED
+    from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
+    from kvdelta.analysis.reading import ablations, measurement_tables
+    from kvdelta.harness.records.measurement import measured_arrays
 
     record, folder = measure_sensitivity(
         scheme or ["kivi4"], options, subject, sides=sides, layers=chosen, on_note=note
@@ -140,20 +140,20 @@ def allocate(
     _check_specs(scheme)
     check_style(style)
     subject = load_subject(options)
-    from analysis.cli.allocate import allocate_and_verify
+    from kvdelta.analysis.cli.allocate import allocate_and_verify
 
     return allocate_and_verify(options, subject, budget, scheme, run, fit_windows, style, format)
 
 
 def _check_specs(specs: list[str] | None) -> None:
-    from schemes import parse_scheme
+    from kvdelta.schemes import parse_scheme
 
     for spec in specs or []:
         parse_scheme(spec)  # a typing error shows before anything is loaded
 
 
 def _drawn(folder: Path, style: str | None) -> int:
-    from analysis.plots import figures
+    from kvdelta.analysis.plots import figures
 
     paths = figures.draw(folder, style, note)
     note(f"record: {folder}, with {len(paths)} figures in {folder / 'figures'}")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.flags import Format, Style, check_style, takes_options
-from analysis.cli.starting import load_subject, note, say
-from harness.options import Options
-from schemes.errors import UserError
+from kvdelta.analysis.cli.flags import Format, Style, check_style, takes_options
+from kvdelta.analysis.cli.starting import load_subject, note, say
+from kvdelta.harness.options import Options
+from kvdelta.schemes.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.caches.contenders import Contender
-    from harness.records.bench import Bench, Held, Times
-    from harness.subject.windows import Batch
+    from kvdelta.harness.caches.contenders import Contender
+    from kvdelta.harness.records.bench import Bench, Held, Times
+    from kvdelta.harness.subject.windows import Batch
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what it costs: everything in turn, A B C A, round after round.")
 
@@ -48,10 +48,10 @@ def bench_compare(
     contenders = _contenders(scheme)
     subject = load_subject(options)
     model = subject.loaded.model
-    from harness.batching import batch_size
-    from harness.benching.comparing import time_comparison
-    from harness.benching.record import record_of
-    from harness.benching.turns import Turns
+    from kvdelta.harness.batching import batch_size
+    from kvdelta.harness.benching.comparing import time_comparison
+    from kvdelta.harness.benching.record import record_of
+    from kvdelta.harness.benching.turns import Turns
 
     turns = Turns(rounds, note)
     times = time_comparison(contenders, options, subject, step, turns, note)
@@ -81,10 +81,10 @@ def bench_schemes(
     contenders = _contenders(scheme, cache)
     lengths = _contexts(contexts)
     name, model, batches = _subject(options, shape, lengths, suffix)
-    from harness.benching.passes import time_passes
-    from harness.benching.record import record_of
-    from harness.benching.turns import Turns
-    from schemes import kernels
+    from kvdelta.harness.benching.passes import time_passes
+    from kvdelta.harness.benching.record import record_of
+    from kvdelta.harness.benching.turns import Turns
+    from kvdelta.schemes import kernels
 
     turns = Turns(rounds, note)
     with kernels.for_windows(kernels.FEW, lambda name: None):
@@ -113,10 +113,10 @@ def bench_decode(
     check_style(style)
     contenders = _contenders(scheme or ["kivi4"], cache)
     name, model, batches = _subject(replace(options, batch="1"), shape, _contexts(contexts), 2)
-    from harness.benching.decoding import time_steps
-    from harness.benching.record import record_of
-    from harness.benching.turns import Turns
-    from schemes import kernels
+    from kvdelta.harness.benching.decoding import time_steps
+    from kvdelta.harness.benching.record import record_of
+    from kvdelta.harness.benching.turns import Turns
+    from kvdelta.schemes import kernels
 
     turns = Turns(steps, note)
     with kernels.for_windows(kernels.FEW, lambda name: None):
@@ -133,8 +133,8 @@ def bench_show(
 ) -> int:
     """Print the tables of saved benches, and draw their figures again."""
     check_style(style)
-    from analysis.plots import figures
-    from harness.records.bench import load_bench
+    from kvdelta.analysis.plots import figures
+    from kvdelta.harness.records.bench import load_bench
 
     for folder in folders:
         _show(load_bench(folder), format)
@@ -144,13 +144,13 @@ def bench_show(
 
 
 def _contenders(schemes: Sequence[str] | None, caches: Sequence[str] | None = None) -> "list[Contender]":
-    from harness.caches.specs import canonical
+    from kvdelta.harness.caches.specs import canonical
 
     for spec in schemes or []:
         canonical(spec)  # a typing error shows before anything is loaded
-    from harness.caches.contenders import contenders_of
-    from harness.caches.foreign import user_cache
-    from harness.comparison import DEFAULT_SCHEMES
+    from kvdelta.harness.caches.contenders import contenders_of
+    from kvdelta.harness.caches.foreign import user_cache
+    from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     return contenders_of([*(schemes or DEFAULT_SCHEMES), *map(user_cache, caches or [])], note)
 
@@ -170,9 +170,9 @@ def _subject(
         raise UserError("--shape takes the place of --model, and its tokens are random: leave --model and --text out")
     import torch
 
-    from harness.benching.record import batches_of
-    from harness.subject.model import pick_device, pick_dtype
-    from harness.subject.shapes import shaped_model
+    from kvdelta.harness.benching.record import batches_of
+    from kvdelta.harness.subject.model import pick_device, pick_dtype
+    from kvdelta.harness.subject.shapes import shaped_model
 
     if shape is None:
         # any window: those to time are cut below, and only time is asked for, beyond the model's positions too
@@ -189,8 +189,8 @@ def _done(
     record: "Bench", times: "list[Times]", held: "list[Held]", out: str | None, style: str | None, format: str
 ) -> int:
     """Kept, shown, drawn."""
-    from analysis.plots import figures
-    from harness.records.bench import save_bench
+    from kvdelta.analysis.plots import figures
+    from kvdelta.harness.records.bench import save_bench
 
     record = record.model_copy(update={"times": times, "held": held})
     stamp = hashlib.sha256(f"{record.command}{time.time()}".encode()).hexdigest()[:12]
@@ -203,8 +203,8 @@ def _done(
 
 
 def _show(record: "Bench", format: str) -> None:
-    from analysis.cli import terminal
-    from analysis.reading import costs, measurement_tables, tables
+    from kvdelta.analysis.cli import terminal
+    from kvdelta.analysis.reading import costs, measurement_tables, tables
 
     rows, shown = costs.shown(record)
     if format in ("json", "csv"):

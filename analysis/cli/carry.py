@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from analysis.cli.flags import FiguresOut, Format, Style, check_style
-from analysis.cli.starting import note, say
-from schemes.errors import UserError
+from kvdelta.analysis.cli.flags import FiguresOut, Format, Style, check_style
+from kvdelta.analysis.cli.starting import note, say
+from kvdelta.schemes.errors import UserError
 
 carrying = typer.Typer()
 
@@ -52,12 +52,12 @@ def show_carried(
     format: str,
 ) -> None:
     """Tables on stdout, figures in a folder. UserError where the runs do not compare."""
-    from analysis.cli.output import show_rows
-    from analysis.reading import carry_tables as tables
-    from analysis.reading import depths
-    from analysis.reading.carrying import Carried
-    from analysis.reading.cells import gather_cells, names_by_axes
-    from analysis.reading.grids import grid_of
+    from kvdelta.analysis.cli.output import show_rows
+    from kvdelta.analysis.reading import carry_tables as tables
+    from kvdelta.analysis.reading import depths
+    from kvdelta.analysis.reading.carrying import Carried
+    from kvdelta.analysis.reading.cells import gather_cells, names_by_axes
+    from kvdelta.analysis.reading.grids import grid_of
 
     for budget in budgets:
         if not budget > 0:
@@ -77,7 +77,7 @@ def show_carried(
     show_rows(cells[0].run, rows, shown, format, tables.legend(grid), tables.heading(grid))
     if format in ("table", "md") and (lines := tables.notes(grid, carried, budgets, regrets)):
         say("", *lines, format=format)
-    from analysis.plots import figures
+    from kvdelta.analysis.plots import figures
 
     where = names_by_axes([cell.run for cell in cells], alike=True)[0]
     for path in figures.draw_carried(carried.order, by_depth, "ΔNLL" if by == "nll" else "KL", where, out, style):

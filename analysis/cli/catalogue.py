@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from analysis.reading import tables
-from schemes import SCHEMES, TokenStore, parse_scheme
-from schemes.engines import ENGINES, presets
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.fields import RULES, Field, alternatives, shown
-from schemes.registry import fields_of, lookup, own_fields, shorthands
+from kvdelta.analysis.reading import tables
+from kvdelta.schemes import SCHEMES, TokenStore, parse_scheme
+from kvdelta.schemes.engines import ENGINES, presets
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.fields import RULES, Field, alternatives, shown
+from kvdelta.schemes.registry import fields_of, lookup, own_fields, shorthands
 
 TOKENS, HEADS = 4096, 2  # what the bits are measured on; the exact tail of a residual window counts
 LISTED_CHANNELS = 64

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.ending import ROW_FAILED
-from analysis.cli.flags import Format
-from analysis.cli.starting import note, say
-from analysis.reading.escaping import markdown, printable
+from kvdelta.analysis.cli.ending import ROW_FAILED
+from kvdelta.analysis.cli.flags import Format
+from kvdelta.analysis.cli.starting import note, say
+from kvdelta.analysis.reading.escaping import markdown, printable
 
 checking = typer.Typer()
 
@@ -40,11 +40,11 @@ def check_cache(
     format: Format = "table",
 ) -> int:
     """Does a cache do what transformers asks of one? Length, masks, crop, beams, drafts and more, on tiny random models."""
-    from harness.subject.imports import import_quickly
+    from kvdelta.harness.subject.imports import import_quickly
 
     import_quickly()
-    from harness.conformance import checks
-    from harness.conformance.named import cache_named
+    from kvdelta.harness.conformance import checks
+    from kvdelta.harness.conformance.named import cache_named
 
     factories = {name: cache_named(name) for name in dict.fromkeys(cache)}
     rows: list[Row] = []
@@ -65,8 +65,8 @@ def _counted(rows: Sequence[Row]) -> str:
 
 def _show(rows: Sequence[Row], caches: Sequence[str], format: str) -> None:
     """Every row for programs; for people one table, with a column for each cache where there are several."""
-    from analysis.cli.output import show_table
-    from analysis.reading import tables
+    from kvdelta.analysis.cli.output import show_table
+    from kvdelta.analysis.reading import tables
 
     if format == "json":
         print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))

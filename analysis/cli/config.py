@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from schemes.errors import UserError
-from schemes.given import read_bytes
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.given import read_bytes
 
 
 def _from_file(context: Any, path: Path | None) -> Path | None:

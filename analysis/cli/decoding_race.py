@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.cli.runs import make_runs
-from analysis.cli.starting import note
-from analysis.measuring.candidates import Candidate
-from analysis.reading import recommending
-from analysis.reading.cells import By, Cell
-from analysis.reading.racing import Standing, race, rounds
-from analysis.reading.recommending import VerifiedRow
-from analysis.reading.verifying import Verified
-from harness.caches.contenders import contenders_of
-from harness.options import Options
-from harness.records.run import Run, named
-from harness.subject.prepared import Subject
-from schemes import parse_scheme
+from kvdelta.analysis.cli.runs import make_runs
+from kvdelta.analysis.cli.starting import note
+from kvdelta.analysis.measuring.candidates import Candidate
+from kvdelta.analysis.reading import recommending
+from kvdelta.analysis.reading.cells import By, Cell
+from kvdelta.analysis.reading.racing import Standing, race, rounds
+from kvdelta.analysis.reading.recommending import VerifiedRow
+from kvdelta.analysis.reading.verifying import Verified
+from kvdelta.harness.caches.contenders import contenders_of
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.run import Run, named
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.schemes import parse_scheme
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from analysis.cli.starting import complain, note
-from schemes.errors import UserError
+from kvdelta.analysis.cli.starting import complain, note
+from kvdelta.schemes.errors import UserError
 
 FAULT, USER_ERROR, AUDIT_FAILED, ROW_FAILED, INTERRUPTED, CLOSED = 1, 2, 3, 4, 130, 141
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from analysis.cli.starting import typed
-from harness.options import Options
-from harness.processes import size
-from schemes.errors import UserError
+from kvdelta.analysis.cli.starting import typed
+from kvdelta.harness.options import Options
+from kvdelta.harness.processes import size
+from kvdelta.schemes.errors import UserError
 
 Style = Annotated[str | None, typer.Option("--style", help="a matplotlib style, or a .mplstyle file, for the figures")]
 Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
@@ -91,7 +91,7 @@ def _windows(text: Any) -> int | None:
 def check_style(style: str | None) -> None:
     """ValueError, before anything is loaded, for a style that there is not."""
     if style is not None:
-        from analysis import plots
+        from kvdelta.analysis import plots
 
         with plots.styled(style):
             pass

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.flags import FiguresOut, Format, Style, check_style
-from analysis.cli.output import show_rows
-from analysis.cli.starting import note, say
+from kvdelta.analysis.cli.flags import FiguresOut, Format, Style, check_style
+from kvdelta.analysis.cli.output import show_rows
+from kvdelta.analysis.cli.starting import note, say
 
 from_records = typer.Typer()
 
@@ -23,10 +23,10 @@ def relate(
 ) -> int:
     """Which error measure tells what a layer, or a scheme, costs? Joins errors with sensitivity and compare."""
     check_style(style)
-    from analysis.reading import agreement, measurement_tables
-    from analysis.reading.joined import check_joins, gather
-    from analysis.reading.questions import questions_of
-    from analysis.reading.worked_example import worked_example
+    from kvdelta.analysis.reading import agreement, measurement_tables
+    from kvdelta.analysis.reading.joined import check_joins, gather
+    from kvdelta.analysis.reading.questions import questions_of
+    from kvdelta.analysis.reading.worked_example import worked_example
 
     joined = gather(runs)
     check_joins(joined)
@@ -51,7 +51,7 @@ def relate(
             say(f"KL agrees with itself between even and odd windows at ρ = {ceiling:.2f} ({question.title}).")
         if example := worked_example(joined):
             say(example)
-    from analysis.plots import figures
+    from kvdelta.analysis.plots import figures
 
     where = figures.subject_line(record)
     for path in figures.draw_relations(questions, rankings, where, out or Path(runs[0]) / "figures", style):
@@ -63,7 +63,7 @@ def relate(
 def plot(runs: Runs, style: Style = None) -> int:
     """Draw the figures of saved records again, without a model."""
     check_style(style)
-    from analysis.plots import figures
+    from kvdelta.analysis.plots import figures
 
     for folder in runs:
         for path in figures.draw(folder, style, note):

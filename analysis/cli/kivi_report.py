@@ -4,24 +4,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.cli import terminal
-from analysis.cli.runs import make_run, report_failures
-from analysis.cli.starting import note, say
-from analysis.measuring.channel_statistics import measure_outliers
-from analysis.measuring.errors import measure_errors
-from analysis.plots import figures
-from analysis.reading import agreement, measurement_tables, outliers, run_tables, tables
-from analysis.reading import error_measures as measures
-from analysis.reading.escaping import code, markdown
-from analysis.reading.headline import equal_bits_headline
-from analysis.reading.joined import Joined, check_joins, gather
-from analysis.reading.kivi_vs_int4 import EQUAL_BITS, GRID, kivi_specs, kivi_tables
-from analysis.reading.questions import questions_of
-from analysis.reading.worked_example import worked_example
-from harness.caches.contenders import contenders_of
-from harness.options import Options
-from harness.records.writing import write_file
-from harness.subject.prepared import Subject
+from kvdelta.analysis.cli import terminal
+from kvdelta.analysis.cli.runs import make_run, report_failures
+from kvdelta.analysis.cli.starting import note, say
+from kvdelta.analysis.measuring.channel_statistics import measure_outliers
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.plots import figures
+from kvdelta.analysis.reading import agreement, measurement_tables, outliers, run_tables, tables
+from kvdelta.analysis.reading import error_measures as measures
+from kvdelta.analysis.reading.escaping import code, markdown
+from kvdelta.analysis.reading.headline import equal_bits_headline
+from kvdelta.analysis.reading.joined import Joined, check_joins, gather
+from kvdelta.analysis.reading.kivi_vs_int4 import EQUAL_BITS, GRID, kivi_specs, kivi_tables
+from kvdelta.analysis.reading.questions import questions_of
+from kvdelta.analysis.reading.worked_example import worked_example
+from kvdelta.harness.caches.contenders import contenders_of
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.writing import write_file
+from kvdelta.harness.subject.prepared import Subject
 
 ERROR_BITS = ("4 bit", "2 bit")
 

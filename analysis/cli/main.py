@@ -15,25 +15,25 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
     print(said, Path(sys.executable).name, "-m pip install -e .", file=sys.stderr)
     sys.exit(2)
 
-from analysis.cli.analyzer import analyzer
-from analysis.cli.bench import bench
-from analysis.cli.carry import carrying
-from analysis.cli.check_cache import checking
-from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
-from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
-from analysis.cli.from_records import from_records
-from analysis.cli.recommend import recommending
-from analysis.cli.recommended import show_recommendation
-from analysis.cli.records import records
-from analysis.cli.replay import replaying, show_replay
-from analysis.cli.reproducing import reproduce
-from analysis.cli.starting import load_subject, note, say
-from analysis.cli.sweep import sweeping
-from harness.options import Options
-from harness.processes import rank
-from harness.subject.imports import import_quickly
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.analysis.cli.analyzer import analyzer
+from kvdelta.analysis.cli.bench import bench
+from kvdelta.analysis.cli.carry import carrying
+from kvdelta.analysis.cli.check_cache import checking
+from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
+from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
+from kvdelta.analysis.cli.from_records import from_records
+from kvdelta.analysis.cli.recommend import recommending
+from kvdelta.analysis.cli.recommended import show_recommendation
+from kvdelta.analysis.cli.records import records
+from kvdelta.analysis.cli.replay import replaying, show_replay
+from kvdelta.analysis.cli.reproducing import reproduce
+from kvdelta.analysis.cli.starting import load_subject, note, say
+from kvdelta.analysis.cli.sweep import sweeping
+from kvdelta.harness.options import Options
+from kvdelta.harness.processes import rank
+from kvdelta.harness.subject.imports import import_quickly
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
 
@@ -75,7 +75,7 @@ def compare(
     sort: Sort = "run",
 ) -> int:
     """Score schemes on the same windows, with a cache that is read."""
-    from harness.caches.specs import canonical
+    from kvdelta.harness.caches.specs import canonical
 
     protocols = options.by(protocol or ["two-pass"], step or [])
     if baseline and len(protocols) > 1:
@@ -83,17 +83,17 @@ def compare(
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from harness.caches.contenders import contenders_of, merged
-    from harness.caches.foreign import user_cache
-    from harness.caches.variants import by_layers, matched
-    from harness.comparison import DEFAULT_SCHEMES
+    from kvdelta.harness.caches.contenders import contenders_of, merged
+    from kvdelta.harness.caches.foreign import user_cache
+    from kvdelta.harness.caches.variants import by_layers, matched
+    from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
-    from analysis.cli.runs import make_runs, report_failures, show_protocols, show_run, worst
+    from kvdelta.analysis.cli.runs import make_runs, report_failures, show_protocols, show_run, worst
 
     runs = make_runs(contenders, protocols, load_subject(protocols[0]))
     if len(runs) == 1:
@@ -113,11 +113,11 @@ def show(
 ) -> int:
     """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side. Replays
     and recommendations are printed again."""
-    from analysis.cli.runs import report_failures, show_protocols, show_run, worst
-    from analysis.reading.protocols import alike
-    from harness.records.recommendation import has_recommendation, load_recommendation
-    from harness.records.replay import has_replay
-    from harness.records.run_folder import load_run, run_folders
+    from kvdelta.analysis.cli.runs import report_failures, show_protocols, show_run, worst
+    from kvdelta.analysis.reading.protocols import alike
+    from kvdelta.harness.records.recommendation import has_recommendation, load_recommendation
+    from kvdelta.harness.records.replay import has_replay
+    from kvdelta.harness.records.run_folder import load_run, run_folders
 
     codes = [show_replay(folder, format) for folder in runs if has_replay(folder)]
     for folder in runs:
@@ -150,7 +150,7 @@ def list_schemes(
     format: Format = "table",
 ) -> int:
     """List every scheme with its fields, defaults, source and measured bits; or the names of an engine."""
-    from analysis.cli import catalogue
+    from kvdelta.analysis.cli import catalogue
 
     if engine and detail:
         raise UserError("--engine lists names, --detail explains one: give one of them")
@@ -177,11 +177,11 @@ def calibrate(
     """Calibrate a scheme on a text; --out names the file that the scheme is then given."""
     if options.out is None:
         raise UserError("calibrate writes a file: name it with --out, such as --out kvquant3.safetensors")
-    from schemes.registry import calibrated_family
+    from kvdelta.schemes.registry import calibrated_family
 
     calibrated_family(scheme)  # a typing error shows before anything is loaded
     subject = load_subject(options)
-    from harness import calibration
+    from kvdelta.harness import calibration
 
     path = calibration.calibrate(scheme, subject, options.out, weights, note)
     note(f"calibrated on {subject.text.name}; score it with:")
@@ -204,9 +204,9 @@ def audit(
 ) -> int:
     """Does a scored forward read this cache? Whatever a factory makes for the model, beside exact."""
     import_quickly()
-    from analysis.cli.runs import make_run, report_failures, show_run
-    from harness.caches.contenders import contenders_of
-    from harness.caches.foreign import user_cache
+    from kvdelta.analysis.cli.runs import make_run, report_failures, show_run
+    from kvdelta.harness.caches.contenders import contenders_of
+    from kvdelta.harness.caches.foreign import user_cache
 
     run, folder = make_run(contenders_of([user_cache(cache)]), options, load_subject(options))
     show_run(run, folder, format)

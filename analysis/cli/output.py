@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from analysis.cli.starting import say
-from analysis.reading.escaping import markdown
+from kvdelta.analysis.cli.starting import say
+from kvdelta.analysis.reading.escaping import markdown
 
 if TYPE_CHECKING:
-    from analysis.reading.rows import Row
-    from analysis.reading.tables import Table
-    from harness.records.run import Header
+    from kvdelta.analysis.reading.rows import Row
+    from kvdelta.analysis.reading.tables import Table
+    from kvdelta.harness.records.run import Header
 
 
 def show_rows(
@@ -21,7 +21,7 @@ def show_rows(
     heading: "Sequence[str] | None" = None,
 ) -> None:
     """rows: every figure, for programs; shown: titled tables for people, below the record's heading, or the one given."""
-    from analysis.reading import measurement_tables
+    from kvdelta.analysis.reading import measurement_tables
 
     if format in ("json", "csv"):
         print(measurement_tables.as_text(rows, format), end="")
@@ -35,8 +35,8 @@ def show_rows(
 
 def show_table(title: str, table: "Table", format: str) -> None:
     """One, for people."""
-    from analysis.cli import terminal
-    from analysis.reading import tables
+    from kvdelta.analysis.cli import terminal
+    from kvdelta.analysis.reading import tables
 
     if format == "md":
         print("\n".join(["", f"**{markdown(title)}**", ""] if title else [""]))

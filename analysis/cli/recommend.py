@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.carry import ByLoss
-from analysis.cli.flags import Format, takes_options
-from harness.options import Options
-from schemes.errors import UserError
+from kvdelta.analysis.cli.carry import ByLoss
+from kvdelta.analysis.cli.flags import Format, takes_options
+from kvdelta.harness.options import Options
+from kvdelta.schemes.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.subject.prepared import Subject
+    from kvdelta.harness.subject.prepared import Subject
 
 recommending = typer.Typer()
 
@@ -49,7 +49,7 @@ def recommend(
     format: Format = "table",
 ) -> int:
     """Which scheme loses least within a budget of bits? A race of all families, verified on --windows fresh ones against KIVI."""
-    from schemes import parse_scheme
+    from kvdelta.schemes import parse_scheme
 
     if not 0 < budget < 16:
         raise UserError(f"--budget {budget:g}: give measured bits a number between 0 and 16, such as --budget 4.5")
@@ -58,13 +58,13 @@ def recommend(
     for spec in scheme or []:
         parse_scheme(spec)  # a typing error shows before anything is loaded
     if engine:
-        from schemes.engines import presets
+        from kvdelta.schemes.engines import presets
 
         presets(engine)
     if options.revision and len(set(model or [])) != 1:
         raise UserError("--revision is that of one hub id; give one --model with it")
-    from analysis.cli.decoding_race import Race
-    from analysis.cli.recommending import run_race
+    from kvdelta.analysis.cli.decoding_race import Race
+    from kvdelta.analysis.cli.recommending import run_race
 
     subjects = _subjects(options, model or ["packaged"])
     asked = Race(budget, by, step, race_windows, keep, tuple(scheme or ()), engine)
@@ -74,7 +74,7 @@ def recommend(
 def _subjects(options: Options, models: list[str]) -> "list[Subject]":
     from dataclasses import replace
 
-    from analysis.cli.starting import load_subject
-    from harness.axes import PACKAGED
+    from kvdelta.analysis.cli.starting import load_subject
+    from kvdelta.harness.axes import PACKAGED
 
     return [load_subject(replace(options, model=None if name == PACKAGED else name)) for name in dict.fromkeys(models)]

@@ -3,16 +3,16 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from analysis.cli.output import show_table
-from analysis.cli.starting import say
+from kvdelta.analysis.cli.output import show_table
+from kvdelta.analysis.cli.starting import say
 
 if TYPE_CHECKING:
-    from harness.records.recommendation import Recommendation
+    from kvdelta.harness.records.recommendation import Recommendation
 
 
 def show_recommendation(one: "Recommendation", format: str) -> None:
     """csv: the rows of the verification."""
-    from analysis.reading import measurement_tables, recommending
+    from kvdelta.analysis.reading import measurement_tables, recommending
 
     verified = [recommending.VerifiedRow(**_row(row)) for row in one.verified]
     if format == "json":

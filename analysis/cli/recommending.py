@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.cli.decoding_race import Race, Scorer
-from analysis.cli.recommended import show_recommendation
-from analysis.cli.runs import report_failures, worst
-from analysis.cli.starting import note
-from analysis.measuring.budgets import Candidates, fitting
-from analysis.measuring.candidates import (
+from kvdelta.analysis.cli.decoding_race import Race, Scorer
+from kvdelta.analysis.cli.recommended import show_recommendation
+from kvdelta.analysis.cli.runs import report_failures, worst
+from kvdelta.analysis.cli.starting import note
+from kvdelta.analysis.measuring.budgets import Candidates, fitting
+from kvdelta.analysis.measuring.candidates import (
     BASELINES,
     Candidate,
     all_candidates,
@@ -20,20 +20,20 @@ from analysis.measuring.candidates import (
     of_engine,
     of_specs,
 )
-from analysis.measuring.fitting import halves, least_in_half
-from analysis.measuring.screening import predicted_losses
-from analysis.reading import recommending, verifying
-from analysis.reading.recommending import RaceRow
-from analysis.reading.rows import plain
-from harness.caches.contenders import SchemeContender
-from harness.leaks import check_calibrations
-from harness.options import Options
-from harness.records.provenance import commit, versions
-from harness.records.recommendation import Recommendation, save_recommendation
-from harness.stopping import spread_order
-from harness.subject.prepared import Subject
-from schemes import parse_scheme
-from schemes.errors import UserError
+from kvdelta.analysis.measuring.fitting import halves, least_in_half
+from kvdelta.analysis.measuring.screening import predicted_losses
+from kvdelta.analysis.reading import recommending, verifying
+from kvdelta.analysis.reading.recommending import RaceRow
+from kvdelta.analysis.reading.rows import plain
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.leaks import check_calibrations
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.provenance import commit, versions
+from kvdelta.harness.records.recommendation import Recommendation, save_recommendation
+from kvdelta.harness.stopping import spread_order
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
 
 SCREENED_ON = 2  # windows
 VERIFIED = 3  # of those that the race did not tell apart

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from analysis.cli.ending import USER_ERROR
-from analysis.cli.flags import Format
-from analysis.cli.starting import note, say, typed
-from schemes.errors import UserError
+from kvdelta.analysis.cli.ending import USER_ERROR
+from kvdelta.analysis.cli.flags import Format
+from kvdelta.analysis.cli.starting import note, say, typed
+from kvdelta.schemes.errors import UserError
 
 records = typer.Typer()
 
@@ -23,7 +23,7 @@ def verify(
     format: Annotated[Literal["table", "json"], typer.Option("--format", help="of the result on stdout")] = "table",
 ) -> int:
     """Is every record as it was written? By its hashes and by the sums of its tokens; says what is damaged, by file."""
-    from harness.records.verify import verify as verified
+    from kvdelta.harness.records.verify import verify as verified
 
     found, nothing = [], 0
     for folder in runs:
@@ -55,11 +55,11 @@ def merge(
     format: Format = "table",
 ) -> int:
     """Join runs: of other schemes on the same windows, or of other windows by the same schemes."""
-    from analysis.cli.runs import keep_summary, report_failures, show_run
-    from harness.merging import Part, merged
-    from harness.records.provenance import empty_folder
-    from harness.records.run_folder import load_run
-    from harness.records.writer import writing
+    from kvdelta.analysis.cli.runs import keep_summary, report_failures, show_run
+    from kvdelta.harness.merging import Part, merged
+    from kvdelta.harness.records.provenance import empty_folder
+    from kvdelta.harness.records.run_folder import load_run
+    from kvdelta.harness.records.writer import writing
 
     if len(runs) < 2:
         raise UserError(f"merge joins runs, and {runs[0]} is one: name two or more")

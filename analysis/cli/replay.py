@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.flags import Format, Layers, Style, check_style, takes_options
-from analysis.cli.starting import note, say
-from harness.options import Options
-from harness.replaying.options import ReplayOptions
+from kvdelta.analysis.cli.flags import Format, Layers, Style, check_style, takes_options
+from kvdelta.analysis.cli.starting import note, say
+from kvdelta.harness.options import Options
+from kvdelta.harness.replaying.options import ReplayOptions
 
 replaying = typer.Typer()
 ITS_OWN = ("until_se", "protocol", "step", "text", "windows", "window_length", "score_length", "stride")
@@ -52,29 +52,29 @@ def replay(
     format: Format = "table",
 ) -> int:
     """Does the error grow along a long generation? Schemes store the exact model's own text, token by token."""
-    from harness.caches.specs import canonical
+    from kvdelta.harness.caches.specs import canonical
 
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     check_style(style)
     how = ReplayOptions(prompts, prompt_count, prompt_length, tokens, step, greedy, temperature, top_p, free_run)
-    from harness.records.provenance import versions
-    from harness.subject.imports import import_quickly
+    from kvdelta.harness.records.provenance import versions
+    from kvdelta.harness.subject.imports import import_quickly
 
     versions()
     import_quickly()
-    from analysis.cli import terminal
-    from harness.caches.contenders import contenders_of
-    from harness.caches.foreign import user_cache
-    from harness.caches.variants import by_layers
-    from harness.comparison import DEFAULT_SCHEMES
-    from harness.replaying.replay import replay as run_replay
+    from kvdelta.analysis.cli import terminal
+    from kvdelta.harness.caches.contenders import contenders_of
+    from kvdelta.harness.caches.foreign import user_cache
+    from kvdelta.harness.caches.variants import by_layers
+    from kvdelta.harness.comparison import DEFAULT_SCHEMES
+    from kvdelta.harness.replaying.replay import replay as run_replay
 
     contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = by_layers(contenders, layers or ["full"])
     _, folder = run_replay(contenders, options, how, progress=terminal.progress, on_note=note)
     code = show_replay(folder, format)
-    from analysis.plots import figures
+    from kvdelta.analysis.plots import figures
 
     paths = figures.draw(folder, style, note)
     note(f"record: {folder}, with {len(paths)} figures in {folder / 'figures'}")
@@ -83,11 +83,11 @@ def replay(
 
 def show_replay(folder: Path, format: str) -> int:
     """Print a saved replay; the exit code that its audit asks for."""
-    from analysis.cli.output import show_rows
-    from analysis.cli.runs import report_failures
-    from analysis.reading import replay_tables, replays
-    from harness.records.replay import load_replay, load_steps
-    from schemes.errors import UserError
+    from kvdelta.analysis.cli.output import show_rows
+    from kvdelta.analysis.cli.runs import report_failures
+    from kvdelta.analysis.reading import replay_tables, replays
+    from kvdelta.harness.records.replay import load_replay, load_steps
+    from kvdelta.schemes.errors import UserError
 
     record = load_replay(folder)
     if record.status != "complete":

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.ending import AUDIT_FAILED
-from analysis.cli.flags import MatchSinks, Style, check_style, takes_options
-from analysis.cli.starting import load_subject, note, say
-from harness.options import Options
+from kvdelta.analysis.cli.ending import AUDIT_FAILED
+from kvdelta.analysis.cli.flags import MatchSinks, Style, check_style, takes_options
+from kvdelta.analysis.cli.starting import load_subject, note, say
+from kvdelta.harness.options import Options
 
 reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a published comparison.")
 
@@ -22,11 +22,11 @@ STEPS = (16, 1)
 def reproduce_trap(options: Options) -> int:
     """Show why a single pass cannot tell an 8-bit cache from a 2-bit one."""
     subject = load_subject(options)
-    from analysis.cli import terminal
-    from analysis.cli.runs import make_run
-    from analysis.cli.trap_contenders import trap_contenders
-    from analysis.reading import run_tables, summary
-    from analysis.reading.trap import trap_table, trap_verdict
+    from kvdelta.analysis.cli import terminal
+    from kvdelta.analysis.cli.runs import make_run
+    from kvdelta.analysis.cli.trap_contenders import trap_contenders
+    from kvdelta.analysis.reading import run_tables, summary
+    from kvdelta.analysis.reading.trap import trap_table, trap_verdict
 
     runs = []
     for protocol in ("single-pass", "two-pass"):
@@ -57,7 +57,7 @@ def reproduce_decoding(
     match_sinks: MatchSinks = None,
 ) -> int:
     """Show what two passes leave out: the same schemes decoding, with their own exact tails and with equal ones."""
-    from harness.caches.specs import canonical
+    from kvdelta.harness.caches.specs import canonical
 
     protocols = options.by(["two-pass", "stepwise"], step or STEPS)
     schemes = [*(scheme or DECODED)]
@@ -66,10 +66,10 @@ def reproduce_decoding(
     for spec in schemes:
         canonical(spec)
     subject = load_subject(options)
-    from analysis.cli.runs import make_runs, report_failures, show_protocols, worst
-    from analysis.reading.protocol_tables import verdict
-    from analysis.reading.protocols import protocol_rows
-    from harness.caches.contenders import contenders_of
+    from kvdelta.analysis.cli.runs import make_runs, report_failures, show_protocols, worst
+    from kvdelta.analysis.reading.protocol_tables import verdict
+    from kvdelta.analysis.reading.protocols import protocol_rows
+    from kvdelta.harness.caches.contenders import contenders_of
 
     runs = [run for run, _ in make_runs(contenders_of(schemes, note), protocols, subject)]
     show_protocols(runs, "table")
@@ -84,6 +84,6 @@ def reproduce_kivi(options: Options, style: Style = None) -> int:
     """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
     check_style(style)
     subject = load_subject(options)
-    from analysis.cli.kivi_report import kivi_report
+    from kvdelta.analysis.cli.kivi_report import kivi_report
 
     return kivi_report(options, subject, style)

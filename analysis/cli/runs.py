@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.cli import terminal
-from analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
-from analysis.cli.starting import note, say
-from analysis.reading import measurement_tables, protocol_tables, protocols, run_tables, summary
-from analysis.reading.rows import plain
-from analysis.reading.summary import summarize
-from analysis.reading.tables import as_markdown
-from harness.options import Options
-from harness.processes import rank
-from harness.records.run import Run
-from harness.records.run_folder import save_run
-from harness.records.tokens import has_tokens, load_each
+from kvdelta.analysis.cli import terminal
+from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
+from kvdelta.analysis.cli.starting import note, say
+from kvdelta.analysis.reading import measurement_tables, protocol_tables, protocols, run_tables, summary
+from kvdelta.analysis.reading.rows import plain
+from kvdelta.analysis.reading.summary import summarize
+from kvdelta.analysis.reading.tables import as_markdown
+from kvdelta.harness.options import Options
+from kvdelta.harness.processes import rank
+from kvdelta.harness.records.run import Run
+from kvdelta.harness.records.run_folder import save_run
+from kvdelta.harness.records.tokens import has_tokens, load_each
 
 if TYPE_CHECKING:
-    from harness.caches.contenders import Contender
-    from harness.subject.prepared import Subject
+    from kvdelta.harness.caches.contenders import Contender
+    from kvdelta.harness.subject.prepared import Subject
 
 
 def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subject") -> tuple[Run, Path]:
@@ -32,7 +32,7 @@ def make_run(contenders: "Sequence[Contender]", options: Options, subject: "Subj
 
 def make_runs(contenders: "Sequence[Contender]", ways: Sequence[Options], subject: "Subject") -> list[tuple[Run, Path]]:
     """Run by each protocol, with progress on stderr."""
-    from harness import comparison
+    from kvdelta.harness import comparison
 
     progress = terminal.progress(len(subject.windows), len(contenders) * len(ways))
     runs = comparison.compare_protocols(contenders, ways, subject=subject, progress=progress)

@@ -5,12 +5,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from analysis.reading.escaping import markdown, printable
-from harness.options import Options
-from harness.processes import rank, size
+from kvdelta.analysis.reading.escaping import markdown, printable
+from kvdelta.harness.options import Options
+from kvdelta.harness.processes import rank, size
 
 if TYPE_CHECKING:
-    from harness.subject.prepared import Subject
+    from kvdelta.harness.subject.prepared import Subject
 
 STARTED = time.perf_counter()
 
@@ -55,12 +55,12 @@ def typed() -> str:
 
 def load_subject(options: Options) -> "Subject":
     """Model, text and windows; says how long that took since the command began. UserError for what cannot be had."""
-    from harness.records.provenance import versions
-    from harness.subject.imports import import_quickly
+    from kvdelta.harness.records.provenance import versions
+    from kvdelta.harness.subject.imports import import_quickly
 
     versions()  # a checkout that is not installed says so before anything is loaded
     import_quickly()
-    from harness.subject.prepared import prepare
+    from kvdelta.harness.subject.prepared import prepare
 
     subject = prepare(options)
     note(f"loaded {subject.loaded.name} and {subject.text.name} in {time.perf_counter() - STARTED:.1f} s")

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.carry import Budgets, ByLoss, show_carried
-from analysis.cli.config import Config
-from analysis.cli.ending import ROW_FAILED
-from analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Style, check_style, takes_options
-from analysis.cli.starting import note
-from harness.options import Options
-from schemes.errors import UserError
+from kvdelta.analysis.cli.carry import Budgets, ByLoss, show_carried
+from kvdelta.analysis.cli.config import Config
+from kvdelta.analysis.cli.ending import ROW_FAILED
+from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Style, check_style, takes_options
+from kvdelta.analysis.cli.starting import note
+from kvdelta.harness.options import Options
+from kvdelta.schemes.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.axes import Axes
-    from harness.caches.contenders import Contender
+    from kvdelta.harness.axes import Axes
+    from kvdelta.harness.caches.contenders import Contender
 
 sweeping = typer.Typer()
 
@@ -79,7 +79,7 @@ def sweep(
     format: Format = "table",
 ) -> int:
     """Compare schemes over models, texts and contexts, one record a cell; then read them as `carry` does."""
-    from harness.caches.specs import canonical
+    from kvdelta.harness.caches.specs import canonical
 
     check_style(style)
     for spec in scheme or []:
@@ -89,16 +89,16 @@ def sweep(
     if "single-pass" in (protocol or []):
         raise UserError("a single pass reads no cache, so its cells have no order; leave --protocol single-pass out")
     options.by(protocol or ["two-pass"], step or [])
-    from harness.records.provenance import versions
-    from harness.subject.imports import import_quickly
+    from kvdelta.harness.records.provenance import versions
+    from kvdelta.harness.subject.imports import import_quickly
 
     versions()
     import_quickly()
-    from harness.axes import PACKAGED, Axes
-    from harness.caches.contenders import contenders_of, merged
-    from harness.caches.foreign import user_cache
-    from harness.caches.variants import by_layers, matched
-    from harness.comparison import DEFAULT_SCHEMES
+    from kvdelta.harness.axes import PACKAGED, Axes
+    from kvdelta.harness.caches.contenders import contenders_of, merged
+    from kvdelta.harness.caches.foreign import user_cache
+    from kvdelta.harness.caches.variants import by_layers, matched
+    from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
@@ -116,8 +116,8 @@ def sweep(
 def _swept(
     contenders: "list[Contender]", options: Options, axes: "Axes", by: Any, budget: Any, style: str | None, format: str
 ) -> int:
-    from analysis.cli.runs import make_runs, report_failures, show_run, worst
-    from harness.sweeping import sweep as run_sweep
+    from kvdelta.analysis.cli.runs import make_runs, report_failures, show_run, worst
+    from kvdelta.harness.sweeping import sweep as run_sweep
 
     cells, runs, folder = run_sweep(contenders, options, axes, make_runs, note)
     failed = [cell for cell in cells if cell.status == "failed"]

@@ -6,11 +6,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from analysis.cli.starting import note, redraw
-from analysis.reading.escaping import printable
+from kvdelta.analysis.cli.starting import note, redraw
+from kvdelta.analysis.reading.escaping import printable
 
 if TYPE_CHECKING:
-    from harness.runner import Progress
+    from kvdelta.harness.runner import Progress
 
 SHOWN = 8  # contenders in a line of progress
 COLUMNS = 80  # of a terminal that does not say how wide it is
@@ -18,7 +18,7 @@ COLUMNS = 80  # of a terminal that does not say how wide it is
 
 def progress(total_windows: int, passes: int) -> "Progress":
     """Window, running perplexity and time left: one line redrawn on a terminal, else a line a batch of windows."""
-    from harness.runner import Progress
+    from kvdelta.harness.runner import Progress
 
     started = time.monotonic()
     losses: dict[str, list[tuple[float, int]]] = {}

@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import QuantizedCache
 
-from harness.caches.contenders import Contender, SchemeContender
-from harness.caches.foreign import ForeignContender, note_of
+from kvdelta.harness.caches.contenders import Contender, SchemeContender
+from kvdelta.harness.caches.foreign import ForeignContender, note_of
 
 
 def stock_hqq(bits: int) -> ForeignContender:

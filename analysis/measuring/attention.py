@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analysis.measuring.reconstruction import Sums
-from harness.divergence import kl_terms
-from schemes import KV
+from kvdelta.analysis.measuring.reconstruction import Sums
+from kvdelta.harness.divergence import kl_terms
+from kvdelta.schemes import KV
 
 Logits = Float[Tensor, "batch heads group queries tokens"]
 OfQueries = Float[Tensor, "batch heads group queries channels"]

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.measuring.candidates import Candidate
-from analysis.reading.carrying import SAME_BITS
-from harness.caches.contenders import SchemeContender
-from harness.protocols import prefill
-from harness.subject.prepared import Subject
-from schemes import Scheme, TokenStore
-from schemes.errors import UserError
+from kvdelta.analysis.measuring.candidates import Candidate
+from kvdelta.analysis.reading.carrying import SAME_BITS
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.schemes import Scheme, TokenStore
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass

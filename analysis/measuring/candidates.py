@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.caches.key_bias import key_bias_of
-from harness.subject.probing import kv_shapes
-from schemes import SCHEMES, parse_scheme
-from schemes.engines import presets
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.fields import alternatives, shown
-from schemes.registry import own_fields, shorthands
+from kvdelta.harness.caches.key_bias import key_bias_of
+from kvdelta.harness.subject.probing import kv_shapes
+from kvdelta.schemes import SCHEMES, parse_scheme
+from kvdelta.schemes.engines import presets
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.fields import alternatives, shown
+from kvdelta.schemes.registry import own_fields, shorthands
 
 LAYOUT = "asymmetric:key_axis=channel,value_axis=token,group_size=32,bits={}"
 """Keys per channel, values per token: KIVI's layout without its exact tail."""

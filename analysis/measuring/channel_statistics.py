@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from analysis.measuring.loop import measure_windows, named, stored_places
-from analysis.reading.outliers import channel_ratio
-from analysis.reading.selection import chosen
-from harness.caches.rotary import rotary_of
-from harness.capture import pre_rope_keys
-from harness.options import Options
-from harness.protocols import prefill
-from harness.records.measurement import Arrays, Measurement
-from harness.subject.prepared import Subject
-from harness.subject.windows import Batch
-from schemes import KV
-from schemes.errors import UserError
+from kvdelta.analysis.measuring.loop import measure_windows, named, stored_places
+from kvdelta.analysis.reading.outliers import channel_ratio
+from kvdelta.analysis.reading.selection import chosen
+from kvdelta.harness.caches.rotary import rotary_of
+from kvdelta.harness.capture import pre_rope_keys
+from kvdelta.harness.options import Options
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import KV
+from kvdelta.schemes.errors import UserError
 
 PICTURES = 4  # so many heads at most are kept whole, for figures, where a user chose no more
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from analysis.reading.allocation import SIDES, Costs
-from harness.caches.contenders import SchemeContender
-from harness.protocols import prefill
-from harness.records.measurement import Arrays, Measurement
-from harness.subject.prepared import Subject
-from schemes import parse_scheme
-from schemes.errors import UserError
+from kvdelta.analysis.reading.allocation import SIDES, Costs
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

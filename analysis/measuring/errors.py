@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.measuring.attention import HeadAttention
-from analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
-from analysis.measuring.reconstruction import Sums, predicted_sums, reconstruction_sums
-from analysis.reading.selection import chosen
-from harness.caches.rebuilt import rebuilt
-from harness.capture import Attention, exact_view, suffix_attention, suffix_gradients
-from harness.options import Options
-from harness.protocols import prefill
-from harness.records.measurement import Arrays, Measurement
-from harness.subject.prepared import Subject
-from harness.subject.probing import SPLIT, tokens_for
-from harness.subject.windows import Batch
-from schemes import KV, Scheme
-from schemes.errors import UserError
+from kvdelta.analysis.measuring.attention import HeadAttention
+from kvdelta.analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
+from kvdelta.analysis.measuring.reconstruction import Sums, predicted_sums, reconstruction_sums
+from kvdelta.analysis.reading.selection import chosen
+from kvdelta.harness.caches.rebuilt import rebuilt
+from kvdelta.harness.capture import Attention, exact_view, suffix_attention, suffix_gradients
+from kvdelta.harness.options import Options
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.probing import SPLIT, tokens_for
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import KV, Scheme
+from kvdelta.schemes.errors import UserError
 
 AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
 """Logits of attention that are worked on at a time, by device; several copies exist of them."""

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harness.leaks import seen_text
-from harness.options import Options
-from harness.records.run import Settings
-from harness.subject.prepared import Subject
-from harness.subject.windows import Window, cut_windows
-from schemes.errors import UserError
+from kvdelta.harness.leaks import seen_text
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.run import Settings
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.windows import Window, cut_windows
+from kvdelta.schemes.errors import UserError
 
 
 def windows_of(subject: Subject, settings: Settings) -> list[Window]:

@@ -5,12 +5,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.reading.selection import spans
-from harness.batching import batch_size, fused_kernels, halved, in_batches
-from harness.caches.contenders import SchemeContender, merged
-from harness.leaks import check_calibrations
-from harness.options import Options
-from harness.records.measurement import (
+from kvdelta.analysis.reading.selection import spans
+from kvdelta.harness.batching import batch_size, fused_kernels, halved, in_batches
+from kvdelta.harness.caches.contenders import SchemeContender, merged
+from kvdelta.harness.leaks import check_calibrations
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.measurement import (
     Arrays,
     Kind,
     Measurement,
@@ -19,13 +19,13 @@ from harness.records.measurement import (
     save_measurement,
     save_window,
 )
-from harness.records.provenance import open_folder
-from harness.records.writer import holding
-from harness.settings import header_of, settings_of
-from harness.subject.prepared import Subject
-from harness.subject.probing import check_continues, kv_shapes
-from harness.subject.windows import Batch, Window
-from schemes.errors import UserError
+from kvdelta.harness.records.provenance import open_folder
+from kvdelta.harness.records.writer import holding
+from kvdelta.harness.settings import header_of, settings_of
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.probing import check_continues, kv_shapes
+from kvdelta.harness.subject.windows import Batch, Window
+from kvdelta.schemes.errors import UserError
 
 
 def bound_schemes(

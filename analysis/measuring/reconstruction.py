@@ -7,7 +7,7 @@ device: nobody waits for them.
 from jaxtyping import Float64
 from torch import Tensor
 
-from schemes import KV
+from kvdelta.schemes import KV
 
 Sums = dict[str, Float64[Tensor, "batch heads"]]
 

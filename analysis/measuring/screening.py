@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from harness.caches.contenders import SchemeContender
-from harness.caches.rebuilt import rebuilt
-from harness.capture import suffix_gradients
-from harness.protocols import prefill
-from harness.subject.prepared import Subject
-from harness.subject.windows import Batch
-from schemes import Scheme
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.caches.rebuilt import rebuilt
+from kvdelta.harness.capture import suffix_gradients
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import Scheme
 
 
 def predicted_losses(

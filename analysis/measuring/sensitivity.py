@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
-from analysis.measuring.reconstruction import predicted_sums
-from analysis.reading.selection import checked_sides, chosen, spans
-from harness.ablation import KeysAndValues, SharedSuffix
-from harness.caches.rebuilt import rebuilt
-from harness.capture import suffix_gradients
-from harness.options import Options
-from harness.protocols import prefill
-from harness.records.measurement import Arrays, Measurement
-from harness.scoring import Reference
-from harness.subject.prepared import Subject
-from harness.subject.windows import Batch
-from schemes import KV, Scheme
-from schemes.errors import UserError
-from schemes.maps import one_side
+from kvdelta.analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
+from kvdelta.analysis.measuring.reconstruction import predicted_sums
+from kvdelta.analysis.reading.selection import checked_sides, chosen, spans
+from kvdelta.harness.ablation import KeysAndValues, SharedSuffix
+from kvdelta.harness.caches.rebuilt import rebuilt
+from kvdelta.harness.capture import suffix_gradients
+from kvdelta.harness.options import Options
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.scoring import Reference
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import KV, Scheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.maps import one_side
 
 
 def measure_sensitivity(

@@ -20,10 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from analysis.plots.style import BASE, WIDTH, floored, look, scheme_label
-from harness.records.measurement import Measurement
-from harness.records.writing import write_file
-from schemes.errors import UserError
+from kvdelta.analysis.plots.style import BASE, WIDTH, floored, look, scheme_label
+from kvdelta.harness.records.measurement import Measurement
+from kvdelta.harness.records.writing import write_file
+from kvdelta.schemes.errors import UserError
 
 
 @contextmanager

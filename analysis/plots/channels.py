@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.plots.canvas import ink, legend, panel_figure, plain_number, tidy_log
-from analysis.plots.pictures import ACTIVATION, drawn_sides, pictured_head
-from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, spread
-from analysis.reading.outliers import OUTLIER, channel_ratio, persistence
-from harness.records.measurement import Arrays, Measurement
-from schemes.errors import UserError
+from kvdelta.analysis.plots.canvas import ink, legend, panel_figure, plain_number, tidy_log
+from kvdelta.analysis.plots.pictures import ACTIVATION, drawn_sides, pictured_head
+from kvdelta.analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, spread
+from kvdelta.analysis.reading.outliers import OUTLIER, channel_ratio, persistence
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.schemes.errors import UserError
 
 STRONG = 5.0  # the ratio from which outliers are called strong
 

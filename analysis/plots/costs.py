@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.plots.canvas import blank, legend, settle, tidy_log
-from analysis.plots.style import look
-from analysis.reading.costs import CostRow, StepRow
-from harness.records.bench import AGAIN
+from kvdelta.analysis.plots.canvas import blank, legend, settle, tidy_log
+from kvdelta.analysis.plots.style import look
+from kvdelta.analysis.reading.costs import CostRow, StepRow
+from kvdelta.harness.records.bench import AGAIN
 
 
 def cost_by_scheme(rows: Sequence[CostRow], title: str) -> Figure:

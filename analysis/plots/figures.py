@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import plots
-from analysis.plots.style import scheme_label
-from analysis.plots.together import draw_together
-from analysis.reading import costs, replay_tables, replays, summary
-from analysis.reading.error_measures import MEASURES
-from analysis.reading.joined import gather
-from analysis.reading.rows import left_out
-from analysis.reading.summary import SummaryRow
-from harness.records.bench import load_bench
-from harness.records.measurement import Arrays, Measurement
-from harness.records.replay import has_replay, load_replay, load_steps
-from harness.records.run import Header, Run
+from kvdelta.analysis import plots
+from kvdelta.analysis.plots.style import scheme_label
+from kvdelta.analysis.plots.together import draw_together
+from kvdelta.analysis.reading import costs, replay_tables, replays, summary
+from kvdelta.analysis.reading.error_measures import MEASURES
+from kvdelta.analysis.reading.joined import gather
+from kvdelta.analysis.reading.rows import left_out
+from kvdelta.analysis.reading.summary import SummaryRow
+from kvdelta.harness.records.bench import load_bench
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.records.replay import has_replay, load_replay, load_steps
+from kvdelta.harness.records.run import Header, Run
 
 if TYPE_CHECKING:
-    from analysis.reading.agreement import AgreementRow
-    from analysis.reading.carry_rows import OrderRow
-    from analysis.reading.depths import DepthRow
-    from analysis.reading.questions import Question
+    from kvdelta.analysis.reading.agreement import AgreementRow
+    from kvdelta.analysis.reading.carry_rows import OrderRow
+    from kvdelta.analysis.reading.depths import DepthRow
+    from kvdelta.analysis.reading.questions import Question
 
 Named = Iterator[tuple[str, plots.Figure]]
 

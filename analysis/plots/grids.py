@@ -6,11 +6,11 @@ from textwrap import fill
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.plots.canvas import grid_figure, ink, scheme_legend, settle, tidy_log
-from analysis.plots.points import MANY
-from analysis.plots.style import look
-from analysis.reading.carry_rows import OrderRow
-from analysis.reading.depths import DepthRow
+from kvdelta.analysis.plots.canvas import grid_figure, ink, scheme_legend, settle, tidy_log
+from kvdelta.analysis.plots.points import MANY
+from kvdelta.analysis.plots.style import look
+from kvdelta.analysis.reading.carry_rows import OrderRow
+from kvdelta.analysis.reading.depths import DepthRow
 
 KL = "KL"
 LINE = 90  # characters of a line of cells' names that fit side by side

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import special
 
-from analysis.plots.canvas import (
+from kvdelta.analysis.plots.canvas import (
     grid_figure,
     ink,
     log_floor,
@@ -16,11 +16,11 @@ from analysis.plots.canvas import (
     scheme_line,
     tidy_log,
 )
-from analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, with_unit
-from analysis.reading import ablations
-from analysis.reading.error_measures import MEASURES, by_layer
-from analysis.reading.rows import left_out
-from harness.records.measurement import Arrays, Measurement
+from kvdelta.analysis.plots.style import SIDE_LOOKS, SIDE_NAMES, with_unit
+from kvdelta.analysis.reading import ablations
+from kvdelta.analysis.reading.error_measures import MEASURES, by_layer
+from kvdelta.analysis.reading.rows import left_out
+from kvdelta.harness.records.measurement import Arrays, Measurement
 
 
 def errors_by_layer(

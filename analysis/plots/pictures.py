@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.plots.canvas import record_figure
-from analysis.plots.style import SIDE_NAMES, binned
-from harness.records.measurement import Arrays, Measurement
-from schemes.errors import UserError
+from kvdelta.analysis.plots.canvas import record_figure
+from kvdelta.analysis.plots.style import SIDE_NAMES, binned
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.schemes.errors import UserError
 
 SIDES = ("key", "pre_rope_key", "value")
 HEAT = "magma"

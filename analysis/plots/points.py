@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.plots.canvas import grid_figure, ink, label_points, scheme_legend, settle, tidy_log
-from analysis.plots.style import floored, look, scheme_label, with_unit
-from analysis.reading.rows import left_out
-from analysis.reading.summary import SummaryRow
+from kvdelta.analysis.plots.canvas import grid_figure, ink, label_points, scheme_legend, settle, tidy_log
+from kvdelta.analysis.plots.style import floored, look, scheme_label, with_unit
+from kvdelta.analysis.reading.rows import left_out
+from kvdelta.analysis.reading.summary import SummaryRow
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots.canvas import grid_figure, log_floor, scheme_legend, settle, tidy_log
-from analysis.plots.style import look
-from analysis.reading.replays import PositionRow
-from harness.records.replay import Replay
+from kvdelta.analysis.plots.canvas import grid_figure, log_floor, scheme_legend, settle, tidy_log
+from kvdelta.analysis.plots.style import look
+from kvdelta.analysis.reading.replays import PositionRow
+from kvdelta.harness.records.replay import Replay
 
 
 def replay_figure(replay: Replay, rows: Sequence[PositionRow], title: str) -> Figure:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from schemes.spec import Spec, split_spec
+from kvdelta.schemes.spec import Spec, split_spec
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ from math import nan
 
 import numpy as np
 
-from analysis.reading.rows import Row
-from harness import statistics
-from harness.records.measurement import Arrays, Measurement
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.harness import statistics
+from kvdelta.harness.records.measurement import Arrays, Measurement
 
 UNREAD = "cache not read"
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from analysis.reading.error_measures import MEASURES
-from analysis.reading.questions import EQUAL_BITS, Question
-from analysis.reading.rows import Row
+from kvdelta.analysis.reading.error_measures import MEASURES
+from kvdelta.analysis.reading.questions import EQUAL_BITS, Question
+from kvdelta.analysis.reading.rows import Row
 
 RESAMPLES = 1000
 AT_ONCE = 50  # resamples: ranks compare every two points of each

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy import optimize, sparse
 
-from analysis.reading.summary import SummaryRow
-from schemes.errors import UserError
+from kvdelta.analysis.reading.summary import SummaryRow
+from kvdelta.schemes.errors import UserError
 
 SIDES = ("key", "value")
 LAYOUT = "asymmetric:key_axis=channel,value_axis=token,group_size=32"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from analysis.reading.rows import Row
+from kvdelta.analysis.reading.rows import Row
 
 
 @dataclass(frozen=True)

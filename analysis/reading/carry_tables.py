@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
-from analysis.reading.carry_rows import AgreementRow, FailRow, OrderRow, RegretRow
-from analysis.reading.carrying import Carried
-from analysis.reading.cells import names_by_axes
-from analysis.reading.draws import DRAWS
-from analysis.reading.grids import Grid
-from analysis.reading.run_tables import TWO_PASS
-from analysis.reading.tables import Table, interval, number, signed
+from kvdelta.analysis.reading.carry_rows import AgreementRow, FailRow, OrderRow, RegretRow
+from kvdelta.analysis.reading.carrying import Carried
+from kvdelta.analysis.reading.cells import names_by_axes
+from kvdelta.analysis.reading.draws import DRAWS
+from kvdelta.analysis.reading.grids import Grid
+from kvdelta.analysis.reading.run_tables import TWO_PASS
+from kvdelta.analysis.reading.tables import Table, interval, number, signed
 
 WIDE = 60  # characters of cells' names that still make a table which a terminal shows
 SHOWN = 12  # pairs of cells, lines

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.reading.carry_rows import AgreementRow, FailRow, OrderRow, RegretRow
-from analysis.reading.draws import (
+from kvdelta.analysis.reading.carry_rows import AgreementRow, FailRow, OrderRow, RegretRow
+from kvdelta.analysis.reading.draws import (
     drawn_means,
     interval_of,
     interval_of_largest,
@@ -16,7 +16,7 @@ from analysis.reading.draws import (
     signs,
     told,
 )
-from analysis.reading.grids import Grid
+from kvdelta.analysis.reading.grids import Grid
 
 SAME_BITS = 0.005  # bits that print alike are alike
 

@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from analysis.reading.summary import SummaryRow, summarize
-from harness import stopping
-from harness.records.run import Run, WindowRecord, named
-from harness.records.run_folder import load_run
-from harness.records.sweep import cell_folders, has_sweep, load_sweep
-from schemes.references import identity_of
+from kvdelta.analysis.reading.summary import SummaryRow, summarize
+from kvdelta.harness import stopping
+from kvdelta.harness.records.run import Run, WindowRecord, named
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.records.sweep import cell_folders, has_sweep, load_sweep
+from kvdelta.schemes.references import identity_of
 
 By = Literal["nll", "kl"]
 

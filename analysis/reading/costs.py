@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from analysis.reading.rows import Row
-from analysis.reading.tables import Table, number, table
-from harness.records.bench import AGAIN, BASELINE, CONTROLS, PREFILL, STEPWISE, TWO_PASS, Bench
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.analysis.reading.tables import Table, number, table
+from kvdelta.harness.records.bench import AGAIN, BASELINE, CONTROLS, PREFILL, STEPWISE, TWO_PASS, Bench
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from analysis.reading.cells import PREFIX, Cell, names_by_axes
-from analysis.reading.draws import quantile
-from analysis.reading.grids import Grid
-from analysis.reading.protocols import ratio_of_means
-from analysis.reading.rows import Row
-from analysis.reading.tables import Table
+from kvdelta.analysis.reading.cells import PREFIX, Cell, names_by_axes
+from kvdelta.analysis.reading.draws import quantile
+from kvdelta.analysis.reading.grids import Grid
+from kvdelta.analysis.reading.protocols import ratio_of_means
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.analysis.reading.tables import Table
 
 
 @dataclass(frozen=True)

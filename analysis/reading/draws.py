@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float64, Int8
 from scipy import special
 
-from analysis.reading.cells import Cell
-from analysis.reading.grids import Grid
+from kvdelta.analysis.reading.cells import Cell
+from kvdelta.analysis.reading.grids import Grid
 
 DRAWS = 2000
 NORMAL = float(special.ndtri(0.975))

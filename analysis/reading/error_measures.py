@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.reading.rows import Row, plain_value
-from harness.records.measurement import Arrays, Measurement
+from kvdelta.analysis.reading.rows import Row, plain_value
+from kvdelta.harness.records.measurement import Arrays, Measurement
 
 Values = dict[str, np.ndarray]  # by measure
 Sums = np.ndarray | np.floating

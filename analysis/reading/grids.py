@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from analysis.reading.cells import By, Cell
-from schemes.errors import UserError
+from kvdelta.analysis.reading.cells import By, Cell
+from kvdelta.schemes.errors import UserError
 
 NAMED = 4  # of what lacks something, in a message
 

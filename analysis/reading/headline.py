@@ -2,8 +2,8 @@
 
 import math
 
-from analysis.reading.summary import find, summarize
-from harness.records.run import Run
+from kvdelta.analysis.reading.summary import find, summarize
+from kvdelta.harness.records.run import Run
 
 
 def equal_bits_headline(run: Run, first: str, second: str) -> str:

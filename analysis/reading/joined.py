@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from analysis.reading.selection import spans
-from harness.records.measurement import Arrays, Kind, Measurement, has_measurement, load_measurement, measured_arrays
-from harness.records.run import Header, Run
-from harness.records.run_folder import RECORD_FILES, RUN_FILE, load_run
-from schemes.errors import UserError
+from kvdelta.analysis.reading.selection import spans
+from kvdelta.harness.records.measurement import (
+    Arrays,
+    Kind,
+    Measurement,
+    has_measurement,
+    load_measurement,
+    measured_arrays,
+)
+from kvdelta.harness.records.run import Header, Run
+from kvdelta.harness.records.run_folder import RECORD_FILES, RUN_FILE, load_run
+from kvdelta.schemes.errors import UserError
 
 SAME = ("model", "text_sha256", "windows", "protocol", "step", "window_length", "score_length", "bos_token_id", "dtype")
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from analysis.reading import run_tables, summary
-from analysis.reading.tables import Table
-from harness.records.run import Run
+from kvdelta.analysis.reading import run_tables, summary
+from kvdelta.analysis.reading.tables import Table
+from kvdelta.harness.records.run import Run
 
 
 def grid_spec(bits: int, key_axis: str, value_axis: str) -> str:

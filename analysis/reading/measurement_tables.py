@@ -5,16 +5,16 @@ import io
 import json
 from collections.abc import Callable, Sequence
 
-from analysis.reading import error_measures as measures
-from analysis.reading import outliers
-from analysis.reading.ablations import AblationRow, AdditivityRow
-from analysis.reading.agreement import AgreementRow
-from analysis.reading.error_measures import ErrorRow
-from analysis.reading.outliers import OutlierRow
-from analysis.reading.rows import Row, plain
-from analysis.reading.tables import Table, interval, number, overlap, signed, table, windows_of
-from harness.records.measurement import Arrays, Measurement
-from harness.records.run import Header
+from kvdelta.analysis.reading import error_measures as measures
+from kvdelta.analysis.reading import outliers
+from kvdelta.analysis.reading.ablations import AblationRow, AdditivityRow
+from kvdelta.analysis.reading.agreement import AgreementRow
+from kvdelta.analysis.reading.error_measures import ErrorRow
+from kvdelta.analysis.reading.outliers import OutlierRow
+from kvdelta.analysis.reading.rows import Row, plain
+from kvdelta.analysis.reading.tables import Table, interval, number, overlap, signed, table, windows_of
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.records.run import Header
 
 
 def heading(record: Header) -> list[str]:

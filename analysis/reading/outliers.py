@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.reading.rows import Row
-from harness.records.measurement import Arrays, Measurement
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.harness.records.measurement import Arrays, Measurement
 
 OUTLIER = 3.0  # a channel is named where its mean |x| is over 3 times the head's median
 TOP = 0.01  # of the channels, at least one: what persistence and energy are of

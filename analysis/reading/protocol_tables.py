@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from analysis.reading.protocols import ProtocolRow
-from analysis.reading.tables import Table, interval, signed
+from kvdelta.analysis.reading.protocols import ProtocolRow
+from kvdelta.analysis.reading.tables import Table, interval, signed
 
 NAMED = 6  # rows in a sentence
 REVERSED = "⇅"  # marks a row whose place among the others changes from protocol to protocol

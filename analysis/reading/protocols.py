@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from analysis.reading.rows import Row
-from analysis.reading.summary import SummaryRow, summarize
-from harness import statistics, stopping
-from harness.records.run import Run, named
-from schemes.errors import UserError
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.analysis.reading.summary import SummaryRow, summarize
+from kvdelta.harness import statistics, stopping
+from kvdelta.harness.records.run import Run, named
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True)

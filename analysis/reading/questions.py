@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.reading import error_measures as measures
-from analysis.reading import summary
-from analysis.reading.ablations import UNREAD
-from analysis.reading.error_measures import MEASURES
-from analysis.reading.joined import Joined
-from analysis.reading.rows import left_out
-from harness.records.measurement import Arrays, Measurement
-from harness.records.run import Run
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.analysis.reading import error_measures as measures
+from kvdelta.analysis.reading import summary
+from kvdelta.analysis.reading.ablations import UNREAD
+from kvdelta.analysis.reading.error_measures import MEASURES
+from kvdelta.analysis.reading.joined import Joined
+from kvdelta.analysis.reading.rows import left_out
+from kvdelta.harness.records.measurement import Arrays, Measurement
+from kvdelta.harness.records.run import Run
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 LEAST_POINTS = 5
 EQUAL_BITS = 0.02  # measured bits a number; schemes closer than this are compared as equals

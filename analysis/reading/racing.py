@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from harness.anytime import anytime_interval
+from kvdelta.harness.anytime import anytime_interval
 
 ALPHA = 0.05
 FIRST = 4

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.reading.carrying import SAME_BITS
-from analysis.reading.cells import By, Cell
-from analysis.reading.racing import Standing
-from analysis.reading.rows import Row
-from analysis.reading.tables import Table, interval, number
-from analysis.reading.verifying import Verified, loss_of, t_interval
+from kvdelta.analysis.reading.carrying import SAME_BITS
+from kvdelta.analysis.reading.cells import By, Cell
+from kvdelta.analysis.reading.racing import Standing
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.analysis.reading.tables import Table, interval, number
+from kvdelta.analysis.reading.verifying import Verified, loss_of, t_interval
 
 NUMBERED = 4  # rows that one lost to
 

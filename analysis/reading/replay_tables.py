@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from analysis.reading.replays import PositionRow
-from analysis.reading.tables import Table, interval, table
-from harness.records.replay import Replay
-from harness.records.run import Run
+from kvdelta.analysis.reading.replays import PositionRow
+from kvdelta.analysis.reading.tables import Table, interval, table
+from kvdelta.harness.records.replay import Replay
+from kvdelta.harness.records.run import Run
 
 
 def whole_table(replay: Replay, rows: Sequence[PositionRow]) -> Table:

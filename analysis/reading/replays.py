@@ -6,11 +6,11 @@ from math import nan
 import numpy as np
 from scipy import special
 
-from analysis.reading.rows import Row
-from analysis.reading.summary import SummaryRow, summarize
-from harness import statistics
-from harness.records.replay import Replay, ReplayRow
-from harness.records.run import Run
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.analysis.reading.summary import SummaryRow, summarize
+from kvdelta.harness import statistics
+from kvdelta.harness.records.replay import Replay, ReplayRow
+from kvdelta.harness.records.run import Run
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 
-from analysis.reading.escaping import markdown
-from analysis.reading.rows import plain
-from analysis.reading.summary import SummaryRow
-from analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
-from harness import stopping
-from harness.records.run import Run, named
+from kvdelta.analysis.reading.escaping import markdown
+from kvdelta.analysis.reading.rows import plain
+from kvdelta.analysis.reading.summary import SummaryRow
+from kvdelta.analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
+from kvdelta.harness import stopping
+from kvdelta.harness.records.run import Run, named
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",

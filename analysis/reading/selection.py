@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 LARGEST = 9999  # layer or head: more than any model has
 SIDES = ("key", "value", "both")

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.reading.rows import Row
-from harness import statistics, stopping
-from harness.records.run import ContenderRecord, Run
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.harness import statistics, stopping
+from kvdelta.harness.records.run import ContenderRecord, Run
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def find(run: Run, name: str) -> int:
     """The position of a contender by its label, or by a spec of the same scheme however spelled."""
     if at := [i for i, contender in enumerate(run.contenders) if name in (contender.label, contender.name)]:
         return at[0]
-    from harness.caches.specs import canonical  # loads the families, and with them torch
+    from kvdelta.harness.caches.specs import canonical  # loads the families, and with them torch
 
     try:
         wanted = canonical(name)

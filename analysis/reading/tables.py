@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from analysis.reading.escaping import markdown
-from analysis.reading.rows import Row
-from harness.records.run import Settings
+from kvdelta.analysis.reading.escaping import markdown
+from kvdelta.analysis.reading.rows import Row
+from kvdelta.harness.records.run import Settings
 
 RowT = TypeVar("RowT", bound=Row)
 Table = tuple[list[str], list[list[str]]]

@@ -1,8 +1,8 @@
 """The trap of a single pass, from its two records: the table, and whether it showed."""
 
-from analysis.reading import summary
-from analysis.reading.tables import Table, signed
-from harness.records.run import Run
+from kvdelta.analysis.reading import summary
+from kvdelta.analysis.reading.tables import Table, signed
+from kvdelta.harness.records.run import Run
 
 
 def trap_table(single: Run, two: Run) -> Table:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import special
 
-from analysis.reading.carrying import SAME_BITS
-from analysis.reading.racing import ALPHA
-from analysis.reading.tables import interval, number, signed
+from kvdelta.analysis.reading.carrying import SAME_BITS
+from kvdelta.analysis.reading.racing import ALPHA
+from kvdelta.analysis.reading.tables import interval, number, signed
 
 NAMED = 6  # schemes in a sentence
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.reading import error_measures as measures
-from analysis.reading import summary
-from analysis.reading.joined import Joined
-from analysis.reading.questions import EQUAL_BITS
-from analysis.reading.summary import SummaryRow
-from harness.records.run import ContenderRecord
-from schemes.references import identity_of
+from kvdelta.analysis.reading import error_measures as measures
+from kvdelta.analysis.reading import summary
+from kvdelta.analysis.reading.joined import Joined
+from kvdelta.analysis.reading.questions import EQUAL_BITS
+from kvdelta.analysis.reading.summary import SummaryRow
+from kvdelta.harness.records.run import ContenderRecord
+from kvdelta.schemes.references import identity_of
 
 NO_WORSE = 1.02  # an error up to this ratio is called no worse
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from harness.batching import batch_size
-from harness.benching.turns import Parts, Turns
-from harness.caches.contenders import Contender
-from harness.options import Options
-from harness.passes import Passes
-from harness.records.bench import AGAIN, BASELINE, CONTROLS, STEPWISE, TWO_PASS, Times
-from harness.records.run import Run
-from harness.runner import Runner, score
-from harness.settings import header_of, settings_of
-from harness.subject.prepared import Subject
+from kvdelta.harness.batching import batch_size
+from kvdelta.harness.benching.turns import Parts, Turns
+from kvdelta.harness.caches.contenders import Contender
+from kvdelta.harness.options import Options
+from kvdelta.harness.passes import Passes
+from kvdelta.harness.records.bench import AGAIN, BASELINE, CONTROLS, STEPWISE, TWO_PASS, Times
+from kvdelta.harness.records.run import Run
+from kvdelta.harness.runner import Runner, score
+from kvdelta.harness.settings import header_of, settings_of
+from kvdelta.harness.subject.prepared import Subject
 
 
 def time_comparison(

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from harness.benching.turns import Clock, Parts, Turns
-from harness.caches.contenders import Contender, SchemeContender
-from harness.caches.holdings import Opaque, storages
-from harness.caches.scheme import SchemeCache
-from harness.protocols import prefill
-from harness.records.bench import AGAIN, BASELINE, Held, Times
-from harness.subject.forward import forward
-from harness.subject.windows import Batch
+from kvdelta.harness.benching.turns import Clock, Parts, Turns
+from kvdelta.harness.caches.contenders import Contender, SchemeContender
+from kvdelta.harness.caches.holdings import Opaque, storages
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.bench import AGAIN, BASELINE, Held, Times
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.windows import Batch
 
 WARM_UP = 3
 

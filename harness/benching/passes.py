@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from harness.batching import rows_of
-from harness.benching.turns import Clock, Parts, Turns
-from harness.caches.contenders import Contender, goes_alone
-from harness.protocols import prefill, suffix_logits
-from harness.records.bench import AGAIN, BASELINE, PREFILL, Times
-from harness.subject.windows import Batch
+from kvdelta.harness.batching import rows_of
+from kvdelta.harness.benching.turns import Clock, Parts, Turns
+from kvdelta.harness.caches.contenders import Contender, goes_alone
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.harness.records.bench import AGAIN, BASELINE, PREFILL, Times
+from kvdelta.harness.subject.windows import Batch
 
 
 def time_passes(

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from harness.batching import batch_size
-from harness.benching.turns import Turns
-from harness.caches.contenders import Contender
-from harness.options import Options
-from harness.records.bench import Bench, BenchKind
-from harness.records.provenance import commit, host, versions
-from harness.subject.windows import Batch, cut_windows
+from kvdelta.harness.batching import batch_size
+from kvdelta.harness.benching.turns import Turns
+from kvdelta.harness.caches.contenders import Contender
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.bench import Bench, BenchKind
+from kvdelta.harness.records.provenance import commit, host, versions
+from kvdelta.harness.subject.windows import Batch, cut_windows
 
 
 def batches_of(

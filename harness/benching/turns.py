@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from harness.records.bench import AGAIN, BASELINE, PREFILL, Times
-from harness.subject.errors import one_line
+from kvdelta.harness.records.bench import AGAIN, BASELINE, PREFILL, Times
+from kvdelta.harness.subject.errors import one_line
 
 Parts = Mapping[str, float]  # seconds by part
 

@@ -6,16 +6,16 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import DynamicCache
 
-from harness.caches.eviction import EvictingContender
-from harness.caches.foreign import stock_cache
-from harness.caches.scheme import SchemeCache
-from harness.caches.specs import parse_cache_spec
-from harness.records.run import Bytes, ContenderRecord
-from harness.subject.probing import kv_shapes
-from harness.subject.windows import Batch
-from schemes import Quantizer, Scheme, parse_scheme
-from schemes.errors import UserError
-from schemes.references import identity_of
+from kvdelta.harness.caches.eviction import EvictingContender
+from kvdelta.harness.caches.foreign import stock_cache
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.caches.specs import parse_cache_spec
+from kvdelta.harness.records.run import Bytes, ContenderRecord
+from kvdelta.harness.subject.probing import kv_shapes
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import Quantizer, Scheme, parse_scheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.references import identity_of
 
 
 @runtime_checkable

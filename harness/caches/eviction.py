@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.specs import CacheSpec
-from harness.records.run import Bytes, ContenderRecord
-from harness.subject.kinds import full_layers
-from harness.subject.probing import places_are_in_keys
-from harness.subject.windows import Batch
-from schemes.errors import UserError
+from kvdelta.harness.caches.specs import CacheSpec
+from kvdelta.harness.records.run import Bytes, ContenderRecord
+from kvdelta.harness.subject.kinds import full_layers
+from kvdelta.harness.subject.probing import places_are_in_keys
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes.errors import UserError
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness.subject.errors import one_line
-from schemes.errors import UserError
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import DynamicCache, QuantizedCache
 
-from harness.caches.factory import load_factory
-from harness.caches.holdings import measured
-from harness.caches.specs import CacheSpec
-from harness.protocols import fill_live
-from harness.records.run import ContenderRecord
-from harness.subject.probing import kv_shapes
-from harness.subject.windows import Batch
+from kvdelta.harness.caches.factory import load_factory
+from kvdelta.harness.caches.holdings import measured
+from kvdelta.harness.caches.specs import CacheSpec
+from kvdelta.harness.protocols import fill_live
+from kvdelta.harness.records.run import ContenderRecord
+from kvdelta.harness.subject.probing import kv_shapes
+from kvdelta.harness.subject.windows import Batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.records.run import Bytes
+from kvdelta.harness.records.run import Bytes
 
 LEAVES = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type, Enum, np.generic, torch.dtype, torch.device,

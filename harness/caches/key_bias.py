@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from harness.caches.rotary import rotary_of
-from harness.subject.probing import differ, kv_shapes, probe, tokens_for
-from schemes.errors import UserError
+from kvdelta.harness.caches.rotary import rotary_of
+from kvdelta.harness.subject.probing import differ, kv_shapes, probe, tokens_for
+from kvdelta.schemes.errors import UserError
 
 Bias = Float[Tensor, "heads channels"]
 

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
-from schemes import Scheme, TokenStore
-from schemes.errors import UserError
+from kvdelta.schemes import Scheme, TokenStore
+from kvdelta.schemes.errors import UserError
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]
@@ -213,7 +213,7 @@ def whole(layer: Any) -> tuple[Whole, Whole]:
     assert layer.keys is not None
     if layer.get_seq_length() > layer.keys.shape[2]:
         raise UserError(
-            "this prefill kept only the last window of its sliding layers; harness.protocols.prefill(model, prefix, whole=True) "
+            "this prefill kept only the last window of its sliding layers; kvdelta.harness.protocols.prefill(model, prefix, whole=True) "
             "keeps what a scheme with layers=all is filled from"
         )
     return layer.keys, layer.values

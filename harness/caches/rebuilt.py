@@ -2,7 +2,7 @@
 
 import torch
 
-from schemes import KV, TensorScheme, TokenStore
+from kvdelta.schemes import KV, TensorScheme, TokenStore
 
 
 def rebuilt(rule: TensorScheme, exact: KV) -> KV:

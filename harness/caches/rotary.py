@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.subject.probing import kv_shapes, probe, tokens_for, tolerance
-from schemes import KV, Rotary
-from schemes.errors import UserError
+from kvdelta.harness.subject.probing import kv_shapes, probe, tokens_for, tolerance
+from kvdelta.schemes import KV, Rotary
+from kvdelta.schemes.errors import UserError
 
 SHIFT = 64  # positions; most pairs of channels turn visibly on the way
 CLEARLY = 0.5  # of the distance of the other answer

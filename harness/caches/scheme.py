@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.caches.key_bias import key_bias_of
-from harness.caches.layers import New, SchemeLayer, SlidingSchemeLayer, Whole, whole
-from harness.caches.rotary import rotary_of
-from harness.caches.stepping import Buffers, Steps
-from harness.subject.kinds import stored_layers
-from schemes import Rotary, Scheme, TokenStore
-from schemes.together import pack_together
+from kvdelta.harness.caches.key_bias import key_bias_of
+from kvdelta.harness.caches.layers import New, SchemeLayer, SlidingSchemeLayer, Whole, whole
+from kvdelta.harness.caches.rotary import rotary_of
+from kvdelta.harness.caches.stepping import Buffers, Steps
+from kvdelta.harness.subject.kinds import stored_layers
+from kvdelta.schemes import Rotary, Scheme, TokenStore
+from kvdelta.schemes.together import pack_together
 
 TokensT = TypeVar("TokensT", bound=Tensor)
 

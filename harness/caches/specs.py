@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemes import SCHEMES, engines, parse_scheme
-from schemes.errors import UserError
-from schemes.fields import Field, read_items, shown, unknown
-from schemes.registry import SHORT_NAMES
-from schemes.spec import check_text, split_spec
+from kvdelta.schemes import SCHEMES, engines, parse_scheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.fields import Field, read_items, shown, unknown
+from kvdelta.schemes.registry import SHORT_NAMES
+from kvdelta.schemes.spec import check_text, split_spec
 
 _SIZE = {"tokens": Field("tokens", int, None), "bits": Field("bits", float, None)}
 _HF_LENGTHS = {

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from schemes import KV, TokenStore
-from schemes.together import alike, at_once
+from kvdelta.schemes import KV, TokenStore
+from kvdelta.schemes.together import alike, at_once
 
 Buffer = Float[Tensor, "layers batch heads room channels"]
 Held = Float[Tensor, "batch heads room _"]  # values may be narrower than keys

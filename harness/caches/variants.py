@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from harness.caches.contenders import Contender, SchemeContender
-from schemes import LayerKinds, parse_scheme
-from schemes.errors import UserError
+from kvdelta.harness.caches.contenders import Contender, SchemeContender
+from kvdelta.schemes import LayerKinds, parse_scheme
+from kvdelta.schemes.errors import UserError
 
 
 def matched(contender: Contender, tail: int | None, sinks: int | None) -> Contender:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from harness.conformance.feeding import FIRST, Held, Returned, filled, of_rows, past, stream
-from harness.conformance.outcome import Factory, Wrong
+from kvdelta.harness.conformance.feeding import FIRST, Held, Returned, filled, of_rows, past, stream
+from kvdelta.harness.conformance.outcome import Factory, Wrong
 
 ALIKE = 0.5  # cosine over the numbers of a token: codes of 1 bit have 0.8, other tokens 0
 

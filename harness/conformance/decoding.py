@@ -9,11 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.conformance.comparing import alike, is_exact, rows_apart
-from harness.conformance.feeding import read
-from harness.conformance.models import SHORTER, assistant, full, prompt, repeating
-from harness.conformance.outcome import Check, Factory, Wrong
-from harness.subject.forward import cache_keyword, forward
+from kvdelta.harness.conformance.comparing import alike, is_exact, rows_apart
+from kvdelta.harness.conformance.feeding import read
+from kvdelta.harness.conformance.models import SHORTER, assistant, full, prompt, repeating
+from kvdelta.harness.conformance.outcome import Check, Factory, Wrong
+from kvdelta.harness.subject.forward import cache_keyword, forward
 
 NEW = 20  # tokens generated
 SEED = 3

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from harness.conformance.models import LLAMA, LONGEST, full
-from harness.conformance.outcome import Factory, Wrong
+from kvdelta.harness.conformance.models import LLAMA, LONGEST, full
+from kvdelta.harness.conformance.outcome import Factory, Wrong
 
 Held = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows heads tokens channels]."""

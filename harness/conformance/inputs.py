@@ -8,12 +8,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.conformance.comparing import alike, has_put, is_exact, rows_apart
-from harness.conformance.decoding import greedily, stepwise
-from harness.conformance.feeding import ROWS, feed, has_grown, lengths, stream
-from harness.conformance.models import PROMPT, SHORTER, calm, convolving, full, prompt, sliding
-from harness.conformance.outcome import Check, Factory, Wrong
-from harness.subject.forward import forward
+from kvdelta.harness.conformance.comparing import alike, has_put, is_exact, rows_apart
+from kvdelta.harness.conformance.decoding import greedily, stepwise
+from kvdelta.harness.conformance.feeding import ROWS, feed, has_grown, lengths, stream
+from kvdelta.harness.conformance.models import PROMPT, SHORTER, calm, convolving, full, prompt, sliding
+from kvdelta.harness.conformance.outcome import Check, Factory, Wrong
+from kvdelta.harness.subject.forward import forward
 
 PADS = 90
 ROUNDING = 1e-3  # of the largest logit, in float32: other kernels under another mask

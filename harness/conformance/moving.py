@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from harness.caches.holdings import layers_of, tensors
-from harness.conformance.comparing import is_exact, keeps
-from harness.conformance.feeding import FIRST, MORE, feed, filled, has_grown, has_length, lengths, of_rows, past
-from harness.conformance.models import full
-from harness.conformance.outcome import Check, DoesNotApply, Factory, Wrong
+from kvdelta.harness.caches.holdings import layers_of, tensors
+from kvdelta.harness.conformance.comparing import is_exact, keeps
+from kvdelta.harness.conformance.feeding import FIRST, MORE, feed, filled, has_grown, has_length, lengths, of_rows, past
+from kvdelta.harness.conformance.models import full
+from kvdelta.harness.conformance.outcome import Check, DoesNotApply, Factory, Wrong
 
 
 def _moves_rows(factory: Factory, move: Callable[[Any], None], rows: Sequence[int], what: str) -> None:

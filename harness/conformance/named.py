@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import DynamicCache, StaticCache
 
-from harness.caches.contenders import contender_of
-from harness.caches.factory import load_factory
-from harness.conformance.models import LONGEST, full, model_of
-from harness.conformance.outcome import Factory, apart, said
-from schemes.errors import UserError
+from kvdelta.harness.caches.contenders import contender_of
+from kvdelta.harness.caches.factory import load_factory
+from kvdelta.harness.conformance.models import LONGEST, full, model_of
+from kvdelta.harness.conformance.outcome import Factory, apart, said
+from kvdelta.schemes.errors import UserError
 
 _FACTORY = re.compile(r"\s*[\w.]+:\w+\s*(\(|$)")  # a spec has "=" behind what follows its colon
 STOCK: dict[str, Factory] = {

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from harness.subject.errors import one_line
-from harness.subject.imports import quiet
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.subject.imports import quiet
 
 Factory = Callable[[Any], Any]
 """Makes a fresh cache from a model's config."""

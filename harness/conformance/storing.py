@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from harness.caches.holdings import Opaque, storages
-from harness.conformance.comparing import alike, has_put, is_exact, keeps, same
-from harness.conformance.feeding import (
+from kvdelta.harness.caches.holdings import Opaque, storages
+from kvdelta.harness.conformance.comparing import alike, has_put, is_exact, keeps, same
+from kvdelta.harness.conformance.feeding import (
     FIRST,
     FORWARDS,
     ROWS,
@@ -22,8 +22,8 @@ from harness.conformance.feeding import (
     put,
     stream,
 )
-from harness.conformance.models import full
-from harness.conformance.outcome import Check, DoesNotApply, Factory, Refused, Wrong, said
+from kvdelta.harness.conformance.models import full
+from kvdelta.harness.conformance.outcome import Check, DoesNotApply, Factory, Refused, Wrong, said
 
 CROPPED = (7, 90, 0)  # tokens taken back: of the newest, of those that are packed, none
 OTHERS = (2, 3)  # rows

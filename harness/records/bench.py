@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.records.record import Record, Typed, read_record, save_record
+from kvdelta.harness.records.record import Record, Typed, read_record, save_record
 
 BENCH_FILE = "bench.json"
 BASELINE, AGAIN = "exact", "exact again"

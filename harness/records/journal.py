@@ -9,7 +9,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from harness.records.writing import cannot_write
+from kvdelta.harness.records.writing import cannot_write
 
 
 def append(path: Path, content: str) -> None:

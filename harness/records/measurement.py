@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from harness.records.hashes import of_bytes
-from harness.records.record import read_record, save_record
-from harness.records.run import Header
-from harness.records.writing import arrays_of, load_arrays, save_arrays
+from kvdelta.harness.records.hashes import of_bytes
+from kvdelta.harness.records.record import read_record, save_record
+from kvdelta.harness.records.run import Header
+from kvdelta.harness.records.writing import arrays_of, load_arrays, save_arrays
 
 Kind = Literal["outliers", "errors", "sensitivity"]
 Arrays = dict[str, np.ndarray]

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.records.run import HeaderT, Settings
-from harness.records.run_folder import RECORD_FILES, RUN_FILE
-from harness.records.writer import OURS
-from harness.records.writing import UNFINISHED
-from schemes.errors import UserError
+from kvdelta.harness.records.run import HeaderT, Settings
+from kvdelta.harness.records.run_folder import RECORD_FILES, RUN_FILE
+from kvdelta.harness.records.writer import OURS
+from kvdelta.harness.records.writing import UNFINISHED
+from kvdelta.schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
 PACKAGES = ("schemes", "harness", "analysis")
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout: kvdelta/harness is a link there
 MEASURES = 2  # raised by hand when a measure changes: its numbers are not mixed with those of before in one record
 
 
@@ -89,10 +90,10 @@ def host() -> dict[str, Any]:
 
 
 @functools.cache
-def commit(root: Path = Path(__file__).parents[2]) -> str | None:
+def commit(root: Path = ROOT) -> str | None:
     """The commit of the code below `root`, where it runs from a git checkout of its own; where its files were changed
     since, "-dirty-" and a hash of what they hold now. None of an installed package, whatever repository it lies in."""
-    here = Path(__file__).relative_to(Path(__file__).parents[2])
+    here = Path(*Path(__file__).parts[-3:])
     head = _git(root, "rev-parse", "HEAD")
     if head is None or _git(root, "ls-files", "--error-unmatch", str(here)) is None:
         return None

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.records.record import Record, read_record, save_record
+from kvdelta.harness.records.record import Record, read_record, save_record
 
 RECOMMENDATION_FILE = "recommend.json"
 

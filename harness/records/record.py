@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.records import hashes
-from harness.records.writing import write_file
-from schemes.errors import UserError
-from schemes.given import parse_json, read_bytes
+from kvdelta.harness.records import hashes
+from kvdelta.harness.records.writing import write_file
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.given import parse_json, read_bytes
 
 SCHEMA_VERSION = 1
 

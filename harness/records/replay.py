@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from harness.records.record import Typed, read_record, save_record
-from harness.records.run import Header, Run, Sum
-from harness.records.run_folder import load_run
-from harness.records.writing import load_arrays, save_arrays
+from kvdelta.harness.records.record import Typed, read_record, save_record
+from kvdelta.harness.records.run import Header, Run, Sum
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.records.writing import load_arrays, save_arrays
 
 REPLAY_FILE = "replay.json"
 SAMPLED_FILE, FREE_FILE = "sampled.npz", "free-run.npz"

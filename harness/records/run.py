@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from harness.records.record import Record, Typed
-from schemes.references import identity_of
+from kvdelta.harness.records.record import Record, Typed
+from kvdelta.schemes.references import identity_of
 
 
 class Settings(Typed):

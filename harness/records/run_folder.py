@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.records import hashes, journal, tokens
-from harness.records.record import not_as_written, of_kind, read_content, save_record
-from harness.records.run import Entry, Run, WindowRecord
-from schemes.errors import UserError
-from schemes.given import parse_json
+from kvdelta.harness.records import hashes, journal, tokens
+from kvdelta.harness.records.record import not_as_written, of_kind, read_content, save_record
+from kvdelta.harness.records.run import Entry, Run, WindowRecord
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.given import parse_json
 
 RUN_FILE = "run.json"
 RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")  # of which several may lie in a folder

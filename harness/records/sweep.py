@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.records.record import Record, Typed, read_record, save_record
-from harness.records.run_folder import run_folders
+from kvdelta.harness.records.record import Record, Typed, read_record, save_record
+from kvdelta.harness.records.run_folder import run_folders
 
 SWEEP_FILE = "sweep.json"
 

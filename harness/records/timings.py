@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from harness.records.provenance import host
-from harness.records.run_folder import entries_of
-from harness.records.writing import write_file
-from schemes.given import parse_json, read_bytes
+from kvdelta.harness.records.provenance import host
+from kvdelta.harness.records.run_folder import entries_of
+from kvdelta.harness.records.writing import write_file
+from kvdelta.schemes.given import parse_json, read_bytes
 
 TIMINGS_FILE = "timings.json"
 

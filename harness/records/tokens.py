@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import hashes
-from harness.records.run import Run, WindowRecord
-from harness.records.writing import arrays_of, load_arrays, packed_arrays, write_file
+from kvdelta.harness.records import hashes
+from kvdelta.harness.records.run import Run, WindowRecord
+from kvdelta.harness.records.writing import arrays_of, load_arrays, packed_arrays, write_file
 
 Arrays = dict[str, np.ndarray]
 """nll, kl, tvd float32 and top1 bool, [contenders, scored]; losses, KL in nats. Older records have no tvd."""

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.records import hashes
-from harness.records.bench import BENCH_FILE, Bench
-from harness.records.measurement import Measurement, has_window
-from harness.records.recommendation import RECOMMENDATION_FILE, Recommendation
-from harness.records.record import Record, read_content, read_record
-from harness.records.replay import REPLAY_FILE, Replay
-from harness.records.run import Header
-from harness.records.run_folder import RUN_FILE, load_whole
-from harness.records.sweep import SWEEP_FILE, Sweep
-from harness.records.tokens import has_tokens
-from schemes.errors import UserError
+from kvdelta.harness.records import hashes
+from kvdelta.harness.records.bench import BENCH_FILE, Bench
+from kvdelta.harness.records.measurement import Measurement, has_window
+from kvdelta.harness.records.recommendation import RECOMMENDATION_FILE, Recommendation
+from kvdelta.harness.records.record import Record, read_content, read_record
+from kvdelta.harness.records.replay import REPLAY_FILE, Replay
+from kvdelta.harness.records.run import Header
+from kvdelta.harness.records.run_folder import RUN_FILE, load_whole
+from kvdelta.harness.records.sweep import SWEEP_FILE, Sweep
+from kvdelta.harness.records.tokens import has_tokens
+from kvdelta.schemes.errors import UserError
 
 KINDS: dict[str, type[Record]] = {
     "outliers.json": Measurement,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from harness.records.writing import cannot_write
-from schemes.errors import UserError
-from schemes.given import parse_json, read_bytes
+from kvdelta.harness.records.writing import cannot_write
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.given import parse_json, read_bytes
 
 LOCK, WRITER = ".lock", ".writer.json"
 OURS = (LOCK, WRITER)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.records import hashes
-from schemes.errors import UserError
+from kvdelta.harness.records import hashes
+from kvdelta.schemes.errors import UserError
 
 UNFINISHED = ".kvdelta-part"  # of files that are being written; no user names a file so, whatever folder it lies in
 

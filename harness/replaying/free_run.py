@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from harness.caches.contenders import Contender, goes_alone, stores_sliding
-from harness.protocols import prefill
-from harness.records.replay import FREE_FILE, FreeRun, Replay, Sampling, save_texts
-from harness.replaying.sampling import carried_on, picker
-from harness.subject.errors import one_line
-from harness.subject.prepared import Subject
-from harness.subject.windows import Batch, Window
+from kvdelta.harness.caches.contenders import Contender, goes_alone, stores_sliding
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.replay import FREE_FILE, FreeRun, Replay, Sampling, save_texts
+from kvdelta.harness.replaying.sampling import carried_on, picker
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.windows import Batch, Window
 
 GRAM = 4
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from harness.options import Options
-from schemes.errors import UserError
+from kvdelta.harness.options import Options
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from harness.subject.errors import TextError, one_line
-from harness.subject.text import TEXTS, Text, load_text
-from schemes.given import parse_json, read_bytes
+from kvdelta.harness.subject.errors import TextError, one_line
+from kvdelta.harness.subject.text import TEXTS, Text, load_text
+from kvdelta.schemes.given import parse_json, read_bytes
 
 FIELDS = ("text", "prompt", "messages")
 PARAGRAPH = r".+?(?:\n[ \t]*\n|\Z)"  # to a line without words

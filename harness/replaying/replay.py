@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.batching import batch_size, in_batches
-from harness.caches.contenders import Contender, SchemeContender, contenders_of
-from harness.comparison import DEFAULT_SCHEMES, compare
-from harness.options import Options
-from harness.records.hashes import damaged_files
-from harness.records.provenance import open_folder
-from harness.records.replay import (
+from kvdelta.harness.batching import batch_size, in_batches
+from kvdelta.harness.caches.contenders import Contender, SchemeContender, contenders_of
+from kvdelta.harness.comparison import DEFAULT_SCHEMES, compare
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.hashes import damaged_files
+from kvdelta.harness.records.provenance import open_folder
+from kvdelta.harness.records.replay import (
     ONE_FORWARD,
     REPLAY_FILE,
     SAMPLED_FILE,
@@ -29,23 +29,23 @@ from harness.records.replay import (
     save_replay,
     save_texts,
 )  # fmt: skip
-from harness.records.run import Run
-from harness.records.run_folder import load_whole
-from harness.records.tokens import load_tokens
-from harness.records.writer import holding
-from harness.replaying import sums
-from harness.replaying.free_run import run_freely
-from harness.replaying.options import ReplayOptions
-from harness.replaying.prompts import Prompts, load_prompts
-from harness.replaying.sampling import picker, sampling_of, written
-from harness.runner import Progress
-from harness.settings import header_of, settings_of
-from harness.subject.model import LoadedModel
-from harness.subject.prepared import Subject, bos_of, load_named
-from harness.subject.probing import continues
-from harness.subject.text import Text
-from harness.subject.windows import Batch, Window
-from schemes.errors import UserError
+from kvdelta.harness.records.run import Run
+from kvdelta.harness.records.run_folder import load_whole
+from kvdelta.harness.records.tokens import load_tokens
+from kvdelta.harness.records.writer import holding
+from kvdelta.harness.replaying import sums
+from kvdelta.harness.replaying.free_run import run_freely
+from kvdelta.harness.replaying.options import ReplayOptions
+from kvdelta.harness.replaying.prompts import Prompts, load_prompts
+from kvdelta.harness.replaying.sampling import picker, sampling_of, written
+from kvdelta.harness.runner import Progress
+from kvdelta.harness.settings import header_of, settings_of
+from kvdelta.harness.subject.model import LoadedModel
+from kvdelta.harness.subject.prepared import Subject, bos_of, load_named
+from kvdelta.harness.subject.probing import continues
+from kvdelta.harness.subject.text import Text
+from kvdelta.harness.subject.windows import Batch, Window
+from kvdelta.schemes.errors import UserError
 
 
 def replay(

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.records.replay import Sampling
-from harness.replaying.options import ReplayOptions
-from harness.subject.forward import forward
-from harness.subject.windows import Batch
+from kvdelta.harness.records.replay import Sampling
+from kvdelta.harness.replaying.options import ReplayOptions
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.windows import Batch
 
 Pick = Callable[[Float[Tensor, "batch vocabulary"], int], Int64[Tensor, "batch"]]
 """Next tokens from logits, at a step."""

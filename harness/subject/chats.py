@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from harness.subject.errors import TextError, one_line
-from schemes.given import parse_json
+from kvdelta.harness.subject.errors import TextError, one_line
+from kvdelta.schemes.given import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

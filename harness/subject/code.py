@@ -7,7 +7,7 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
-from harness.subject.errors import TextError
+from kvdelta.harness.subject.errors import TextError
 
 STDLIB = "python-stdlib"
 

@@ -1,6 +1,6 @@
 """What of the subject cannot be had or used, said in one line."""
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 OTHER_MODEL = "name another model with --model (a hub id, a folder, a GGUF file)"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from harness.subject.errors import ModelError
+from kvdelta.harness.subject.errors import ModelError
 
 Progress = Callable[[str], None]
 

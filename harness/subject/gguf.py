@@ -7,8 +7,8 @@ import shutil
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import (
+from kvdelta.harness.subject.errors import OTHER_MODEL, ModelError, one_line
+from kvdelta.harness.subject.files import (
     Progress,
     cache_folder,
     file_sha256,
@@ -16,7 +16,7 @@ from harness.subject.files import (
     one_at_a_time,
     remembered_sha256,
 )
-from harness.subject.imports import quiet
+from kvdelta.harness.subject.imports import quiet
 
 ORIGIN = "kvdelta.json"  # in a converted folder: which GGUF file it was made from, and the hash of each file beside it
 LAYOUT = "v1"  # of a converted folder; a new one is made where it differs

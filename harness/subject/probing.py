@@ -8,11 +8,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.subject.errors import one_line
-from harness.subject.forward import cache_keyword, forward
-from harness.subject.kinds import layers_of_kind
-from schemes import LayerKinds
-from schemes.errors import UserError
+from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.subject.forward import cache_keyword, forward
+from kvdelta.harness.subject.kinds import layers_of_kind
+from kvdelta.schemes import LayerKinds
+from kvdelta.schemes.errors import UserError
 
 TOKENS, SPLIT = 8, 5  # of a probe; where it is cut in two
 

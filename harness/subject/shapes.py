@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ def shaped_model(shape: str, device: str | torch.device, dtype: torch.dtype) -> 
         raise UserError(f"no shape {shape!r}; there is {', '.join(SHAPES)}")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from harness.subject import attention
+    from kvdelta.harness.subject import attention
 
     torch.manual_seed(0)
     before = torch.get_default_dtype()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.records.writing import write_atomically
-from harness.subject.chats import JSON_LINES, Message, parse_chats, written_out
-from harness.subject.code import STDLIB, stdlib_code
-from harness.subject.errors import TextError, one_line
-from harness.subject.files import cache_folder
-from harness.subject.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
-from schemes.given import read_bytes
+from kvdelta.harness.records.writing import write_atomically
+from kvdelta.harness.subject.chats import JSON_LINES, Message, parse_chats, written_out
+from kvdelta.harness.subject.code import STDLIB, stdlib_code
+from kvdelta.harness.subject.errors import TextError, one_line
+from kvdelta.harness.subject.files import cache_folder
+from kvdelta.harness.subject.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
+from kvdelta.schemes.given import read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from harness.subject.windows import Window
+from kvdelta.harness.subject.windows import Window
 
 RUN = 64  # tokens of a run: what two texts share by chance is shorter
 DIGITS = 16  # of a hash: by chance a text of a million tokens shares none with another

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 
-from harness.subject.errors import TextError, one_line
+from kvdelta.harness.subject.errors import TextError, one_line
 
 EXCERPT = "wikipedia-excerpt"
 EXCERPT_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors gives a tensor, not a bool

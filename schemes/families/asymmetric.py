@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from schemes.affine import MinMaxQuantizer
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.grouping import Axis, GroupSize
-from schemes.integer_zero import IntegerZeroQuantizer
+from kvdelta.schemes.affine import MinMaxQuantizer
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import Axis, GroupSize
+from kvdelta.schemes.integer_zero import IntegerZeroQuantizer
 
 Bits = Literal[1, 2, 3, 4, 8]
 

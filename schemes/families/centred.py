@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import stored_offset
-from schemes.base import KV, TensorScheme
-from schemes.family import Family
-from schemes.wrapping import Decoded, Sides, WrappedTensor, Wrapper, unblocked, wrap
+from kvdelta.schemes.affine import stored_offset
+from kvdelta.schemes.base import KV, TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.wrapping import Decoded, Sides, WrappedTensor, Wrapper, unblocked, wrap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from schemes.base import KV, QuantizedTensor, TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.wrapping import Sides, Wrapper, in_range, wrap
+from kvdelta.schemes.base import KV, QuantizedTensor, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.wrapping import Sides, Wrapper, in_range, wrap
 
 
 @dataclass(frozen=True)

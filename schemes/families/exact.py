@@ -1,8 +1,8 @@
 """Identity through the same storage path: the baseline of every comparison."""
 
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.lossless import exactly
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.lossless import exactly
 
 
 def exact() -> tuple[TensorScheme, TensorScheme]:

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, QParams, stored_scale
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.rotated_runs import RotatedRunsQuantizer
+from kvdelta.schemes.affine import AffineQuantizer, QParams, stored_scale
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.rotated_runs import RotatedRunsQuantizer
 
 Bits = Literal[2, 3, 4, 8]
 SIZE = 32  # channels of a group, and of a rotation

@@ -1,9 +1,9 @@
 """8-bit floats, e4m3 and e5m2, with a scale a tensor, head or token, or none."""
 
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.float8 import Format, Fp8Quantizer, Scale
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.float8 import Format, Fp8Quantizer, Scale
 
 
 def fp8(*, format: Format = "e4m3", scale: Scale = "tensor", block: int = 0) -> tuple[TensorScheme, TensorScheme]:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import stored_offset
-from schemes.base import KV, Quantizer, TensorScheme
-from schemes.drawing import check_seed, generator
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.vector_outliers import VectorOutliersQuantizer
-from schemes.wrapping import Decoded, Sides, WrappedTensor, Wrapper, wrap
+from kvdelta.schemes.affine import stored_offset
+from kvdelta.schemes.base import KV, Quantizer, TensorScheme
+from kvdelta.schemes.drawing import check_seed, generator
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.vector_outliers import VectorOutliersQuantizer
+from kvdelta.schemes.wrapping import Decoded, Sides, WrappedTensor, Wrapper, wrap
 
 POWER_STEPS = 2
 BUFFER = 64  # tokens that are compressed together while a text is generated, as published

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.ggml_blocks import Format, GGMLQuantizer, Rule
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.ggml_blocks import Format, GGMLQuantizer, Rule
 
 
 def _both(format: Format) -> tuple[TensorScheme, TensorScheme]:

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.rotation import RotatedQuantizer
-from schemes.wrapping import Sides, wrap
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.rotation import RotatedQuantizer
+from kvdelta.schemes.wrapping import Sides, wrap
 
 
 def hadamard(

@@ -6,11 +6,11 @@ Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Mod
 from dataclasses import dataclass
 from typing import Literal
 
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.grouping import Axis, GroupSize
-from schemes.half_quadratic import (
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import Axis, GroupSize
+from kvdelta.schemes.half_quadratic import (
     Each,
     GroupSolver,
     HalfQuadratic,

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from schemes.affine import MinMaxQuantizer
-from schemes.base import TensorScheme
-from schemes.family import Family
+from kvdelta.schemes.affine import MinMaxQuantizer
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
 
 Bits = Literal[1, 2, 3, 4, 8]
 

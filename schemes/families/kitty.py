@@ -6,14 +6,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from schemes.affine import MinMaxQuantizer, QParams
-from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.grouping import Grouping
-from schemes.packing import check_packable, pack, unpack
-from schemes.residual_window import windowed
-from schemes.wrapping import in_range, unblocked
+from kvdelta.schemes.affine import MinMaxQuantizer, QParams
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import Grouping
+from kvdelta.schemes.packing import check_packable, pack, unpack
+from kvdelta.schemes.residual_window import windowed
+from kvdelta.schemes.wrapping import in_range, unblocked
 
 HIGH, LOW = 4, 2
 

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.half_quadratic import GroupSolver, HalfQuadraticQuantizer
-from schemes.residual_window import windowed
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.half_quadratic import GroupSolver, HalfQuadraticQuantizer
+from kvdelta.schemes.residual_window import windowed
 
 Bits = Literal[1, 2, 3, 4, 8]
 

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes import kernels
-from schemes.affine import MinMaxQuantizer, stored_scale
-from schemes.base import KV, TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.grouping import require_whole_groups
-from schemes.rotation import RotatedQuantizer
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
+from kvdelta.schemes import kernels
+from kvdelta.schemes.affine import MinMaxQuantizer, stored_scale
+from kvdelta.schemes.base import KV, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import require_whole_groups
+from kvdelta.schemes.rotation import RotatedQuantizer
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
 
 Bits = Literal[1, 2, 3, 4, 8]
 Blocks = Float[Tensor, "batch heads blocks channels block"]
@@ -118,7 +118,7 @@ class EvenedQuantizer(Wrapper):
         """x in float32 without the stored scales, and these."""
         require_whole_groups(x.shape[2], self.block)
         if kernels.available(x.device, x.numel()):
-            from schemes.kernels import evening
+            from kvdelta.schemes.kernels import evening
 
             if evening.works(self.block, x.shape[3]):
                 limits = _limits(x.device)

@@ -6,13 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from schemes.base import TensorScheme
-from schemes.calibrated_keys import KeyQuantizer
-from schemes.calibrated_values import ValueQuantizer, without_outliers
-from schemes.calibration_file import CalibrationFile
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.levels import quantile, weighted_levels
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.calibrated_keys import KeyQuantizer
+from kvdelta.schemes.calibrated_values import ValueQuantizer, without_outliers
+from kvdelta.schemes.calibration_file import CalibrationFile
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.levels import quantile, weighted_levels
 
 Bits = Literal[2, 3, 4]
 

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.ggml_blocks import GGMLQuantizer
-from schemes.rotated_runs import RotatedRunsQuantizer
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.ggml_blocks import GGMLQuantizer
+from kvdelta.schemes.rotated_runs import RotatedRunsQuantizer
 
 Type = Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
 
 OWN = -1  # as the inner scheme has it
 

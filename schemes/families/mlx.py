@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, QParams, stored_offset, stored_scale
-from schemes.base import TensorScheme
-from schemes.family import Family
+from kvdelta.schemes.affine import AffineQuantizer, QParams, stored_offset, stored_scale
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
 
 Bits = Literal[2, 3, 4, 8]
 LEAST_SCALE = 1e-7

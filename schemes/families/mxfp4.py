@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, QParams
-from schemes.base import TensorScheme
-from schemes.e2m1 import LEVELS, MAX_CODE, UNBOUNDED
-from schemes.family import Family
+from kvdelta.schemes.affine import AffineQuantizer, QParams
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.e2m1 import LEVELS, MAX_CODE, UNBOUNDED
+from kvdelta.schemes.family import Family
 
 Rule = Literal["floor", "even", "rceil"]
 

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, QParams, stored_offset, stored_scale
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.grouping import Axis, GroupSize
+from kvdelta.schemes.affine import AffineQuantizer, QParams, stored_offset, stored_scale
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import Axis, GroupSize
 
 LEVELS = (
     -1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626,

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, QParams
-from schemes.base import KV, TensorScheme
-from schemes.e2m1 import LARGEST, LEVELS, MAX_CODE, UNBOUNDED
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
+from kvdelta.schemes.affine import AffineQuantizer, QParams
+from kvdelta.schemes.base import KV, TensorScheme
+from kvdelta.schemes.e2m1 import LARGEST, LEVELS, MAX_CODE, UNBOUNDED
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper, unblocked
 
 SCALE_TINY, SCALE_MAX = 2.0**-9, 448.0  # of e4m3
 

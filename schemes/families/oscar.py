@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import MinMaxQuantizer, stored_scale
-from schemes.base import KV, TensorScheme
-from schemes.family import Family
-from schemes.grouping import require_whole_groups
-from schemes.integer_zero import IntegerZeroQuantizer
-from schemes.rotation import RotatedQuantizer
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper
+from kvdelta.schemes.affine import MinMaxQuantizer, stored_scale
+from kvdelta.schemes.base import KV, TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import require_whole_groups
+from kvdelta.schemes.integer_zero import IntegerZeroQuantizer
+from kvdelta.schemes.rotation import RotatedQuantizer
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 Bits = Literal[1, 2, 3, 4, 8]
 

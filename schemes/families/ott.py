@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from schemes.affine import MinMaxQuantizer, stored_offset
-from schemes.base import KV, Quantizer, TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.grouping import require_whole_groups
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper
+from kvdelta.schemes.affine import MinMaxQuantizer, stored_offset
+from kvdelta.schemes.base import KV, Quantizer, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import require_whole_groups
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper
 
 Bits = Literal[1, 2, 3, 4, 8]
 BYTE, WORD = 256, 65536  # places that 8 and 16 bits can name

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.affine import AffineQuantizer, MinMaxQuantizer, QParams, stored_offset, stored_scale
-from schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.grouping import Grouping
-from schemes.wrapping import in_range
+from kvdelta.schemes.affine import AffineQuantizer, MinMaxQuantizer, QParams, stored_offset, stored_scale
+from kvdelta.schemes.base import KV, QuantizedTensor, Quantizer, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.grouping import Grouping
+from kvdelta.schemes.wrapping import in_range
 
 Bits = Literal[2, 3, 4]
 

@@ -1,9 +1,9 @@
 """Keep the largest numbers exactly, as value and place; the inner scheme has the rest."""
 
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.sparse_blocks import SparseQuantizer
-from schemes.wrapping import Sides, wrap
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.sparse_blocks import SparseQuantizer
+from kvdelta.schemes.wrapping import Sides, wrap
 
 
 def sparse(

@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from schemes.base import TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.lloyd_max import LloydMaxQuantizer, NormCorrectedQuantizer
-from schemes.rotation import RotatedQuantizer
-from schemes.two_widths import TwoWidthsQuantizer
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.lloyd_max import LloydMaxQuantizer, NormCorrectedQuantizer
+from kvdelta.schemes.rotation import RotatedQuantizer
+from kvdelta.schemes.two_widths import TwoWidthsQuantizer
 
 Bits = Literal[1, 2, "2.5", 3, "3.5", 4]
 

@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from schemes.affine import MinMaxQuantizer
-from schemes.base import TensorScheme
-from schemes.family import Family
-from schemes.float8 import Fp8Quantizer
-from schemes.lloyd_max import LloydMaxQuantizer, NormCorrectedQuantizer
-from schemes.rotation import RotatedQuantizer
+from kvdelta.schemes.affine import MinMaxQuantizer
+from kvdelta.schemes.base import TensorScheme
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.float8 import Fp8Quantizer
+from kvdelta.schemes.lloyd_max import LloydMaxQuantizer, NormCorrectedQuantizer
+from kvdelta.schemes.rotation import RotatedQuantizer
 
 
 def turboquant_vllm(

@@ -6,10 +6,10 @@ from typing import ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor
 
-from schemes.base import KV, Place, Quantizer, Rotary, TensorScheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.wrapping import Decoded, WrappedTensor, Wrapper, wrap
+from kvdelta.schemes.base import KV, Place, Quantizer, Rotary, TensorScheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.wrapping import Decoded, WrappedTensor, Wrapper, wrap
 
 UNBOUND = "unbiased works with a model's layers: use it through SchemeCache.for_model(scheme, model), or bind the scheme first"
 

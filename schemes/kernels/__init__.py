@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schemes.errors import UserError
+from kvdelta.schemes.errors import UserError
 
 SWITCH = "KVDELTA_KERNELS"
 """The environment variable: auto (the default), off, or always (small tensors too; and on a CPU, where only Triton's

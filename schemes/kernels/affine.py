@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from schemes.kernels import launch, power_of_two
+from kvdelta.schemes.kernels import launch, power_of_two
 
 TILE = 4096  # numbers of a program
 SMALL = 2048  # of one that solves for the zero, or reduces along tokens: it needs many registers a number

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from schemes.kernels import launch, power_of_two
+from kvdelta.schemes.kernels import launch, power_of_two
 
 LARGEST = 16384  # numbers of a tile
 A_WARP = 2048  # of these

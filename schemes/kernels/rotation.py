@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from schemes.kernels import launch, power_of_two
+from kvdelta.schemes.kernels import launch, power_of_two
 
 TILE = 4096  # numbers of a program
 WIDEST = 1024

@@ -2,10 +2,10 @@
 
 import pytest
 
-from analysis import plots
-from analysis.plots import points, together
-from harness.records.run import Audit, Bytes, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
-from harness.records.writing import write_file
+from kvdelta.analysis import plots
+from kvdelta.analysis.plots import points, together
+from kvdelta.harness.records.run import Audit, Bytes, ContenderRecord, NoiseFloor, Run, Settings, WindowRecord
+from kvdelta.harness.records.writing import write_file
 
 TOKENS = 10  # scored in a window
 

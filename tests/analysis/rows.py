@@ -3,8 +3,8 @@
 import math
 from dataclasses import fields
 
-from analysis.reading.summary import SummaryRow
-from schemes import parse_scheme
+from kvdelta.analysis.reading.summary import SummaryRow
+from kvdelta.schemes import parse_scheme
 
 GRID = [f"asym{bits}:key_axis={k},value_axis={v},group_size=16" for bits in (2, 4) for k in ("token", "channel") for v in ("token", "channel")]  # fmt: skip
 

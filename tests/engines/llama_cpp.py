@@ -302,11 +302,11 @@ def our_rows(cell: Cell, paired: bool, between: bool) -> Iterable[str]:
 
 def tokens(args: argparse.Namespace) -> None:
     """The windows as the harness cuts them, BOS where the tokenizer adds one."""
-    from harness.options import Options
-    from harness.subject.model import load_model
-    from harness.subject.prepared import bos_of
-    from harness.subject.text import load_text, token_sha256, tokenize
-    from harness.subject.windows import cut_windows
+    from kvdelta.harness.options import Options
+    from kvdelta.harness.subject.model import load_model
+    from kvdelta.harness.subject.prepared import bos_of
+    from kvdelta.harness.subject.text import load_text, token_sha256, tokenize
+    from kvdelta.harness.subject.windows import cut_windows
 
     loaded = load_model(args.model)
     ids = tokenize(load_text(args.text), loaded.tokenizer)
@@ -329,11 +329,11 @@ def ours(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    from harness import SchemeCache, load_model
-    from harness.protocols import fill_live, prefill, suffix_logits
-    from harness.scoring import Reference
-    from harness.subject.windows import Batch, Window
-    from schemes import parse_scheme
+    from kvdelta.harness import SchemeCache, load_model
+    from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+    from kvdelta.harness.scoring import Reference
+    from kvdelta.harness.subject.windows import Batch, Window
+    from kvdelta.schemes import parse_scheme
     from tests.engines.matched_cache import MatchedCache, exact_own_token, quantized_queries
 
     torch.set_num_threads(args.threads)
@@ -422,7 +422,7 @@ def figures(rows: Rows, row: str, windows: int) -> dict[str, float]:
 def _mean_of_units(deltas: np.ndarray) -> Any:
     """The mean with its interval. A few windows have none worth the name: the units are UNITS pieces of a window, where it has
     so many tokens. Its error is too small where tokens further apart than that are correlated."""
-    from harness.statistics import paired_delta
+    from kvdelta.harness.statistics import paired_delta
 
     pieces = deltas.reshape(-1, deltas.shape[1] // UNITS) if deltas.shape[1] % UNITS == 0 else deltas
     return paired_delta(pieces.sum(axis=1), np.zeros(len(pieces)), np.full(len(pieces), pieces.shape[1]))

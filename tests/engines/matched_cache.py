@@ -17,8 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from harness.subject.attention import attend_shared
-from schemes import parse_scheme
+from kvdelta.harness.subject.attention import attend_shared
+from kvdelta.schemes import parse_scheme
 
 States = Float[Tensor, "batch heads tokens channels"]
 RoundTrip = Callable[[States], States]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness import SchemeCache
-from harness.protocols import fill_live, prefill, suffix_logits
-from schemes import parse_scheme
-from schemes.rotated_runs import rotated
+from kvdelta.harness import SchemeCache
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.rotated_runs import rotated
 from tests.engines import llama_cpp as script
 from tests.engines.matched_cache import (
     MatchedCache,
@@ -174,7 +174,7 @@ def test_specs_of_cells():
 
 
 def test_kl_of_the_engines_half_is_the_harness_kl():
-    from harness.divergence import kl_and_tvd
+    from kvdelta.harness.divergence import kl_and_tvd
 
     p, q = (torch.randn(2, 4, 300) * 3).log_softmax(-1)
     assert np.allclose(script.kl_from(p.numpy(), q.numpy()), kl_and_tvd(q, p, p.exp())[0], rtol=1e-4)

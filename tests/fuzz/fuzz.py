@@ -24,15 +24,15 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["schemes", "harness.records", "harness.caches.specs"]):
-    from harness.caches.specs import parse_cache_spec
-    from harness.records.run import Entry, Run
-    from harness.records.run_folder import entries_of, journal_of, load_run
-    from schemes import SCHEMES, parse_scheme
-    from schemes.errors import UserError
-    from schemes.fields import RULES, alternatives, shown
-    from schemes.maps import TEXT_FIELDS
-    from schemes.registry import SHORT_NAMES, fields_of, lookup, own_fields, shorthands
+with atheris.instrument_imports(include=["kvdelta.schemes", "kvdelta.harness.records", "kvdelta.harness.caches.specs"]):
+    from kvdelta.harness.caches.specs import parse_cache_spec
+    from kvdelta.harness.records.run import Entry, Run
+    from kvdelta.harness.records.run_folder import entries_of, journal_of, load_run
+    from kvdelta.schemes import SCHEMES, parse_scheme
+    from kvdelta.schemes.errors import UserError
+    from kvdelta.schemes.fields import RULES, alternatives, shown
+    from kvdelta.schemes.maps import TEXT_FIELDS
+    from kvdelta.schemes.registry import SHORT_NAMES, fields_of, lookup, own_fields, shorthands
 
 RECORD = Path(__file__).parents[2] / "results" / "demo"
 SECONDS, MEGABYTES, LONGEST = 2.0, 200, 4096

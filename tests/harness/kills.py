@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from harness.comparison import compare
-from harness.options import Options
-from harness.records import tokens
-from harness.records.run_folder import RUN_FILE, load_run
-from harness.records.verify import verify
-from harness.subject.prepared import prepare
-from harness.subject.windows import cut_windows
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.options import Options
+from kvdelta.harness.records import tokens
+from kvdelta.harness.records.run_folder import RUN_FILE, load_run
+from kvdelta.harness.records.verify import verify
+from kvdelta.harness.subject.prepared import prepare
+from kvdelta.harness.subject.windows import cut_windows
 from tests.conftest import tiny_model, tiny_options, tiny_subject, tiny_tokens
 
 SCHEMES = ["int8:group_size=16", "kivi:bits=2,group_size=8,residual_length=16", "turboquant:bits=2"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.ablation import SharedSuffix, decoder_layers
-from harness.caches.rebuilt import rebuilt
-from harness.caches.scheme import SchemeCache
-from harness.capture import exact_view
-from harness.protocols import prefill, suffix_logits
-from harness.subject.windows import Batch, cut_windows
-from schemes import Scheme, parse_scheme
+from kvdelta.harness.ablation import SharedSuffix, decoder_layers
+from kvdelta.harness.caches.rebuilt import rebuilt
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.capture import exact_view
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.harness.subject.windows import Batch, cut_windows
+from kvdelta.schemes import Scheme, parse_scheme
 
 from ..architectures import tiny
 from ..conftest import tiny_config
@@ -94,7 +94,7 @@ def test_layers_that_read_what_others_left_are_not_shared(batch):
 
 
 def test_without_a_list_of_layers_every_pass_is_whole(deep, batch, monkeypatch):
-    monkeypatch.setattr("harness.ablation.decoder_layers", lambda model: [])
+    monkeypatch.setattr("kvdelta.harness.ablation.decoder_layers", lambda model: [])
     shared = SharedSuffix(deep, batch, prefill(deep, batch.prefix))
     assert torch.equal(
         shared.ablated(4, stored(shared, 4, SCHEME)), shared.ablated(4, stored(shared, 4, SCHEME), share=False)
@@ -108,6 +108,6 @@ def test_for_want_of_memory_nothing_is_concluded(deep, batch, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("harness.ablation.suffix_logits", full)
+    monkeypatch.setattr("kvdelta.harness.ablation.suffix_logits", full)
     with pytest.raises(torch.OutOfMemoryError):
         shared.shares_exactly(1, stored(shared, 1, SCHEME))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from harness.anytime import EFFECTS, anytime_interval, critical_t, log_evidence
+from kvdelta.harness.anytime import EFFECTS, anytime_interval, critical_t, log_evidence
 
 
 @pytest.mark.parametrize("count", [3, 8, 40])

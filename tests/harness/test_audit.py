@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness.audit import Observer, Reads, lost_rows
-from harness.caches.contenders import SchemeContender
-from harness.caches.foreign import ForeignContender
-from harness.caches.scheme import SchemeCache
-from harness.comparison import compare
-from harness.protocols import fill_live, prefill, suffix_logits
-from schemes import parse_scheme
+from kvdelta.harness.audit import Observer, Reads, lost_rows
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.schemes import parse_scheme
 
 
 class TellsNothing(DynamicCache):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from harness.caches.contenders import SchemeContender
-from harness.caches.foreign import ForeignContender
-from harness.caches.scheme import SchemeCache
-from harness.comparison import compare
-from harness.failures import failures
-from harness.protocols import prefill, suffix_logits
-from schemes import parse_scheme
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.failures import failures
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.schemes import parse_scheme
 
 from ..conftest import TINY
 

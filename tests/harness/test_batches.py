@@ -6,18 +6,18 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from harness import controls
-from harness.batching import batch_size, fused_kernels, rows_of, window_bytes
-from harness.caches.contenders import SchemeContender, contender_of
-from harness.caches.foreign import ForeignContender
-from harness.comparison import compare
-from harness.protocols import prefill
-from harness.records.run_folder import load_run
-from harness.runner import Progress
-from harness.subject.probing import kv_shapes
-from harness.subject.windows import Batch
-from schemes import kernels, parse_scheme, together
-from schemes.errors import UserError
+from kvdelta.harness import controls
+from kvdelta.harness.batching import batch_size, fused_kernels, rows_of, window_bytes
+from kvdelta.harness.caches.contenders import SchemeContender, contender_of
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.runner import Progress
+from kvdelta.harness.subject.probing import kv_shapes
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import kernels, parse_scheme, together
+from kvdelta.schemes.errors import UserError
 
 from ..architectures import tiny
 from ..conftest import tiny_config, tiny_subject
@@ -273,7 +273,7 @@ def test_the_batch_that_fits(model, monkeypatch):
         dtype, config = model.dtype, model.config
 
     needed = window_bytes(model, 128, 32)
-    monkeypatch.setattr("harness.batching.kv_shapes", lambda one, kinds: kv_shapes(model, kinds))
+    monkeypatch.setattr("kvdelta.harness.batching.kv_shapes", lambda one, kinds: kv_shapes(model, kinds))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     for windows, size in ((0.5, 1), (1, 1), (3.9, 2), (20, 16), (1e6, 64)):

@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness.benching import turns as clocks
-from harness.benching.comparing import time_comparison
-from harness.benching.decoding import time_steps
-from harness.benching.passes import time_passes
-from harness.benching.turns import Turns
-from harness.caches.contenders import contenders_of
-from harness.caches.foreign import ForeignContender
-from harness.records.bench import AGAIN, BASELINE, CONTROLS, TWO_PASS
-from harness.subject import shapes
-from harness.subject.windows import Batch
+from kvdelta.harness.benching import turns as clocks
+from kvdelta.harness.benching.comparing import time_comparison
+from kvdelta.harness.benching.decoding import time_steps
+from kvdelta.harness.benching.passes import time_passes
+from kvdelta.harness.benching.turns import Turns
+from kvdelta.harness.caches.contenders import contenders_of
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.records.bench import AGAIN, BASELINE, CONTROLS, TWO_PASS
+from kvdelta.harness.subject import shapes
+from kvdelta.harness.subject.windows import Batch
 
 NARROW = "kivi:bits=2,group_size=8,residual_length=16"
 

@@ -8,23 +8,23 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from analysis.measuring.errors import measure_errors
-from harness.caches.rotary import rotary_of
-from harness.caches.scheme import SchemeCache
-from harness.calibration import calibrate
-from harness.capture import pre_rope_keys, suffix_gradients
-from harness.leaks import seen_text
-from harness.protocols import prefill, suffix_logits
-from harness.records.measurement import measured_arrays
-from harness.subject.forward import cache_keyword, forward
-from harness.subject.model import LoadedModel
-from harness.subject.prepared import Subject
-from harness.subject.text import Text
-from harness.subject.windows import Batch, cut_windows
-from schemes import parse_scheme
-from schemes.calibration_file import CalibrationFile, read
-from schemes.errors import UserError
-from schemes.families import kvquant
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.harness.caches.rotary import rotary_of
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.calibration import calibrate
+from kvdelta.harness.capture import pre_rope_keys, suffix_gradients
+from kvdelta.harness.leaks import seen_text
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.harness.records.measurement import measured_arrays
+from kvdelta.harness.subject.forward import cache_keyword, forward
+from kvdelta.harness.subject.model import LoadedModel
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.text import Text
+from kvdelta.harness.subject.windows import Batch, cut_windows
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.calibration_file import CalibrationFile, read
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.families import kvquant
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gem
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from harness import capture
-from harness.protocols import prefill, suffix_logits
-from harness.subject.forward import forward
-from harness.subject.kinds import full_layers
-from harness.subject.windows import Batch, cut_windows
+from kvdelta.harness import capture
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.kinds import full_layers
+from kvdelta.harness.subject.windows import Batch, cut_windows
 
 from ..conftest import SHARP, TINY, tiny_config
 

@@ -7,10 +7,10 @@ import pytest
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM
 
-from harness.comparison import compare
-from harness.options import Options
-from harness.subject.model import load_model
-from harness.subject.prepared import prepare
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.options import Options
+from kvdelta.harness.subject.model import load_model
+from kvdelta.harness.subject.prepared import prepare
 
 SPECS = ["int8:group_size=16", "kivi:bits=2,group_size=8,residual_length=16", "hf-hqq:bits=4,axis=1"]
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness import time_limit
-from harness.caches.foreign import ForeignContender
-from harness.comparison import compare
-from harness.records.run_folder import load_run
-from harness.runner import Progress
-from schemes.errors import UserError
+from kvdelta.harness import time_limit
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.runner import Progress
+from kvdelta.schemes.errors import UserError
 
 OURS = ["int8:group_size=16", "asym2:group_size=16"]
 

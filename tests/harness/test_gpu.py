@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analysis.reading import summary
-from harness.audit import Observer
-from harness.caches.scheme import SchemeCache
-from harness.comparison import compare
-from harness.protocols import prefill, suffix_logits
-from harness.recorded import Recorded
-from harness.subject.windows import Batch
-from schemes import parse_scheme
+from kvdelta.analysis.reading import summary
+from kvdelta.harness.audit import Observer
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.harness.recorded import Recorded
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import parse_scheme
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.caches.contenders import Contender, SchemeContender
-from harness.leaks import check_calibrations, seen_text
-from harness.options import Options
-from harness.subject.model import LoadedModel
-from harness.subject.prepared import Subject
-from harness.subject.text import Text, token_sha256
-from harness.subject.windows import cut_windows
-from schemes import Scheme, parse_scheme
-from schemes.errors import UserError
+from kvdelta.harness.caches.contenders import Contender, SchemeContender
+from kvdelta.harness.leaks import check_calibrations, seen_text
+from kvdelta.harness.options import Options
+from kvdelta.harness.subject.model import LoadedModel
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.text import Text, token_sha256
+from kvdelta.harness.subject.windows import cut_windows
+from kvdelta.schemes import Scheme, parse_scheme
+from kvdelta.schemes.errors import UserError
 
 IDS = torch.randint(1, 127, (1000,), generator=torch.Generator().manual_seed(5))
 OTHER = torch.randint(1, 127, (1000,), generator=torch.Generator().manual_seed(6))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.comparison import compare
-from harness.merging import Part, merged
-from harness.records import tokens
-from harness.records.record import save_record
-from harness.records.run_folder import RUN_FILE, load_run
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.merging import Part, merged
+from kvdelta.harness.records import tokens
+from kvdelta.harness.records.record import save_record
+from kvdelta.harness.records.run_folder import RUN_FILE, load_run
 
 A, B = "int8:group_size=16", "asym2:group_size=16"
 

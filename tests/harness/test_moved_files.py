@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis.plots.style import scheme_label
-from analysis.reading import summary
-from harness.caches.contenders import contenders_of
-from harness.comparison import compare
-from harness.records.hashes import hashed
-from harness.records.run_folder import load_run
-from harness.runner import Progress
-from schemes import parse_scheme
+from kvdelta.analysis.plots.style import scheme_label
+from kvdelta.analysis.reading import summary
+from kvdelta.harness.caches.contenders import contenders_of
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.hashes import hashed
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.runner import Progress
+from kvdelta.schemes import parse_scheme
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.comparison import compare
-from harness.options import Options
-from schemes import parse_scheme
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.options import Options
+from kvdelta.schemes import parse_scheme
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from analysis.cli.ending import AUDIT_FAILED
-from harness import sharding
-from harness.caches.contenders import contenders_of
-from harness.comparison import _check_alike, compare
-from harness.passes import Passes
-from harness.processes import Processes
-from harness.records.run import LayerReads, Run
-from harness.records.run_folder import load_run, save_run
-from harness.records.tokens import load_tokens
-from harness.records.writer import LOCK
-from harness.runner import Progress, Runner
-from harness.settings import header_of, settings_of
-from harness.subject.prepared import own_device
-from harness.subject.windows import cut_windows
+from kvdelta.analysis.cli.ending import AUDIT_FAILED
+from kvdelta.harness import sharding
+from kvdelta.harness.caches.contenders import contenders_of
+from kvdelta.harness.comparison import _check_alike, compare
+from kvdelta.harness.passes import Passes
+from kvdelta.harness.processes import Processes
+from kvdelta.harness.records.run import LayerReads, Run
+from kvdelta.harness.records.run_folder import load_run, save_run
+from kvdelta.harness.records.tokens import load_tokens
+from kvdelta.harness.records.writer import LOCK
+from kvdelta.harness.runner import Progress, Runner
+from kvdelta.harness.settings import header_of, settings_of
+from kvdelta.harness.subject.prepared import own_device
+from kvdelta.harness.subject.windows import cut_windows
 
 ROOT = Path(__file__).parents[2]
 STOPPED = ("--windows", "24", "--until-se", "100")  # after 16
@@ -77,7 +77,7 @@ def launched(words, tmp_path):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.run(
-            [*command, "-m", "analysis.cli.main", *words, *more, "--out", "out"],
+            [*command, "-m", "kvdelta.analysis.cli.main", *words, *more, "--out", "out"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

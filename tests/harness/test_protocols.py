@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from harness.caches.scheme import SchemeCache
-from harness.protocols import fill_live, prefill, single_pass_logits, suffix_logits
-from harness.subject.forward import forward
-from schemes import parse_scheme
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.protocols import fill_live, prefill, single_pass_logits, suffix_logits
+from kvdelta.harness.subject.forward import forward
+from kvdelta.schemes import parse_scheme
 
 
 def losses(logits, targets):

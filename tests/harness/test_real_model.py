@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from analysis.cli import main as cli
-from harness.records.run_folder import load_run
+from kvdelta.analysis.cli import main as cli
+from kvdelta.harness.records.run_folder import load_run
 
 pytestmark = pytest.mark.real_model
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from analysis.cli.runs import ROW_FAILED, report_failures
-from analysis.reading import summary
-from harness import controls
-from harness.caches.contenders import SchemeContender, contenders_of
-from harness.caches.foreign import ForeignContender
-from harness.comparison import compare, compare_protocols
-from harness.passes import Passes
-from harness.records import journal, writing
-from harness.records.run_folder import journal_of, load_run, save_run
-from harness.records.tokens import load_tokens, sums_of
-from harness.runner import Progress
-from harness.scoring import Scores, not_finite
-from harness.subject.windows import Batch
-from schemes import parse_scheme
-from schemes.errors import UserError
+from kvdelta.analysis.cli.runs import ROW_FAILED, report_failures
+from kvdelta.analysis.reading import summary
+from kvdelta.harness import controls
+from kvdelta.harness.caches.contenders import SchemeContender, contenders_of
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.comparison import compare, compare_protocols
+from kvdelta.harness.passes import Passes
+from kvdelta.harness.records import journal, writing
+from kvdelta.harness.records.run_folder import journal_of, load_run, save_run
+from kvdelta.harness.records.tokens import load_tokens, sums_of
+from kvdelta.harness.runner import Progress
+from kvdelta.harness.scoring import Scores, not_finite
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from harness import scoring
-from harness.scoring import Reference, Scores, not_finite
-from harness.subject.windows import Batch
-from schemes import kernels
+from kvdelta.harness import scoring
+from kvdelta.harness.scoring import Reference, Scores, not_finite
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import kernels
 
 
 def pair(batch=2, scored=40, vocabulary=64, noise=0.01):
@@ -118,8 +118,8 @@ def test_the_first_window_that_is_not_finite_is_named(subject):
 INTERPRETED = """
 import torch
 from tests.harness.test_scoring import check, pair
-from harness import scoring_kernel
-from harness.scoring import Reference
+from kvdelta.harness import scoring_kernel
+from kvdelta.harness.scoring import Reference
 scoring_kernel.BLOCK = 16
 for vocabulary in (64, 50):
     for dtype in (torch.float32, torch.float16):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from harness import runner as runners
-from harness.comparison import compare, compare_protocols
-from harness.records.run_folder import load_run, run_folders
-from harness.records.tokens import load_tokens
-from harness.runner import Progress
-from schemes.errors import UserError
+from kvdelta.harness import runner as runners
+from kvdelta.harness.comparison import compare, compare_protocols
+from kvdelta.harness.records.run_folder import load_run, run_folders
+from kvdelta.harness.records.tokens import load_tokens
+from kvdelta.harness.runner import Progress
+from kvdelta.schemes.errors import UserError
 
 SPECS = ["int4:group_size=16", "kivi:bits=2,group_size=8,residual_length=16"]
 

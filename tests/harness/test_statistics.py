@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from harness.statistics import (
+from kvdelta.harness.statistics import (
     clustered_mean,
     holm,
     iid_log_ratio,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.statistics import clustered_mean, delta_ppl, holm, iid_log_ratio, iid_mean, perplexity
+from kvdelta.harness.statistics import clustered_mean, delta_ppl, holm, iid_log_ratio, iid_mean, perplexity
 
 # --- perplexity and means ---
 

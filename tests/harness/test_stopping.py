@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from transformers import DynamicCache
 
-from analysis.reading import run_tables, summary
-from harness import stopping
-from harness.caches.foreign import ForeignContender
-from harness.comparison import compare
-from harness.records.run import Settings
-from harness.records.run_folder import load_run
-from harness.runner import Progress
-from harness.statistics import clustered_mean, paired_delta
-from harness.subject.windows import cut_windows
+from kvdelta.analysis.reading import run_tables, summary
+from kvdelta.harness import stopping
+from kvdelta.harness.caches.foreign import ForeignContender
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.run import Settings
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.runner import Progress
+from kvdelta.harness.statistics import clustered_mean, paired_delta
+from kvdelta.harness.subject.windows import cut_windows
 
 SPECS = ["asym2:group_size=16"]
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness import sweeping
-from harness.axes import Axes
-from harness.comparison import compare
-from harness.options import Options
-from harness.records.run_folder import load_run, run_folders
-from harness.records.sweep import cell_folders, load_sweep
-from harness.subject.model import load_model
-from harness.sweeping import sweep
+from kvdelta.harness import sweeping
+from kvdelta.harness.axes import Axes
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.run_folder import load_run, run_folders
+from kvdelta.harness.records.sweep import cell_folders, load_sweep
+from kvdelta.harness.subject.model import load_model
+from kvdelta.harness.sweeping import sweep
 
 SPECS = ["int4:group_size=16", "asym2:group_size=16"]
 

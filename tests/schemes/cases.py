@@ -10,11 +10,11 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from schemes import KV, SCHEMES, Quantizer, TensorScheme, TokenStore, parse_scheme
-from schemes.errors import UserError
-from schemes.family import Family
-from schemes.fields import alternatives, shown
-from schemes.registry import own_fields, shorthands
+from kvdelta.schemes import KV, SCHEMES, Quantizer, TensorScheme, TokenStore, parse_scheme
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.family import Family
+from kvdelta.schemes.fields import alternatives, shown
+from kvdelta.schemes.registry import own_fields, shorthands
 
 FAMILIES = [  # the others work with a model's layers: test_kvquant, test_unbiased
     family

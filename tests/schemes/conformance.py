@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemes import QuantizedTensor, Quantizer
+from kvdelta.schemes import QuantizedTensor, Quantizer
 
 from .cases import filled, rebuild, sample
 

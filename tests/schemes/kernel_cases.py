@@ -9,11 +9,11 @@ Float64 sums in KVarN's balancing: a float16 scale may fall to the other side of
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.affine import FLOAT16_MAX, QParams
-from schemes.half_quadratic import GroupSolver, HalfQuadratic, _quick_power, start
-from schemes.kernels import SWITCH
-from schemes.packing import unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.affine import FLOAT16_MAX, QParams
+from kvdelta.schemes.half_quadratic import GroupSolver, HalfQuadratic, _quick_power, start
+from kvdelta.schemes.kernels import SWITCH
+from kvdelta.schemes.packing import unpack
 
 BITS = (1, 2, 3, 4, 8)
 AXES = ("token", "channel")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.affine import FLOAT16_MAX, FLOAT16_TINY, AffineQuantizer, QParams, stored_offset, stored_scale
-from schemes.packing import pack, unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.affine import FLOAT16_MAX, FLOAT16_TINY, AffineQuantizer, QParams, stored_offset, stored_scale
+from kvdelta.schemes.packing import pack, unpack
 
 from .cases import NESTED_CASES, PLAIN_CASES, sample
 

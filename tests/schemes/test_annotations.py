@@ -4,9 +4,9 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from schemes import TokenStore, parse_scheme
-from schemes.grouping import Grouping
-from schemes.packing import pack
+from kvdelta.schemes import TokenStore, parse_scheme
+from kvdelta.schemes.grouping import Grouping
+from kvdelta.schemes.packing import pack
 
 INT4 = parse_scheme("int4").key
 

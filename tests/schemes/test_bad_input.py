@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from schemes import UserError, parse_scheme
-from schemes.given import parse_json
+from kvdelta.schemes import UserError, parse_scheme
+from kvdelta.schemes.given import parse_json
 
 
 @pytest.fixture

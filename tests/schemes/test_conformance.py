@@ -6,7 +6,7 @@ from math import prod
 import pytest
 import torch
 
-from schemes import parse_scheme
+from kvdelta.schemes import parse_scheme
 
 from .cases import DTYPES, FAMILIES, NESTED, NESTED_CASES, PLAIN_CASES, choices, rebuild, sorted_out, spec_of
 from .conformance import CHECKS, DEPEND_ON_DTYPE, claimed

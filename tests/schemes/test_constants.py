@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.integer_zero import IntegerZeroQuantizer
-from schemes.packing import unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.integer_zero import IntegerZeroQuantizer
+from kvdelta.schemes.packing import unpack
 
 TABLE = {  # rel of large samples, tolerance 2 %: bits, then G = 32, 64, 128
     "asymmetric": {

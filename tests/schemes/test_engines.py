@@ -2,9 +2,9 @@
 
 import pytest
 
-from schemes import SCHEMES, parse_scheme
-from schemes.engines import ENGINES, find
-from schemes.registry import SHORT_NAMES, lookup
+from kvdelta.schemes import SCHEMES, parse_scheme
+from kvdelta.schemes.engines import ENGINES, find
+from kvdelta.schemes.registry import SHORT_NAMES, lookup
 
 NAMES = [(f"{engine}/{name}", preset.spec) for engine, names in ENGINES.items() for name, preset in names.items()]
 

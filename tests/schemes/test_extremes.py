@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from schemes import UserError, parse_scheme
-from schemes.fields import RULES, alternatives
-from schemes.registry import own_fields, shorthands
+from kvdelta.schemes import UserError, parse_scheme
+from kvdelta.schemes.fields import RULES, alternatives
+from kvdelta.schemes.registry import own_fields, shorthands
 
 from .cases import FAMILIES
 

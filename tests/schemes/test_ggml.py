@@ -5,8 +5,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 
-from schemes import parse_scheme
-from schemes.ggml_blocks import IQ4_NL
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.ggml_blocks import IQ4_NL
 
 FORMATS = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 

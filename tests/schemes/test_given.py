@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from schemes import given, parse_scheme
-from schemes.errors import UserError
+from kvdelta.schemes import given, parse_scheme
+from kvdelta.schemes.errors import UserError
 
 
 def test_a_file_is_read_whole(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemes.grouping import Grouping
+from kvdelta.schemes.grouping import Grouping
 
 
 @st.composite

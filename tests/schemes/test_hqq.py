@@ -4,8 +4,8 @@ import pytest
 import torch
 from hqq.core.quantize import Quantizer as Library
 
-from schemes import half_quadratic, parse_scheme
-from schemes.half_quadratic import TILE, HalfQuadratic, HalfQuadraticQuantizer, start
+from kvdelta.schemes import half_quadratic, parse_scheme
+from kvdelta.schemes.half_quadratic import TILE, HalfQuadratic, HalfQuadraticQuantizer, start
 
 STEPS = {"iters": 20, "p": 0.7, "beta": 10.0}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemes import kernels, parse_scheme
+from kvdelta.schemes import kernels, parse_scheme
 
 from .kernel_cases import (
     DTYPES,
@@ -50,7 +50,7 @@ def test_interpreted():
 def used(monkeypatch):
     """Names of the kernels that were launched."""
     names = []
-    from schemes.kernels import affine, evening, rotation
+    from kvdelta.schemes.kernels import affine, evening, rotation
 
     launch = kernels.launch
     monkeypatch.setattr(affine, "TILE", 8192)  # few programs and large ones, which the interpreter has sooner
@@ -169,6 +169,6 @@ def test_without_triton_and_with_a_misspelt_switch(monkeypatch):
 
 
 def test_schemes_do_not_import_triton():
-    code = "import sys, schemes.registry, schemes.store; schemes.registry.parse_scheme('kvarn')\nprint('schemes.kernels.affine' in sys.modules)"
+    code = "import sys, kvdelta.schemes.registry, kvdelta.schemes.store; kvdelta.schemes.registry.parse_scheme('kvarn')\nprint('kvdelta.schemes.kernels.affine' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from schemes import kernels, parse_scheme
+from kvdelta.schemes import kernels, parse_scheme
 
 from .cases import NESTED_CASES, PLAIN_CASES, rebuild, sample
 from .kernel_cases import (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.packing import unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.packing import unpack
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "goldens" / "kivi.npz"
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason=f"{GOLDEN.name} is not committed and is absent here")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from schemes.families.kvarn import LOG_RANGE, even_out
+from kvdelta.schemes.families.kvarn import LOG_RANGE, even_out
 
 ITERATIONS = 4
 

@@ -7,12 +7,12 @@ from math import pi
 import pytest
 import torch
 
-from schemes import Place, TokenStore, parse_scheme
-from schemes.calibrated_values import without_outliers
-from schemes.calibration_file import Calibration, CalibrationFile, as_bytes, facts_path, read
-from schemes.errors import UserError
-from schemes.families.kvquant import calibrate
-from schemes.levels import weighted_levels
+from kvdelta.schemes import Place, TokenStore, parse_scheme
+from kvdelta.schemes.calibrated_values import without_outliers
+from kvdelta.schemes.calibration_file import Calibration, CalibrationFile, as_bytes, facts_path, read
+from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.families.kvquant import calibrate
+from kvdelta.schemes.levels import weighted_levels
 
 from .cases import DTYPES, rebuild, sample
 from .conformance import CHECKS, check_bound, check_channels_that_do_not_divide, check_zeros, claimed

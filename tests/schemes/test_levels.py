@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from schemes.calibrated_values import without_outliers
-from schemes.families.kvquant import calibrate
-from schemes.levels import quantile, weighted_levels
-from schemes.ragged import Ragged
+from kvdelta.schemes.calibrated_values import without_outliers
+from kvdelta.schemes.families.kvquant import calibrate
+from kvdelta.schemes.levels import quantile, weighted_levels
+from kvdelta.schemes.ragged import Ragged
 
 
 @pytest.mark.parametrize(("q", "expected"), [(0.0, 0.0), (0.5, 5.0), (0.96, 10.0), (1.0, 10.0)])

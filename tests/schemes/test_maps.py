@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from schemes import UserError, parse_scheme
-from schemes.maps import one_side
+from kvdelta.schemes import UserError, parse_scheme
+from kvdelta.schemes.maps import one_side
 
 
 def written(tmp_path, content):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from schemes import TokenStore, parse_scheme
-from schemes.errors import UserError
+from kvdelta.schemes import TokenStore, parse_scheme
+from kvdelta.schemes.errors import UserError
 
 X = torch.randn(1, 2, 200, 64, generator=torch.Generator().manual_seed(0))
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemes import TokenStore
-from schemes.mirror import Mirror
-from schemes.token_buffer import TokenBuffer
+from kvdelta.schemes import TokenStore
+from kvdelta.schemes.mirror import Mirror
+from kvdelta.schemes.token_buffer import TokenBuffer
 
 from .test_store import SIDES, tokens
 
@@ -66,7 +66,7 @@ def test_any_sequence_of_operations(scheme, steps):
 
 def test_a_block_is_decoded_once(monkeypatch):
     """What was decoded is not decoded again by later steps; without a mirror every step decodes all."""
-    from schemes import affine, parse_scheme
+    from kvdelta.schemes import affine, parse_scheme
 
     decoded = []
     dequantize = affine.AffineTensor.dequantize
@@ -85,7 +85,7 @@ def test_a_block_is_decoded_once(monkeypatch):
 
 def test_what_was_returned_stays_as_it_is_while_it_is_read():
     """Tokens are packed in the update that returns them: attention still reads them exactly."""
-    from schemes import parse_scheme
+    from kvdelta.schemes import parse_scheme
 
     store, x = TokenStore(parse_scheme("asym2:group_size=16").key, mirrored=True), tokens(8)
     returned = store.read_with(x)
@@ -106,7 +106,7 @@ def test_a_step_copies_no_past():
 
 
 def test_a_copied_store_goes_on_by_itself():
-    from schemes import parse_scheme
+    from kvdelta.schemes import parse_scheme
 
     store = TokenStore(parse_scheme("kivi:bits=2,group_size=8,residual_length=16").key, mirrored=True)
     store.read_with(tokens(40))
@@ -121,7 +121,7 @@ def twin_of(store, new):
 
 
 def test_what_inference_mode_made_is_written_to_outside_it():
-    from schemes import parse_scheme
+    from kvdelta.schemes import parse_scheme
 
     store = TokenStore(parse_scheme("kivi:bits=2,group_size=8,residual_length=16").value, mirrored=True)
     with torch.inference_mode():

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from schemes import TokenStore, UserError, parse_scheme
-from schemes.registry import own_fields
+from kvdelta.schemes import TokenStore, UserError, parse_scheme
+from kvdelta.schemes.registry import own_fields
 
 from .cases import DTYPES, FAMILIES, NESTED, PLAIN
 

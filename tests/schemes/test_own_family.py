@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 USED = """
 import json
 import torch
-from analysis.cli.catalogue import listing
-from schemes import parse_scheme
+from kvdelta.analysis.cli.catalogue import listing
+from kvdelta.schemes import parse_scheme
 from tests.schemes.cases import PLAIN_CASES
 from tests.schemes.conformance import CHECKS
 
@@ -32,8 +32,9 @@ print(json.dumps({
 def test_the_file_that_the_readme_shows_is_all_that_a_scheme_needs(tmp_path):
     """In a copy of the packages: it is listed with its measured bits, takes the fields of every scheme, and is a case of
     the conformance suite, which it passes."""
-    for folder in ("schemes", "harness", "analysis", "tests/schemes"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("kvdelta", "schemes", "harness", "analysis", "tests/schemes"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
     blocks = re.findall(r"```python\n# (schemes/families/\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert [name for name, _ in blocks] == ["schemes/families/rounded.py"]
     (tmp_path / blocks[0][0]).write_text(blocks[0][1])

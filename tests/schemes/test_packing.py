@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemes.packing import WIDTHS, check_packable, codes_per_word, pack, unpack
+from kvdelta.schemes.packing import WIDTHS, check_packable, codes_per_word, pack, unpack
 
 
 @st.composite

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from schemes import SCHEMES, Quantizer, Scheme, TensorScheme, parse_scheme
-from schemes.affine import MinMaxQuantizer
-from schemes.calibration_file import CalibrationFile
-from schemes.families.symmetric import SymmetricQuantizer
-from schemes.fields import shown
-from schemes.registry import SHORT_NAMES, build_scheme, fields_of, shorthands
+from kvdelta.schemes import SCHEMES, Quantizer, Scheme, TensorScheme, parse_scheme
+from kvdelta.schemes.affine import MinMaxQuantizer
+from kvdelta.schemes.calibration_file import CalibrationFile
+from kvdelta.schemes.families.symmetric import SymmetricQuantizer
+from kvdelta.schemes.fields import shown
+from kvdelta.schemes.registry import SHORT_NAMES, build_scheme, fields_of, shorthands
 
 
 def values_of(annotation):

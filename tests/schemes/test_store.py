@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemes import QuantizedTensor, Quantizer, TokenStore, parse_scheme
+from kvdelta.schemes import QuantizedTensor, Quantizer, TokenStore, parse_scheme
 
 from .cases import filled, rebuild
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from schemes import TokenStore, parse_scheme
+from kvdelta.schemes import TokenStore, parse_scheme
 
 from .cases import filled
 from .test_store import CHANNELS, assert_alike, every_scheme, sizes, tokens

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from schemes import Place, TokenStore, parse_scheme
-from schemes.errors import UserError
+from kvdelta.schemes import Place, TokenStore, parse_scheme
+from kvdelta.schemes.errors import UserError
 
 from .cases import DTYPES, sample
 from .conformance import CHECKS, check_channels_that_do_not_divide, check_zeros, claimed

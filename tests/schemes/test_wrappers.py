@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from schemes import TokenStore, parse_scheme
-from schemes.families.gear import LowRankQuantizer, orthonormal
-from schemes.rotation import rotate
+from kvdelta.schemes import TokenStore, parse_scheme
+from kvdelta.schemes.families.gear import LowRankQuantizer, orthonormal
+from kvdelta.schemes.rotation import rotate
 
 from .cases import FAMILIES, rebuild
 

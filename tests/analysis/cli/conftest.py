@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.cli import catalogue
-from harness.records.measurement import Measurement, save_measurement, save_window
-from harness.records.run_folder import save_run
+from kvdelta.analysis.cli import catalogue
+from kvdelta.harness.records.measurement import Measurement, save_measurement, save_window
+from kvdelta.harness.records.run_folder import save_run
 
 from ..conftest import contender
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.reading.summary import summarize
-from harness.records.run_folder import load_run
-from schemes import parse_scheme
+from kvdelta.analysis.reading.summary import summarize
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.schemes import parse_scheme
 
 
 @pytest.mark.parametrize("source", [None, "sensitivity", "errors"])

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from analysis.plots import figures as record_figures
-from harness.records.run_folder import load_run, save_run
+from kvdelta.analysis.plots import figures as record_figures
+from kvdelta.harness.records.run_folder import load_run, save_run
 
 TWO = ["--scheme", "int8:group_size=16", "--scheme", "asym2:group_size=16"]
 GRID = [
@@ -117,7 +117,7 @@ def test_relate_says_what_it_leaves_out(kvdelta, record_folder, monkeypatch):
 
 
 def test_figures_need_no_model(kvdelta, unrendered, monkeypatch):
-    from harness.subject import prepared
+    from kvdelta.harness.subject import prepared
 
     kvdelta("sensitivity", *TWO[2:], "--side", "value", "--out", "run")
     monkeypatch.setattr(prepared, "load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))

@@ -85,7 +85,7 @@ def test_calibrations_with_missing_fields(files, tmp_path, facts, said):
         [
             sys.executable,
             "-m",
-            "analysis.cli.main",
+            "kvdelta.analysis.cli.main",
             "compare",
             *words,
             "--window-length",

@@ -2,7 +2,7 @@
 
 import json
 
-from harness.records.bench import load_bench
+from kvdelta.harness.records.bench import load_bench
 
 KIVI = "kivi:bits=2,group_size=8,residual_length=16"
 

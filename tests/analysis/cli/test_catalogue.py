@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from analysis.cli.catalogue import catalogue, detail, engine_names, listing
-from schemes import SCHEMES
-from schemes.engines import ENGINES
-from schemes.registry import fields_of
+from kvdelta.analysis.cli.catalogue import catalogue, detail, engine_names, listing
+from kvdelta.schemes import SCHEMES
+from kvdelta.schemes.engines import ENGINES
+from kvdelta.schemes.registry import fields_of
 
 
 @pytest.mark.usefixtures("measured_once")

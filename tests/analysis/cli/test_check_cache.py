@@ -7,7 +7,7 @@ import pytest
 from packaging.version import Version
 from transformers import __version__
 
-from analysis.cli.ending import ROW_FAILED, USER_ERROR
+from kvdelta.analysis.cli.ending import ROW_FAILED, USER_ERROR
 
 CACHES = """
 from transformers import DynamicCache

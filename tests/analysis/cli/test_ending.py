@@ -13,9 +13,9 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from analysis.cli import catalogue
-from analysis.cli.ending import FAULT
-from schemes.errors import UserError
+from kvdelta.analysis.cli import catalogue
+from kvdelta.analysis.cli.ending import FAULT
+from kvdelta.schemes.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,7 +80,7 @@ def test_an_interrupt_says_what_is_kept(kvdelta, monkeypatch):
 
 @pytest.mark.parametrize(("words", "said"), [([], "compare"), (["reproduce"], "trap")])
 def test_without_words_it_shows_its_help(words, said, monkeypatch, capsys):
-    from analysis.cli.main import main
+    from kvdelta.analysis.cli.main import main
 
     monkeypatch.setattr("sys.argv", ["kvdelta", *words])
     with pytest.raises(SystemExit) as stop:
@@ -115,7 +115,7 @@ def test_a_checkout_that_is_not_installed(kvdelta, monkeypatch, missing):
 
 def test_a_checkout_without_what_it_is_typed_with(tmp_path):
     """On the path of an environment that has no typer, which the command line itself is made of."""
-    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('analysis.cli.main', run_name='__main__')"
+    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('kvdelta.analysis.cli.main', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code, "show", "."],
         cwd=tmp_path,
@@ -132,14 +132,14 @@ def test_a_reader_that_has_enough(tmp_path):
     """As head has: no traceback, also where the output is only written at the end."""
     reader, writer = os.pipe()
     os.close(reader)
-    words = [sys.executable, "-m", "analysis.cli.main", "--help"]
+    words = [sys.executable, "-m", "kvdelta.analysis.cli.main", "--help"]
     done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_an_encoding_without_the_letters(tmp_path):
-    words = [sys.executable, "-m", "analysis.cli.main", "show", str(ROOT / "results" / "demo")]
+    words = [sys.executable, "-m", "kvdelta.analysis.cli.main", "show", str(ROOT / "results" / "demo")]
     done = subprocess.run(words, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert b"\\u0394NLL" in done.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.run_folder import load_run, save_run
+from kvdelta.harness.records.run_folder import load_run, save_run
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "transformers", "scipy.stats", "datasets", "hqq"}  # the first two take seconds
@@ -25,7 +25,7 @@ COMMANDS = {
 AS_TYPED = """
 import atexit, runpy, sys
 atexit.register(lambda: print("loaded", *sys.modules, file=sys.stderr))
-runpy.run_module("analysis.cli.main", run_name="__main__")
+runpy.run_module("kvdelta.analysis.cli.main", run_name="__main__")
 """
 
 
@@ -40,7 +40,7 @@ def test_a_record_is_read_without_model_code(name, record_folder, monkeypatch):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     _, *loaded = done.stderr.splitlines()[-1].split()
-    assert "analysis.reading.summary" in loaded
+    assert "kvdelta.analysis.reading.summary" in loaded
     assert not HEAVY.intersection(loaded)
     if COMMANDS[name][0] != "show":
         pictures = list((record_folder / "figures").glob("*.png"))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.records.run_folder import load_run, save_run
-from harness.subject import imports
+from kvdelta.harness.records.run_folder import load_run, save_run
+from kvdelta.harness.subject import imports
 
 from ...conftest import tiny_config
 
@@ -172,7 +172,7 @@ def test_kivi_against_int4_in_miniature(kvdelta, unrendered, tmp_path, files):
 
 
 def test_schemes_lists_every_family(kvdelta, measured_once):
-    from schemes import SCHEMES
+    from kvdelta.schemes import SCHEMES
 
     for format in ("table", "md", "csv", "json"):
         code, out, _ = kvdelta("schemes", "--format", format)

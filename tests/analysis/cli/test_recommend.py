@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from harness.records.run_folder import load_run
+from kvdelta.harness.records.run_folder import load_run
 
 from ...conftest import tiny_config
 
@@ -18,7 +18,7 @@ GIVEN = [word for spec in CANDIDATES for word in ("--scheme", spec)]
 @pytest.fixture
 def small_kivi(monkeypatch):
     """Uniform KIVI that packs something of a prefix of 96 tokens."""
-    from analysis.cli import recommending
+    from kvdelta.analysis.cli import recommending
 
     small = "kivi:bits=2,group_size=16,residual_length=16"
     monkeypatch.setattr(recommending, "BASELINES", {small: 2})

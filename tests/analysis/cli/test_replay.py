@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from analysis.cli import main as cli
-from harness.records.replay import load_replay
+from kvdelta.analysis.cli import main as cli
+from kvdelta.harness.records.replay import load_replay
 
 SCHEMES = ["--scheme", "asym2:group_size=16", "--scheme", "int8:group_size=16"]
 SIZES = ["--prompt-count", "3", "--prompt-length", "40", "--tokens", "24"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.measuring import loop
-from harness.records import journal
-from harness.records.run_folder import RUN_FILE, journal_of, load_run
-from harness.records.writer import LOCK
+from kvdelta.analysis.measuring import loop
+from kvdelta.harness.records import journal
+from kvdelta.harness.records.run_folder import RUN_FILE, journal_of, load_run
+from kvdelta.harness.records.writer import LOCK
 
 ROOT = Path(__file__).parents[3]
 SCHEMES = ["--scheme", "asym2:key_axis=channel,group_size=16", "--scheme", "asym4:key_axis=channel,group_size=16"]
@@ -69,7 +69,7 @@ def test_the_same_command_goes_on(kvdelta, unrendered, monkeypatch, name, at):
 
 DIES = """
 import os, pathlib, runpy, signal
-from harness.records import journal
+from kvdelta.harness.records import journal
 
 append = journal.append
 
@@ -80,7 +80,7 @@ def appends(path, content):
     append(path, content)
 
 journal.append = appends
-runpy.run_module("analysis.cli.main", run_name="__main__")
+runpy.run_module("kvdelta.analysis.cli.main", run_name="__main__")
 """
 
 

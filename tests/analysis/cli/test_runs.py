@@ -1,6 +1,6 @@
 """The verdict on a run: which code a command exits with."""
 
-from analysis.cli.runs import AUDIT_FAILED, ROW_FAILED, report_failures, worst
+from kvdelta.analysis.cli.runs import AUDIT_FAILED, ROW_FAILED, report_failures, worst
 
 
 def test_a_row_that_failed_has_a_code_of_its_own(run, capsys):

@@ -8,8 +8,8 @@ from contextlib import redirect_stderr
 import pytest
 from rich.cells import cell_len
 
-from analysis.cli import starting, terminal
-from analysis.cli.starting import note, say
+from kvdelta.analysis.cli import starting, terminal
+from kvdelta.analysis.cli.starting import note, say
 
 
 @pytest.mark.parametrize("name", ["@map[v1].json", "[/a]", "[bold]x[/bold]", ":smile:", "[red]", "\\[a]"])

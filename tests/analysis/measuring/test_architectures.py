@@ -10,18 +10,18 @@ import torch
 import transformers
 from packaging.version import Version
 
-from analysis.measuring.channel_statistics import measure_outliers
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.sensitivity import measure_sensitivity
-from harness.calibration import calibrate, spec_with
-from harness.comparison import compare
-from harness.options import Options
-from harness.records.measurement import measured_arrays
-from harness.subject.model import LoadedModel
-from harness.subject.prepared import Subject
-from harness.subject.probing import TOKENS
-from harness.subject.text import Text
-from harness.subject.windows import cut_windows
+from kvdelta.analysis.measuring.channel_statistics import measure_outliers
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
+from kvdelta.harness.calibration import calibrate, spec_with
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.measurement import measured_arrays
+from kvdelta.harness.subject.model import LoadedModel
+from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.probing import TOKENS
+from kvdelta.harness.subject.text import Text
+from kvdelta.harness.subject.windows import cut_windows
 
 from ...architectures import FIELDS, tiny
 

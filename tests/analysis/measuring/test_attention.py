@@ -4,10 +4,10 @@ import pytest
 import scipy.linalg
 import torch
 
-from analysis.measuring.attention import HeadAttention
-from analysis.measuring.reconstruction import reconstruction_sums
-from analysis.reading.error_measures import relative_error
-from schemes import TokenStore, parse_scheme
+from kvdelta.analysis.measuring.attention import HeadAttention
+from kvdelta.analysis.measuring.reconstruction import reconstruction_sums
+from kvdelta.analysis.reading.error_measures import relative_error
+from kvdelta.schemes import TokenStore, parse_scheme
 
 from ...schemes.test_constants import planted
 

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.measuring import channel_statistics, errors, loop, sensitivity
-from harness.caches.rebuilt import rebuilt
-from harness.records.measurement import Measurement, load_measurement, measured_arrays, save_measurement, window_file
-from harness.records.writing import load_arrays
-from schemes import kernels, parse_scheme
+from kvdelta.analysis.measuring import channel_statistics, errors, loop, sensitivity
+from kvdelta.harness.caches.rebuilt import rebuilt
+from kvdelta.harness.records.measurement import (
+    Measurement,
+    load_measurement,
+    measured_arrays,
+    save_measurement,
+    window_file,
+)
+from kvdelta.harness.records.writing import load_arrays
+from kvdelta.schemes import kernels, parse_scheme
 
 MIXES_ROWS = "hqq4:solver=library,group_size=16"
 SPECS = ["int4:group_size=16", "kivi:bits=2,group_size=8,residual_length=16", MIXES_ROWS]

@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from analysis.measuring.budgets import fitting, mean_bits
-from analysis.measuring.candidates import all_candidates, has_key_bias, of_engine, of_specs
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.fitting import halves
-from analysis.measuring.screening import predicted_losses
-from analysis.reading.summary import summarize
-from harness.comparison import compare
-from harness.records.measurement import measured_arrays
-from harness.subject.windows import cut_windows
-from schemes import SCHEMES, TokenStore, parse_scheme
+from kvdelta.analysis.measuring.budgets import fitting, mean_bits
+from kvdelta.analysis.measuring.candidates import all_candidates, has_key_bias, of_engine, of_specs
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.fitting import halves
+from kvdelta.analysis.measuring.screening import predicted_losses
+from kvdelta.analysis.reading.summary import summarize
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.measurement import measured_arrays
+from kvdelta.harness.subject.windows import cut_windows
+from kvdelta.schemes import SCHEMES, TokenStore, parse_scheme
 
 from ...conftest import SHARP, TINY
 

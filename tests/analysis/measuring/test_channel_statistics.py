@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.measuring.channel_statistics import _places, measure_outliers, statistics_of
-from analysis.reading import outliers
-from harness.records.measurement import measured_arrays
+from kvdelta.analysis.measuring.channel_statistics import _places, measure_outliers, statistics_of
+from kvdelta.analysis.reading import outliers
+from kvdelta.harness.records.measurement import measured_arrays
 
 
 def test_statistics_of_a_channel():

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.measuring.costs import Sizes, candidates_of, costs_of, sizes_of
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.sensitivity import measure_sensitivity
-from harness.calibration import calibrate, spec_with
-from harness.comparison import compare
-from harness.records.measurement import measured_arrays
+from kvdelta.analysis.measuring.costs import Sizes, candidates_of, costs_of, sizes_of
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
+from kvdelta.harness.calibration import calibrate, spec_with
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.measurement import measured_arrays
 
 SPECS = [f"asym{bits}:key_axis=channel,group_size=16" for bits in (2, 4, 8)]
 SIZES = Sizes(np.ones((2, 2, 3)), np.ones((2, 2)))

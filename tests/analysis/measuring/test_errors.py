@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.sensitivity import measure_sensitivity
-from analysis.reading import error_measures as measures
-from analysis.reading.ablations import additivity_rows, layer_rows
-from harness.caches.scheme import SchemeCache
-from harness.comparison import compare
-from harness.protocols import prefill
-from harness.records.measurement import measured_arrays, save_measurement
-from harness.subject.forward import forward
-from schemes import parse_scheme
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
+from kvdelta.analysis.reading import error_measures as measures
+from kvdelta.analysis.reading.ablations import additivity_rows, layer_rows
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.measurement import measured_arrays, save_measurement
+from kvdelta.harness.subject.forward import forward
+from kvdelta.schemes import parse_scheme
 
 SPECS = ["exact", "int8:group_size=16", "asym2:group_size=16", "asym2:key_axis=channel,group_size=16"]
 

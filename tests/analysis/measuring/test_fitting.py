@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
-from harness.settings import settings_of
-from harness.subject.windows import cut_windows
+from kvdelta.analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
+from kvdelta.harness.settings import settings_of
+from kvdelta.harness.subject.windows import cut_windows
 
 
 def tokens_of(windows):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from analysis.measuring import loop
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.sensitivity import measure_sensitivity
-from harness.ablation import SharedSuffix
-from harness.records.measurement import load_measurement, measured_arrays, window_file
-from harness.records.verify import verify
-from schemes.errors import UserError
+from kvdelta.analysis.measuring import loop
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
+from kvdelta.harness.ablation import SharedSuffix
+from kvdelta.harness.records.measurement import load_measurement, measured_arrays, window_file
+from kvdelta.harness.records.verify import verify
+from kvdelta.schemes.errors import UserError
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16"]
 MEASUREMENTS = {

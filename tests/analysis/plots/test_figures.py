@@ -1,7 +1,7 @@
 """Which figures a record has."""
 
-from analysis.plots import figures
-from harness.records.run_folder import save_run
+from kvdelta.analysis.plots import figures
+from kvdelta.harness.records.run_folder import save_run
 
 
 def test_a_run_in_which_nothing_was_read_has_no_figure_of_losses_and_says_so(run, tmp_path):

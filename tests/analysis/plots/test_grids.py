@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from analysis import plots
-from analysis.reading.carry_rows import OrderRow
-from analysis.reading.depths import DepthRow
-from schemes import parse_scheme
+from kvdelta.analysis import plots
+from kvdelta.analysis.reading.carry_rows import OrderRow
+from kvdelta.analysis.reading.depths import DepthRow
+from kvdelta.schemes import parse_scheme
 
 CELLS = ["prose, two-pass", "code, two-pass"]
 SPECS = ["int8", "int4", "kivi2"]

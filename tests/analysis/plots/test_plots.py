@@ -8,11 +8,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
-from analysis import plots
-from analysis.plots.style import HUES, SIDE_LOOKS, binned, floored, scheme_label, scheme_style, spread
-from harness.records.measurement import Measurement
-from harness.records.run import Settings
-from schemes import parse_scheme
+from kvdelta.analysis import plots
+from kvdelta.analysis.plots.style import HUES, SIDE_LOOKS, binned, floored, scheme_label, scheme_style, spread
+from kvdelta.harness.records.measurement import Measurement
+from kvdelta.harness.records.run import Settings
+from kvdelta.schemes import parse_scheme
 
 from ..rows import summary_row
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.plots import canvas, together
-from analysis.plots.together import draw_together
-from schemes.errors import UserError
+from kvdelta.analysis.plots import canvas, together
+from kvdelta.analysis.plots.together import draw_together
+from kvdelta.schemes.errors import UserError
 
 
 def files_of(job):

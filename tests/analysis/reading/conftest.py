@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from analysis.measuring.errors import measure_errors
-from analysis.measuring.sensitivity import measure_sensitivity
-from harness.comparison import compare
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
+from kvdelta.harness.comparison import compare
 
 from ...conftest import one_thread, tiny_options, tiny_subject, tiny_tokens
 from ..rows import GRID

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.reading import agreement
-from analysis.reading.questions import Question
+from kvdelta.analysis.reading import agreement
+from kvdelta.analysis.reading.questions import Question
 
 MEASURES = ["key_error", "attention_kl", "output_key"]
 

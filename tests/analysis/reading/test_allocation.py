@@ -6,9 +6,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from analysis.reading import allocation
-from analysis.reading.allocation import Costs
-from schemes import parse_scheme
+from kvdelta.analysis.reading import allocation
+from kvdelta.analysis.reading.allocation import Costs
+from kvdelta.schemes import parse_scheme
 
 from ..rows import summary_row
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.reading import carry_tables, depths
-from analysis.reading.carrying import Carried
-from analysis.reading.cells import gather_cells
-from analysis.reading.draws import DRAWS, interval_of, kendall, signs
-from analysis.reading.grids import grid_of
-from harness import statistics
-from harness.records.hashes import hashed
-from harness.records.run import NoiseFloor
-from harness.records.run_folder import save_run
-from harness.records.sweep import CellRecord, Sweep, save_sweep
-from schemes.errors import UserError
+from kvdelta.analysis.reading import carry_tables, depths
+from kvdelta.analysis.reading.carrying import Carried
+from kvdelta.analysis.reading.cells import gather_cells
+from kvdelta.analysis.reading.draws import DRAWS, interval_of, kendall, signs
+from kvdelta.analysis.reading.grids import grid_of
+from kvdelta.harness import statistics
+from kvdelta.harness.records.hashes import hashed
+from kvdelta.harness.records.run import NoiseFloor
+from kvdelta.harness.records.run_folder import save_run
+from kvdelta.harness.records.sweep import CellRecord, Sweep, save_sweep
+from kvdelta.schemes.errors import UserError
 
 from ..conftest import TOKENS
 

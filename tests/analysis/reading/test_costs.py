@@ -2,9 +2,19 @@
 
 import pytest
 
-from analysis.reading import costs
-from harness.records.bench import AGAIN, BASELINE, CONTROLS, TWO_PASS, Bench, Held, Times, load_bench, save_bench
-from harness.records.run_folder import RUN_FILE
+from kvdelta.analysis.reading import costs
+from kvdelta.harness.records.bench import (
+    AGAIN,
+    BASELINE,
+    CONTROLS,
+    TWO_PASS,
+    Bench,
+    Held,
+    Times,
+    load_bench,
+    save_bench,
+)
+from kvdelta.harness.records.run_folder import RUN_FILE
 
 
 def bench(kind, times, held=(), contenders=("exact", "kivi4")):
@@ -84,6 +94,6 @@ def test_a_record_is_read_as_it_was_written(tmp_path, refused):
         load_bench(tmp_path / "none")
     (tmp_path / RUN_FILE).write_text("{}")
     with refused("has schema version None"):
-        from harness.records.run_folder import load_run
+        from kvdelta.harness.records.run_folder import load_run
 
         load_run(tmp_path)

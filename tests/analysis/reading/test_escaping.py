@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from analysis.reading.escaping import code, markdown, printable
-from analysis.reading.tables import as_markdown
+from kvdelta.analysis.reading.escaping import code, markdown, printable
+from kvdelta.analysis.reading.tables import as_markdown
 
 PIECES = [
     *"aü→1*_`|\\()[]!&#;<>. \n\t\x1b\x9b\u202e\u2028\udc80", "~~", "**", "__init__", "](b)", "![a](b)", "<b>", "</b>", "<!--", "-->", "<a:b>",

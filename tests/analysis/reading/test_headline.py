@@ -1,6 +1,6 @@
 """Two schemes in one sentence."""
 
-from analysis.reading.headline import equal_bits_headline
+from kvdelta.analysis.reading.headline import equal_bits_headline
 
 
 def test_headline(run):

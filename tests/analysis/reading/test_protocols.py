@@ -5,9 +5,9 @@ import math
 import pytest
 from scipy import stats
 
-from analysis.reading import protocol_tables, protocols
-from harness.records.run import NoiseFloor
-from schemes.errors import UserError
+from kvdelta.analysis.reading import protocol_tables, protocols
+from kvdelta.harness.records.run import NoiseFloor
+from kvdelta.schemes.errors import UserError
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.measuring.errors import measure_errors
-from analysis.reading import agreement, questions
-from analysis.reading.joined import check_joins, gather
-from analysis.reading.questions import questions_of
-from harness.comparison import compare
-from harness.records.hashes import hashed
+from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.reading import agreement, questions
+from kvdelta.analysis.reading.joined import check_joins, gather
+from kvdelta.analysis.reading.questions import questions_of
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.hashes import hashed
 
 from ..rows import GRID
 

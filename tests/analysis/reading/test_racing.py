@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.reading import racing
-from analysis.reading.racing import Standing, loses_more, race, rounds
-from harness.records.run_folder import load_run
+from kvdelta.analysis.reading import racing
+from kvdelta.analysis.reading.racing import Standing, loses_more, race, rounds
+from kvdelta.harness.records.run_folder import load_run
 
 MARKS = rounds(16)
 RECORD = Path(__file__).parents[3] / "results/decoding-h100/stepwise-16"

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.reading.racing import Standing
-from analysis.reading.recommending import VerifiedRow, against, race_rows, race_table
-from analysis.reading.verifying import Verified, decide, sentences, t_interval, told_apart
+from kvdelta.analysis.reading.racing import Standing
+from kvdelta.analysis.reading.recommending import VerifiedRow, against, race_rows, race_table
+from kvdelta.analysis.reading.verifying import Verified, decide, sentences, t_interval, told_apart
 
 KIVI = "kivi:bits=3"
 

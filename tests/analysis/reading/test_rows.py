@@ -6,8 +6,8 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 
-from analysis.reading.error_measures import ErrorRow
-from analysis.reading.rows import Row, left_out, plain
+from kvdelta.analysis.reading.error_measures import ErrorRow
+from kvdelta.analysis.reading.rows import Row, left_out, plain
 
 from ..rows import summary_row
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from analysis.reading import run_tables, summary, tables
+from kvdelta.analysis.reading import run_tables, summary, tables
 
 
 def body(run, baseline=None):

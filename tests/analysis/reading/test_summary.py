@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.reading import summary
-from harness import statistics
+from kvdelta.analysis.reading import summary
+from kvdelta.harness import statistics
 
 
 def test_deltas_against_exact(run):

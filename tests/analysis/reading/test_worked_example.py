@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from analysis.reading.joined import gather
-from analysis.reading.worked_example import worked_example
+from kvdelta.analysis.reading.joined import gather
+from kvdelta.analysis.reading.worked_example import worked_example
 
 from ..rows import GRID
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from analysis.reading import run_tables, summary
-from harness.caches import specs
-from harness.caches.contenders import contender_of, contenders_of
-from harness.caches.eviction import EvictingCache, Eviction
-from harness.comparison import compare
-from harness.protocols import fill_live, prefill, suffix_logits
-from harness.subject.forward import cache_keyword
+from kvdelta.analysis.reading import run_tables, summary
+from kvdelta.harness.caches import specs
+from kvdelta.harness.caches.contenders import contender_of, contenders_of
+from kvdelta.harness.caches.eviction import EvictingCache, Eviction
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.harness.subject.forward import cache_keyword
 
 from ...conftest import TINY
 

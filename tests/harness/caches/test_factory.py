@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from harness.caches.factory import load_factory
-from harness.caches.foreign import user_cache
-from harness.comparison import compare
+from kvdelta.harness.caches.factory import load_factory
+from kvdelta.harness.caches.foreign import user_cache
+from kvdelta.harness.comparison import compare
 
 CACHE = "from transformers import DynamicCache\n\ndef make(config, window=1): return DynamicCache(config=config)\n"
 

@@ -11,20 +11,20 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import DynamicCache, QuantizedCache, cache_utils
 from transformers.cache_utils import HQQQuantizedLayer
 
-from analysis.cli.runs import ROW_FAILED, report_failures
-from analysis.cli.trap_contenders import stock_hqq
-from analysis.reading import run_tables, summary
-from analysis.reading.trap import trap_verdict
-from harness.caches.contenders import SchemeContender, contender_of
-from harness.caches.foreign import ForeignContender, note_of
-from harness.caches.holdings import measured
-from harness.caches.scheme import SchemeCache
-from harness.comparison import compare
-from harness.failures import failures
-from harness.protocols import fill_live, prefill
-from harness.records.run_folder import load_run
-from harness.runner import Progress
-from schemes import parse_scheme
+from kvdelta.analysis.cli.runs import ROW_FAILED, report_failures
+from kvdelta.analysis.cli.trap_contenders import stock_hqq
+from kvdelta.analysis.reading import run_tables, summary
+from kvdelta.analysis.reading.trap import trap_verdict
+from kvdelta.harness.caches.contenders import SchemeContender, contender_of
+from kvdelta.harness.caches.foreign import ForeignContender, note_of
+from kvdelta.harness.caches.holdings import measured
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.failures import failures
+from kvdelta.harness.protocols import fill_live, prefill
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.runner import Progress
+from kvdelta.schemes import parse_scheme
 
 OURS = ["int8:group_size=16", "asym2:group_size=16"]
 

@@ -14,12 +14,12 @@ from transformers import (
     StableLmForCausalLM,
 )
 
-from harness.caches.key_bias import key_bias_of
-from harness.caches.scheme import SchemeCache
-from harness.protocols import fill_live, prefill, suffix_logits
-from harness.subject.forward import forward
-from schemes import parse_scheme
-from schemes.errors import UserError
+from kvdelta.harness.caches.key_bias import key_bias_of
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.harness.subject.forward import forward
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
 
 from ...conftest import SHARP, TINY, tiny_config
 

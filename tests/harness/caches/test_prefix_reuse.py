@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from harness.caches.eviction import EvictingCache, Eviction
-from harness.caches.scheme import SchemeCache
-from harness.protocols import fill_live, prefill
-from harness.subject.forward import cache_keyword, forward
-from schemes import parse_scheme
+from kvdelta.harness.caches.eviction import EvictingCache, Eviction
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.protocols import fill_live, prefill
+from kvdelta.harness.subject.forward import cache_keyword, forward
+from kvdelta.schemes import parse_scheme
 
 from ...conftest import TINY
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from harness.caches.rotary import ModelRotary, Unrotated, rotary_of
-from harness.protocols import prefill
-from harness.subject import probing
+from kvdelta.harness.caches.rotary import ModelRotary, Unrotated, rotary_of
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.subject import probing
 
 from ...architectures import tiny
 
@@ -65,7 +65,7 @@ def test_a_rotation_that_is_not_the_models_is_refused(monkeypatch, refused):
             usual.setattr(module, "apply_rotary_pos_emb", apply)
             return real(*args, **kwargs)
 
-    monkeypatch.setattr("harness.caches.rotary.probe", probed)
+    monkeypatch.setattr("kvdelta.harness.caches.rotary.probe", probed)
     monkeypatch.setattr(module, "apply_rotary_pos_emb", lambda q, k, cos, sin: apply(q, k, cos, -sin))
     with refused("layer 0 of this llama model caches keys whose rotation cannot be undone"):
         rotary_of(model, 0)
@@ -78,7 +78,7 @@ def test_a_function_of_another_form_is_no_sign_that_nothing_is_rotated(monkeypat
         probing.probe(model, probing.tokens_for(model), position_ids=torch.arange(8)[None] + at) for at in (0, 64)
     )
     answers = iter((here, later))
-    monkeypatch.setattr("harness.caches.rotary.probe", lambda *args, **kwargs: next(answers))
+    monkeypatch.setattr("kvdelta.harness.caches.rotary.probe", lambda *args, **kwargs: next(answers))
     module = sys.modules[type(model.get_decoder()).__module__]
     monkeypatch.setattr(module, "apply_rotary_pos_emb", lambda k, angles: k)
     with refused("layer 0 of this llama model caches keys whose rotation cannot be undone"):
@@ -88,6 +88,6 @@ def test_a_function_of_another_form_is_no_sign_that_nothing_is_rotated(monkeypat
 def test_a_rotary_is_found_once_and_is_the_models_own(monkeypatch):
     model = tiny("Llama")
     rotary = rotary_of(model, 0)
-    monkeypatch.setattr("harness.caches.rotary.probe", None)
+    monkeypatch.setattr("kvdelta.harness.caches.rotary.probe", None)
     assert rotary_of(model, 0) is rotary
     assert copy.deepcopy(rotary) is rotary

@@ -17,12 +17,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from harness.caches.contenders import SchemeContender
-from harness.caches.layers import SchemeLayer
-from harness.caches.scheme import SchemeCache
-from harness.protocols import fill_live, prefill, suffix_logits
-from harness.subject.forward import cache_keyword
-from schemes import parse_scheme
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.caches.layers import SchemeLayer
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.harness.subject.forward import cache_keyword
+from kvdelta.schemes import parse_scheme
 
 from ...conftest import TINY
 

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 from transformers import DynamicCache
 
-from harness.caches.scheme import SchemeCache
-from schemes import parse_scheme
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.schemes import parse_scheme
 
 from ...conftest import tiny_config
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from harness.caches.holdings import storages
-from harness.caches.scheme import SchemeCache
-from schemes import TokenStore, parse_scheme
+from kvdelta.harness.caches.holdings import storages
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.schemes import TokenStore, parse_scheme
 
 from ...schemes.test_kvquant import bound, written
 

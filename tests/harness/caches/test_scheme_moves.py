@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.caches.holdings import tensors
-from harness.caches.scheme import SchemeCache
-from harness.protocols import fill_live, prefill, suffix_logits
-from harness.subject.forward import cache_keyword, forward
-from schemes import TokenStore, parse_scheme
+from kvdelta.harness.caches.holdings import tensors
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.harness.subject.forward import cache_keyword, forward
+from kvdelta.schemes import TokenStore, parse_scheme
 
 from ...conftest import tiny_config
 

@@ -14,16 +14,16 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from harness.caches.contenders import SchemeContender, contenders_of, merged
-from harness.caches.layers import SchemeLayer, SlidingSchemeLayer
-from harness.caches.scheme import SchemeCache
-from harness.caches.variants import by_layers
-from harness.comparison import compare, compare_protocols
-from harness.protocols import fill_live, prefill, suffix_logits
-from harness.subject.forward import cache_keyword, forward
-from harness.subject.kinds import sliding_windows
-from schemes import parse_scheme
-from schemes.errors import UserError
+from kvdelta.harness.caches.contenders import SchemeContender, contenders_of, merged
+from kvdelta.harness.caches.layers import SchemeLayer, SlidingSchemeLayer
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.caches.variants import by_layers
+from kvdelta.harness.comparison import compare, compare_protocols
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.harness.subject.forward import cache_keyword, forward
+from kvdelta.harness.subject.kinds import sliding_windows
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
 
 from ...conftest import SHARP, TINY, tiny_config
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from harness.caches.scheme import SchemeCache
-from harness.caches.stepping import Buffers
-from harness.protocols import fill_live, prefill, suffix_logits
-from harness.subject.forward import forward
-from harness.subject.windows import Batch
-from schemes import parse_scheme
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.caches.stepping import Buffers
+from kvdelta.harness.protocols import fill_live, prefill, suffix_logits
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.windows import Batch
+from kvdelta.schemes import parse_scheme
 
 SPECS = [
     "exact",

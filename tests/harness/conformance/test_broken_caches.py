@@ -7,9 +7,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.caches.scheme import SchemeCache
-from harness.conformance import checks
-from schemes import parse_scheme
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.conformance import checks
+from kvdelta.schemes import parse_scheme
 
 
 class Exact(DynamicCache):

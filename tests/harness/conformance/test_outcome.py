@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness.conformance import checks
-from harness.conformance.outcome import LONGEST, Check
+from kvdelta.harness.conformance import checks
+from kvdelta.harness.conformance.outcome import LONGEST, Check
 
 CHECKS = {str(check): check for check in checks}
 MAY_NOT = ["length", "mask sizes", "contents", "dtype", "positions", "reset", "greedy", "sampling"]

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from harness.caches.scheme import SchemeCache
-from harness.conformance import checks
-from harness.conformance.models import model_of
-from schemes import parse_scheme
+from kvdelta.harness.caches.scheme import SchemeCache
+from kvdelta.harness.conformance import checks
+from kvdelta.harness.conformance.models import model_of
+from kvdelta.schemes import parse_scheme
 
 SCHEMES = ["exact", "int4", "kivi2:layers=all", "hqq4", "hadamard(asym2)", "@map.json"]
 

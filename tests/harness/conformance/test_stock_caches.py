@@ -6,8 +6,8 @@ import pytest
 from packaging.version import Version
 from transformers import __version__
 
-from harness.conformance import checks
-from harness.conformance.named import cache_named
+from kvdelta.harness.conformance import checks
+from kvdelta.harness.conformance.named import cache_named
 
 installed = Version(__version__)
 newest = pytest.mark.skipif(installed < Version("5.24"), reason="before 5.24 some more of it is broken")
@@ -59,7 +59,7 @@ def test_a_cache_that_evicts_cannot_give_back():
 
 NAMED = {
     "nope:x": "^'nope:x': nope cannot be imported",
-    "harness.conformance.models:PROMPT": "has no callable 'PROMPT'",
+    "kvdelta.harness.conformance.models:PROMPT": "has no callable 'PROMPT'",
     "int5": "no scheme 'int5'",
     "transformers:StaticCache(max_cache_len=100)": "a cache for 100 tokens, and the checks put 384 into it",
     "operator:attrgetter": "gives no cache for a small Llama model: TypeError",

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import comparison, scoring_again
-from harness.caches.contenders import SchemeContender
-from harness.comparison import compare
-from harness.records import hashes
-from harness.records.record import save_record
-from harness.records.run_folder import RUN_FILE, load_run, load_whole
-from harness.records.verify import verify
-from harness.records.writing import UNFINISHED
-from harness.runner import Progress
-from harness.subject.windows import cut_windows
-from schemes import parse_scheme
-from schemes.errors import UserError
+from kvdelta.harness import comparison, scoring_again
+from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records import hashes
+from kvdelta.harness.records.record import save_record
+from kvdelta.harness.records.run_folder import RUN_FILE, load_run, load_whole
+from kvdelta.harness.records.verify import verify
+from kvdelta.harness.records.writing import UNFINISHED
+from kvdelta.harness.runner import Progress
+from kvdelta.harness.subject.windows import cut_windows
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.errors import UserError
 
 SPECS = ["int8:group_size=16", "asym2:group_size=16"]
 FLIPS = 80

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.records import journal
-from schemes.errors import UserError
+from kvdelta.harness.records import journal
+from kvdelta.schemes.errors import UserError
 
 ENTRIES = ['{"a": 1}', '{"b": "ä ☃"}', "{}"]
 

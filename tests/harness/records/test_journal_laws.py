@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from harness.records import journal
-from schemes.errors import UserError
+from kvdelta.harness.records import journal
+from kvdelta.schemes.errors import UserError
 
 
 class Written(NamedTuple):

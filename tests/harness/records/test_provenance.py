@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import settings as settings_module
-from harness.comparison import compare
-from harness.records import provenance
-from harness.records.provenance import commit, open_folder
-from harness.records.run import Settings
-from harness.records.run_folder import RUN_FILE, load_run, save_run
-from harness.settings import settings_of
+from kvdelta.harness import settings as settings_module
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records import provenance
+from kvdelta.harness.records.provenance import commit, open_folder
+from kvdelta.harness.records.run import Settings
+from kvdelta.harness.records.run_folder import RUN_FILE, load_run, save_run
+from kvdelta.harness.settings import settings_of
 
 ROOT = Path(provenance.__file__).parents[2]
 

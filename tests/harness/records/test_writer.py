@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from harness.comparison import compare
-from harness.records.run_folder import load_run
-from harness.records.writer import OURS, WRITER, writing
-from schemes.errors import UserError
+from kvdelta.harness.comparison import compare
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.records.writer import OURS, WRITER, writing
+from kvdelta.schemes.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 SPECS = ["int8:group_size=16"]
 HOLDS = """
 import sys, time
 from pathlib import Path
-from harness.records.writer import writing
+from kvdelta.harness.records.writer import writing
 
 with writing(Path(sys.argv[1]), wait=False):
     print("held", flush=True)

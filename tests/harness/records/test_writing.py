@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.records.writing import UNFINISHED, load_arrays, save_arrays, write_file
+from kvdelta.harness.records.writing import UNFINISHED, load_arrays, save_arrays, write_file
 
 
 def test_arrays_come_back(tmp_path):

@@ -8,19 +8,19 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness import ReplayOptions, replay
-from harness.options import Options
-from harness.records.replay import SAMPLED_FILE, Sampling, load_replay, load_texts
-from harness.records.run_folder import load_run
-from harness.records.tokens import load_tokens
-from harness.records.verify import verify
-from harness.replaying import sums
-from harness.replaying.free_run import compared
-from harness.replaying.prompts import load_prompts
-from harness.replaying.sampling import picker, probabilities, sampling_of, written
-from harness.subject.forward import forward
-from harness.subject.model import load_model
-from harness.subject.windows import Batch, Window
+from kvdelta.harness import ReplayOptions, replay
+from kvdelta.harness.options import Options
+from kvdelta.harness.records.replay import SAMPLED_FILE, Sampling, load_replay, load_texts
+from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.records.tokens import load_tokens
+from kvdelta.harness.records.verify import verify
+from kvdelta.harness.replaying import sums
+from kvdelta.harness.replaying.free_run import compared
+from kvdelta.harness.replaying.prompts import load_prompts
+from kvdelta.harness.replaying.sampling import picker, probabilities, sampling_of, written
+from kvdelta.harness.subject.forward import forward
+from kvdelta.harness.subject.model import load_model
+from kvdelta.harness.subject.windows import Batch, Window
 
 SPECS = ["asym2:group_size=16", "int8:group_size=16"]
 HOW = ReplayOptions(prompt_count=3, prompt_length=40, tokens=24)

@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.integrations import sdpa_attention
 
-from harness.caches.contenders import contender_of
-from harness.protocols import prefill, suffix_logits
-from harness.subject import attention
-from harness.subject.windows import Batch
+from kvdelta.harness.caches.contenders import contender_of
+from kvdelta.harness.protocols import prefill, suffix_logits
+from kvdelta.harness.subject import attention
+from kvdelta.harness.subject.windows import Batch
 
 from ...conftest import tiny_config
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.writing import UNFINISHED, write_atomically
-from harness.subject import files
-from harness.subject.errors import ModelError
-from harness.subject.files import cache_folder, needs_space, one_at_a_time
+from kvdelta.harness.records.writing import UNFINISHED, write_atomically
+from kvdelta.harness.subject import files
+from kvdelta.harness.subject.errors import ModelError
+from kvdelta.harness.subject.files import cache_folder, needs_space, one_at_a_time
 
 
 def silent(message: str) -> None:

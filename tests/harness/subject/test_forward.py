@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from harness import SchemeCache
-from harness.subject.forward import cache_keyword, forward
-from schemes import parse_scheme
+from kvdelta.harness import SchemeCache
+from kvdelta.harness.subject.forward import cache_keyword, forward
+from kvdelta.schemes import parse_scheme
 
 
 @pytest.fixture

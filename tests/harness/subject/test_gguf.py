@@ -9,8 +9,8 @@ import torch
 from gguf import GGUFWriter
 from tokenizers import pre_tokenizers
 
-from harness.subject import gguf
-from harness.subject.model import load_model
+from kvdelta.harness.subject import gguf
+from kvdelta.harness.subject.model import load_model
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from harness.subject import code
-from harness.subject.errors import TextError
-from harness.subject.text import load_text, tokenize
+from kvdelta.harness.subject import code
+from kvdelta.harness.subject.errors import TextError
+from kvdelta.harness.subject.text import load_text, tokenize
 
 CHATS = [
     [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}],

@@ -20,8 +20,8 @@ from transformers import (
     T5Config,
 )
 
-from harness.subject.errors import ModelError
-from harness.subject.model import load_model, pick_device, pick_dtype
+from kvdelta.harness.subject.errors import ModelError
+from kvdelta.harness.subject.model import load_model, pick_device, pick_dtype
 
 from ...architectures import tiny
 

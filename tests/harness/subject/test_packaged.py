@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.subject import gguf, packaged
-from harness.subject.model import load_model
+from kvdelta.harness.subject import gguf, packaged
+from kvdelta.harness.subject.model import load_model
 
 GGUF_CONTENT = b"GGUF, as it were"
 

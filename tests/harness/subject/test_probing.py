@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harness.subject import probing
-from harness.subject.probing import KVShape, check_continues, kv_shapes, places_are_in_keys, why_unusable
+from kvdelta.harness.subject import probing
+from kvdelta.harness.subject.probing import KVShape, check_continues, kv_shapes, places_are_in_keys, why_unusable
 
 from ...architectures import FIELDS, tiny
 

@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from harness.subject import text as text_module
-from harness.subject.errors import TextError
-from harness.subject.files import cache_folder
-from harness.subject.model import load_model
-from harness.subject.text import Text, adds_bos, load_text, token_sha256, tokenize
-from harness.subject.wikipedia import EXCERPT
+from kvdelta.harness.subject import text as text_module
+from kvdelta.harness.subject.errors import TextError
+from kvdelta.harness.subject.files import cache_folder
+from kvdelta.harness.subject.model import load_model
+from kvdelta.harness.subject.text import Text, adds_bos, load_text, token_sha256, tokenize
+from kvdelta.harness.subject.wikipedia import EXCERPT
 
 WIKITEXT_FILE = Path(__file__).parents[4] / "shared" / "data" / "wikitext-2-raw" / "wiki.test.raw"
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.subject.token_runs import RUN, seen_runs, shared_runs
-from harness.subject.windows import Window, cut_windows
+from kvdelta.harness.subject.token_runs import RUN, seen_runs, shared_runs
+from kvdelta.harness.subject.windows import Window, cut_windows
 
 TEXT = torch.randint(0, 50_000, (3000,), generator=torch.Generator().manual_seed(3))
 OTHER = torch.randint(0, 50_000, (3000,), generator=torch.Generator().manual_seed(4))

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from harness.subject import wikipedia
-from harness.subject.wikipedia import parse_excerpt
+from kvdelta.harness.subject import wikipedia
+from kvdelta.harness.subject.wikipedia import parse_excerpt
 
 
 def test_is_long_clean_prose():

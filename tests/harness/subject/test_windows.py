@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.subject.windows import check_positions, cut_windows, grid_size
+from kvdelta.harness.subject.windows import check_positions, cut_windows, grid_size
 
 BOS = -1  # no token of a text below has this id
 

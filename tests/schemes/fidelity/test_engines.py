@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.e2m1 import LEVELS
-from schemes.packing import unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.e2m1 import LEVELS
+from kvdelta.schemes.packing import unpack
 
 HERE = Path(__file__).parent
 INPUTS = np.load(HERE / "inputs.npz")

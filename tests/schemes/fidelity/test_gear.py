@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from schemes import parse_scheme
+from kvdelta.schemes import parse_scheme
 
 from .comparing import HALF, INPUTS, TIES, load, side_of
 

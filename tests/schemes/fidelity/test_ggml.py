@@ -13,8 +13,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quantize
 
-from schemes import parse_scheme
-from schemes.ggml_blocks import GGMLTensor
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.ggml_blocks import GGMLTensor
 
 HERE = Path(__file__).parent
 INPUTS = np.load(HERE / "inputs.npz")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.packing import unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.packing import unpack
 
 from .comparing import FLOATS, HALF, INPUTS, assert_equal_but_for_ties, load, side_of
 

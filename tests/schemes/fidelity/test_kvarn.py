@@ -2,10 +2,10 @@
 
 import pytest
 
-from schemes import parse_scheme
-from schemes.packing import unpack
-from schemes.rotation import rotate
-from schemes.wrapping import Wrapper
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.packing import unpack
+from kvdelta.schemes.rotation import rotate
+from kvdelta.schemes.wrapping import Wrapper
 
 from .comparing import HALF, INPUTS, TIES, assert_equal_but_for_ties, load, side_of
 

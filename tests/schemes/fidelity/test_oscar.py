@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.packing import unpack
-from schemes.rotation import rotate
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.packing import unpack
+from kvdelta.schemes.rotation import rotate
 
 from .comparing import FLOATS, HALF, INPUTS, TIES, assert_equal_but_for_ties, load, side_of
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from schemes import parse_scheme
-from schemes.packing import unpack
+from kvdelta.schemes import parse_scheme
+from kvdelta.schemes.packing import unpack
 
 from .comparing import HALF, INPUTS, assert_equal_but_for_ties, side_of
 
