@@ -43,13 +43,14 @@ class Observer:
     packed storage, or not at all. Of any other cache a pair counts as read from storage when the row that `update`
     returned is missing or not bit-equal to the row written ("by value").
     Such a cache goes window by window; of a batch the counts are those of each of its windows.
-    scored: how many of the suffix's queries are scored; later ones do not count.
+    scored: how many of the suffix's queries are scored; later ones do not count. skipped: queries before these.
     """
 
     cache: Any
     scored: int
     layers: Collection[int]
     declared: bool
+    skipped: int = 0
     reads: dict[int, Reads] = field(default_factory=dict)
     _written: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _queries: dict[int, int] = field(default_factory=dict)
@@ -115,20 +116,20 @@ class Observer:
         for layer in self.layers if self._scoring else ():
             self._count(layer, self.cache.layers[layer], queries)
 
-    def _rows(self, layer: int, queries: int) -> int:
-        """How many of this forward's queries are scored."""
+    def _rows(self, layer: int, queries: int) -> range:
+        """Which of this forward's queries are scored."""
         before = self._queries.get(layer, 0)
         self._queries[layer] = before + queries
-        return max(0, min(queries, self.scored - before))
+        first, last = self.skipped - before, self.skipped + self.scored - before
+        return range(min(queries, max(0, first)), max(0, min(queries, last)))
 
     def _count(self, layer: int, held: Any, queries: int) -> None:
         past, rows, read = held.get_seq_length(), self._rows(layer, queries), held.past_read()
         if not (window := getattr(held, "sliding_window", None)):
-            pairs = rows * past + rows * (rows + 1) // 2
-            counted = Reads(pairs, rows * len(read["key"]), rows * len(read["value"]))
+            counted = Reads(_pairs(past, rows), len(rows) * len(read["key"]), len(rows) * len(read["value"]))
         else:
             counted = Reads()
-            for end in range(past + 1, past + rows + 1):  # behind each query
+            for end in range(past + rows.start + 1, past + rows.stop + 1):  # behind each query
                 seen = range(max(0, end - window), end)
                 counted.add(Reads(len(seen), _common(seen, read["key"]), _common(seen, read["value"])))
         self.reads.setdefault(layer, Reads()).add(counted)
@@ -136,8 +137,8 @@ class Observer:
     def _count_rows(self, layer: int, past: int, queries: int, lost: list[Tensor]) -> None:
         rows = self._rows(layer, queries)
         # query i attends to tokens up to past + i
-        key, value = (int(side.cumsum(0)[past : past + rows].sum()) for side in lost)
-        self.reads.setdefault(layer, Reads()).add(Reads(rows * past + rows * (rows + 1) // 2, key, value))
+        key, value = (int(side.cumsum(0)[past + rows.start : past + rows.stop].sum()) for side in lost)
+        self.reads.setdefault(layer, Reads()).add(Reads(_pairs(past, rows), key, value))
 
 
 def check_count(returned: tuple[Tensor, Tensor], promised: Collection[int | None], layer: int) -> None:
@@ -157,6 +158,11 @@ def check_count(returned: tuple[Tensor, Tensor], promised: Collection[int | None
 def declaring_layers(cache: Any) -> list[int]:
     """The layers of a cache of ours that say what they read: those that are not kept as they come."""
     return [index for index, layer in enumerate(cache.layers) if hasattr(layer, "past_read")]
+
+
+def _pairs(past: int, rows: range) -> int:
+    """Those of some queries of a forward: each attends to what is before it, and to itself."""
+    return len(rows) * past + sum(row + 1 for row in rows)
 
 
 def _common(a: range, b: range) -> int:

@@ -24,17 +24,24 @@ def prefill(model: Any, prefix: Int64[Tensor, "batch prefix"], *, whole: bool = 
     """Pass 1: the prefix in one exact forward; its keys and values. It does not depend on the scheme.
 
     whole: layers with a sliding window have those of all tokens too, for schemes that store them (layers=all)."""
-    cache = DynamicCache(config=model.config)
-    for index, window in sliding_windows(cache, model.config).items() if whole else ():
-        cache.layers[index] = WholeSlidingLayer(window)
-    fill_live(model, prefix, cache)
-    return cache
+    return prefilled_with_logits(model, prefix, whole=whole)[0]
 
 
 @torch.inference_mode()
-def fill_live(model: Any, prefix: Int64[Tensor, "batch prefix"], cache: Any) -> None:
-    """Pass 1 straight into a cache. One row of logits: the language-model head is not needed."""
-    forward(model, prefix, cache, logits_to_keep=1)
+def prefilled_with_logits(
+    model: Any, prefix: Int64[Tensor, "batch prefix"], *, whole: bool = False
+) -> tuple[DynamicCache, Float[Tensor, "batch vocabulary"]]:
+    """As `prefill`, and the logits that predict the token after the prefix, exact for every scheme."""
+    cache = DynamicCache(config=model.config)
+    for index, window in sliding_windows(cache, model.config).items() if whole else ():
+        cache.layers[index] = WholeSlidingLayer(window)
+    return cache, fill_live(model, prefix, cache)
+
+
+@torch.inference_mode()
+def fill_live(model: Any, prefix: Int64[Tensor, "batch prefix"], cache: Any) -> Float[Tensor, "batch vocabulary"]:
+    """Pass 1 straight into a cache. One row of logits, that of the next token: the language-model head is not needed for others."""
+    return forward(model, prefix, cache, logits_to_keep=1).logits[:, -1]
 
 
 @torch.inference_mode()
