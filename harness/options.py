@@ -25,7 +25,9 @@ class Options:
     revision: str | None = _flag(None, "revision of a hub id")
     trust_remote_code: bool = _flag(False, "run the Python code that a model brings, as transformers would")
     text: str | None = _flag(
-        None, "wikitext-2, python-stdlib (code), a text file, JSON lines of chats, or wikipedia-excerpt (the default)"
+        None,
+        "wikipedia-excerpt (the default), python-stdlib (code), a text file, JSON lines of chats, wikitext-2, wikitext-103, pg19, c4, "
+        "code, or hf:NAME:SPLIT:FIELD of any data set",
     )
     windows: int | None = _flag(8, "how many windows, or all")
     until_se: float | None = _flag(

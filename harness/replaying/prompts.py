@@ -3,9 +3,8 @@ JSON lines file, or rows of a data set."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from kvdelta.harness.subject.data_sets import HF, rows_of
 from kvdelta.harness.subject.errors import TextError, one_line
 from kvdelta.harness.subject.text import TEXTS, Text, load_text
 from kvdelta.schemes.given import parse_json, read_bytes
@@ -36,7 +36,7 @@ def load_prompts(source: str | None, count: int, length: int, tokenizer: Any, bo
     """`count` prompts of `length` tokens; those that are shorter are left out. bos: begins each that is no chat.
 
     source: a known text (None: the packaged one) or text file, whose paragraphs begin prompts at places spread over it; a
-    JSON lines file; or a data set, NAME, NAME:SPLIT or NAME:SPLIT:FIELD. TextError for what cannot be had or used.
+    JSON lines file; or a data set, NAME, NAME:SPLIT or NAME:SPLIT:FIELD (hf: may stand before it). TextError for what cannot be had or used.
     """
     if source is not None and source not in TEXTS and not Path(source).expanduser().is_file():
         rows, given = _data_set(source)
@@ -118,23 +118,18 @@ def _json_lines(path: Path) -> tuple[Iterator[Any], Prompts]:
 
 
 def _data_set(name: str) -> tuple[Iterator[Any], Prompts]:
-    which, _, rest = name.partition(":")
+    which, _, rest = name.removeprefix(HF).partition(":")
     split, _, field = rest.partition(":")
+    which, _, revision = which.partition("@")
+    which, _, config = which.partition(",")
     split = split or "train"
     try:
-        import datasets
-
-        rows: Iterable[Any] = datasets.load_dataset(which, split=split)  # type: ignore[assignment]
-        rows = iter(rows)
-        first = next(rows)
-    except Exception as error:  # datasets, the hub client and the network each raise their own
-        raise TextError(
-            f'no prompts "{name}": no such file, and datasets.load_dataset("{which}", split="{split}") gives '
-            f"{one_line(error)}; give a text file, JSON lines or a data set as NAME:SPLIT:FIELD"
-        ) from error
+        rows = rows_of(which, split, config or None, revision or None, name)
+    except TextError as error:
+        raise TextError(f'no prompts "{name}": no such file, and {error}') from error
     where = f"the data set {which}"
     label = f"{Path(which).name if Path(which).exists() else which}:{split}"
-    read = (_prompt_of(row, where, field) for row in chain([first], rows))
+    read = (_prompt_of(row, where, field) for row in rows)
     return read, Prompts(label, {"kind": "data set", "id": label}, torch.empty(0, 0).long())
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kvdelta.harness.subject import hub
 from kvdelta.harness.subject.errors import OTHER_MODEL, ModelError, one_line
 from kvdelta.harness.subject.files import Progress, remembered_sha256
 from kvdelta.harness.subject.gguf import gguf_folder
@@ -101,7 +102,8 @@ def load_model(
             f'model path "{name}" does not exist; give an existing folder or GGUF file, a hub id ("org/name"), '
             "or leave --model out for the packaged default"
         )
-    return _load(name, revision, name, {"kind": "hub", "id": name}, place)
+    with hub.asked():
+        return _load(name, revision, name, {"kind": "hub", "id": name}, place)
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:
@@ -164,11 +166,12 @@ def _load(
 
 def _unavailable(name: str, pinned: dict[str, Any], error: Exception) -> ModelError:
     tried = f'the model hub (revision "{pinned["revision"]}")' if pinned else "the local files"
+    reason = hub.refusal(name, error) if pinned else one_line(error)
     advice = "check the id, the revision and the network" if pinned else "check the files"
     if "trust_remote_code" in str(error):
         advice = "it brings Python code of its own: read that, and give --trust-remote-code where you want it run"
     return ModelError(
-        f'model "{name}" cannot be loaded; tried {tried}: {one_line(error)}; {advice}, '
+        f'model "{name}" cannot be loaded; tried {tried}: {reason}; {advice}, '
         "or leave --model out for the packaged default"
     )
 

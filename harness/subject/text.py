@@ -1,4 +1,4 @@
-"""Texts and their tokens: a Wikipedia excerpt, WikiText-2, code, or a local file of text or of chats."""
+"""Texts and their tokens: a Wikipedia excerpt, code, a data set, or a local file of text or of chats."""
 
 import difflib
 import hashlib
@@ -12,7 +12,8 @@ import torch
 from kvdelta.harness.records.writing import write_atomically
 from kvdelta.harness.subject.chats import JSON_LINES, Message, parse_chats, written_out
 from kvdelta.harness.subject.code import STDLIB, stdlib_code
-from kvdelta.harness.subject.errors import TextError, one_line
+from kvdelta.harness.subject.data_sets import FORM, HF, NAMED, load_data_set, parse_data_set
+from kvdelta.harness.subject.errors import TextError
 from kvdelta.harness.subject.files import cache_folder
 from kvdelta.harness.subject.wikipedia import EXCERPT, EXCERPT_DUMP, EXCERPT_VERSION, parse_excerpt
 from kvdelta.schemes.given import read_bytes
@@ -20,8 +21,7 @@ from kvdelta.schemes.given import read_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WIKITEXT = "wikitext-2"
-TEXTS = (EXCERPT, WIKITEXT, STDLIB)
+TEXTS = (EXCERPT, *NAMED, STDLIB)
 SLOW_TEXT = 500_000  # characters from which token ids are cached: tokenizing 3 million takes 3 seconds
 
 
@@ -37,12 +37,13 @@ class Text:
 
 
 def load_text(name: str | None = None) -> Text:
-    """A known text (TEXTS; None is the Wikipedia excerpt) or a local UTF-8 file, of chats where it is JSON lines; TextError where it
-    cannot be had."""
+    """A known text (TEXTS; None is the Wikipedia excerpt), a data set as hf:NAME:SPLIT:FIELD, or a local UTF-8 file, of chats where it
+    is JSON lines; TextError where it cannot be had."""
     if name in (None, EXCERPT):
         return _wikipedia_excerpt()
-    if name == WIKITEXT:
-        return _wikitext2()
+    if name in NAMED or name.startswith(HF):
+        data_set = NAMED[name] if name in NAMED else parse_data_set(name)
+        return Text(name if name in NAMED else str(data_set), *load_data_set(data_set, name))
     if name == STDLIB:
         return Text(STDLIB, *stdlib_code())
     return _local_file(name)
@@ -116,7 +117,9 @@ def _local_file(name: str) -> Text:
     except FileNotFoundError:
         near = difflib.get_close_matches(name, TEXTS, n=1)
         hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise TextError(f'no text "{name}": no such file, and the known texts are {", ".join(TEXTS)}{hint}') from None
+        raise TextError(
+            f'no text "{name}": no such file, and the known texts are {", ".join(TEXTS)}, and {FORM}{hint}'
+        ) from None
     except OSError as error:
         raise TextError(f'the text "{name}" cannot be read: {error.strerror}') from error
     try:
@@ -132,21 +135,6 @@ def _local_file(name: str) -> Text:
     chats = parse_chats(content, path.name) if path.suffix in JSON_LINES else ()
     source = {"kind": "chats" if chats else "file", "id": path.name, "sha256": hashlib.sha256(data).hexdigest()}
     return Text(path.name, content, source, chats)
-
-
-def _wikitext2() -> Text:
-    repository, config, split = "Salesforce/wikitext", "wikitext-2-raw-v1", "test"
-    try:
-        import datasets
-
-        content = "".join(datasets.load_dataset(repository, config, split=split)["text"])
-    except Exception as error:  # datasets, the hub client and the network each raise their own
-        raise TextError(
-            f'"{WIKITEXT}" cannot be had; tried datasets.load_dataset("{repository}", "{config}", split="{split}"): '
-            f"{one_line(error)}; check the network, or give a local file (--text wiki.test.raw)"
-        ) from error
-    source = {"kind": "dataset", "id": f"{repository} {config} {split}", "license": "CC BY-SA 3.0 and GFDL"}
-    return Text(WIKITEXT, content, source | {"sha256": hashlib.sha256(content.encode()).hexdigest()})
 
 
 def _wikipedia_excerpt() -> Text:

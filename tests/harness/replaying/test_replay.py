@@ -197,11 +197,16 @@ def test_prompts(loaded, files, prompts, tmp_path, refused):
 def test_prompts_of_a_data_set(loaded, monkeypatch, refused):
     import datasets
 
+    from kvdelta.harness.subject import hub
+
     rows = [{"question": " ".join(["w3"] * 30)}]
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"org/set test": rows}[f"{name} {split}"])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, config, split, **options: {"org/set test": rows}[f"{name} {split}"]
+    )
+    monkeypatch.setattr(hub, "answers", lambda: True)
     found = load_prompts("org/set:test:question", 1, 20, loaded.tokenizer)
     assert (found.name, found.tokens.shape) == ("org/set:test", (1, 20))
-    with refused("no such file, and datasets.load_dataset"):
+    with refused(r"no such file, and .* tried datasets.load_dataset"):
         load_prompts("org/other", 1, 20, loaded.tokenizer)
 
 

@@ -20,6 +20,7 @@ from transformers import (
     T5Config,
 )
 
+from kvdelta.harness.subject import hub
 from kvdelta.harness.subject.errors import ModelError
 from kvdelta.harness.subject.model import load_model, pick_device, pick_dtype
 
@@ -209,6 +210,7 @@ class TestHub:
         def fail(where, **options):
             raise OSError("No connection.\nRead the manual.")
 
+        monkeypatch.setattr(hub, "answers", lambda: True)
         monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
         with pytest.raises(ModelError) as error:
             load_model("some/model", revision="abc")

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from kvdelta.harness.subject import hub
 from kvdelta.harness.subject import text as text_module
 from kvdelta.harness.subject.errors import TextError
 from kvdelta.harness.subject.files import cache_folder
@@ -52,7 +53,8 @@ class TestLocalFile:
         with pytest.raises(TextError) as error:
             load_text("wikitext2")
         assert str(error.value) == (
-            'no text "wikitext2": no such file, and the known texts are wikipedia-excerpt, wikitext-2, python-stdlib; '
+            'no text "wikitext2": no such file, and the known texts are wikipedia-excerpt, wikitext-2, wikitext-103, pg19, c4, '
+            "code, python-stdlib, and hf:NAME:SPLIT:FIELD, with ,CONFIG and @REVISION behind the name where there are any; "
             'did you mean "wikitext-2"?'
         )
 
@@ -101,6 +103,8 @@ class TestExcerpt:
 
 
 def test_wikitext_unreachable(monkeypatch):
+    monkeypatch.setattr(hub, "answers", lambda: True)
+
     def fail(*args, **options):
         raise ConnectionError("Couldn't reach the dataset")
 
@@ -112,7 +116,9 @@ def test_wikitext_unreachable(monkeypatch):
 
 
 def test_wikitext_joins_rows(monkeypatch):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: {"text": ["", " = A = \n", "b\n"]})
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **options: [{"text": row} for row in ("", " = A = \n", "b\n")]
+    )
     text = load_text("wikitext-2")
     assert (text.name, text.content) == ("wikitext-2", " = A = \nb\n")
 
