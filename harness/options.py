@@ -1,6 +1,6 @@
 """What a user asks of a command that scores windows. Light: no torch, so that `--help` is quick."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
@@ -16,7 +16,7 @@ def _flag(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """Model, text and windows of a comparison; each field but `offset` and `command` is a flag of the same name.
+    """Model, text and windows of a comparison; each field but `offset`, `command` and `flags` is a flag of the same name.
 
     Lengths in tokens; windows=None is all. Raises UserError for values that do not go together.
     """
@@ -60,6 +60,7 @@ class Options:
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     offset: int = 0  # tokens of the text before its first window: so windows of several prefixes score the same tokens
     command: str = "kvdelta.harness.compare(…)"
+    flags: Mapping[str, Any] = field(default_factory=dict, compare=False)  # those of the command, with what they came to
 
     def by(self, protocols: Sequence[str], steps: Sequence[int] = ()) -> "list[Options]":
         """The same by several protocols, stepwise once for each step; the folder of each lies in `out`."""

@@ -47,6 +47,7 @@ def header_of(options: Options, subject: Subject, settings: Settings) -> dict[st
     return {
         "kvdelta": settings.versions["kvdelta"],
         "command": options.command,
+        "flags": dict(options.flags),
         "commit": settings.commit,
         "model_name": subject.loaded.name,
         "text_name": subject.text.name,

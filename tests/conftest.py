@@ -171,7 +171,7 @@ def kvdelta(files, tmp_path, monkeypatch, capsys):
     def run(*words):
         named = 2 if words[0] == "bench" else 1
         defaults = [*subject, *sizes] if words[named - 1] in SCORING else subject if words[1:2] in BENCHES else []
-        if "--shape" in words:
+        if "--shape" in words or "--config" in words:
             defaults = []
         monkeypatch.setattr(sys, "argv", ["kvdelta", *words[:named], *defaults, *words[named:]])  # a later flag wins
         with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,7 @@
-"""`--config FILE`: flags from a YAML file. A flag on the command line wins."""
+"""`--config FILE`: flags from a YAML file, or those that a record was made with. A flag on the command line wins."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,22 @@ import typer
 import yaml
 
 from kvdelta.schemes.errors import UserError
-from kvdelta.schemes.given import read_bytes
+from kvdelta.schemes.given import parse_json, read_bytes
+
+# what says where to, how to print and when to stop, and changes no number
+NOT_KEPT = (
+    "out",
+    "wait",
+    "retry_failed",
+    "drop",
+    "time_limit",
+    "format",
+    "baseline",
+    "sort",
+    "style",
+    "log_json",
+    "config",
+)
 
 
 def _from_file(context: Any, path: Path | None) -> Path | None:
@@ -29,13 +45,27 @@ Config = Annotated[
         is_eager=True,
         callback=_from_file,
         metavar="FILE",
-        help="flags as a YAML file: `model: [a, b]`; a flag given here wins",
+        help="flags as a YAML file, `model: [a, b]`, or a run folder, whose flags are taken again; a flag given here wins",
     ),
 ]
 
 
+def kept_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags of a command came to, defaults included, as a record keeps them and --config takes them."""
+    values = {name: _plain(value) for name, value in given.items() if name not in NOT_KEPT and value is not None}
+    if "windows" in given and given["windows"] is None:
+        values["windows"] = "all"
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _values(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    found = _read(path)
+    found = _of_record(path) if path.is_dir() or path.suffix == ".json" else _read(path)
     values: dict[str, Any] = {}
     for key, value in found.items():
         name = str(key).replace("-", "_")
@@ -52,6 +82,24 @@ def _values(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
         # of a flag that is given once, what is a list there too: --depths 512,1024
         values[name] = items if flags[name].multiple else value if items is not value else ",".join(map(str, items))
     return values
+
+
+def _of_record(path: Path) -> dict[str, Any]:
+    """The flags in the record of a folder: of a comparison, or else of what other command left one there."""
+    files = (
+        [path] if path.is_file() else sorted(path.glob("*.json"), key=lambda file: (file.name != "run.json", file.name))
+    )
+    for file in files:
+        try:
+            content = parse_json(read_bytes(file, "record"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"--config {path}: {file.name} cannot be read: {error}") from None
+        if isinstance(content, dict) and content.get("flags"):
+            return content["flags"]
+    raise UserError(
+        f"--config {path}: no record there keeps its flags (older ones do not, nor do runs from Python); give a YAML file with lines such "
+        "as `windows: 8`"
+    )
 
 
 def _read(path: Path) -> dict[Any, Any]:

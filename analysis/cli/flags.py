@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kvdelta.analysis.cli import log
+from kvdelta.analysis.cli.config import Config, kept_flags
 from kvdelta.analysis.cli.starting import typed
 from kvdelta.harness.options import Options
 from kvdelta.harness.processes import size
@@ -35,6 +37,10 @@ Layers = Annotated[
     ),
 ]
 OF_ROWS = ("retry_failed", "drop", "time_limit")
+LogJson = Annotated[
+    Path | None,
+    typer.Option("--log-json", metavar="FILE", help="what happens, as JSON lines at the end of FILE, while it happens"),
+]
 FiguresOut = Annotated[Path | None, typer.Option("--out", help="folder for the figures; default: beside the first run")]
 
 
@@ -46,12 +52,13 @@ def takes_options(
     windows: the command's own default; without: fields that the command decides itself; shared: whether several processes
     share its windows, and what is no such command is refused in them. rows: whether a row of its own may end, and be tried again.
     """
-    left_out = {"command", "offset", *without, *(() if rows else OF_ROWS)}
+    left_out = {"command", "flags", "offset", *without, *(() if rows else OF_ROWS)}
     chosen = [option for option in fields(Options) if option.name not in left_out]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         own = list(inspect.signature(command).parameters.values())[1:]
         flags = [_flag(option, windows if option.name == "windows" else option.default) for option in chosen]
+        flags += [_own("config", Config), _own("log_json", LogJson)]
 
         @functools.wraps(command)
         def run(**given: Any) -> int:
@@ -60,8 +67,12 @@ def takes_options(
                     "only compare and reproduce trap share their windows among processes; give this command without torchrun "
                     "or accelerate launch"
                 )
+            given.pop("config")
+            log.open_log(given.pop("log_json"))
             options = {option.name: given.pop(option.name) for option in chosen}
-            return command(Options(**options, command=typed()), **given)
+            effective = kept_flags(given | options)
+            log.event("begin", command=typed(), flags=effective)
+            return command(Options(**options, command=typed(), flags=effective), **given)
 
         run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
@@ -77,6 +88,10 @@ def _flag(option: Field, default: Any) -> inspect.Parameter:
     else:
         kind = Annotated[option.type, typer.Option(name, help=help)]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _own(name: str, kind: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
 def _windows(text: Any) -> int | None:

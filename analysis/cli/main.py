@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:  # a checkout on the path, in an environmen
     print(said, Path(sys.executable).name, "-m pip install -e .", file=sys.stderr)
     sys.exit(2)
 
+from kvdelta.analysis.cli import log
 from kvdelta.analysis.cli.analyzer import analyzer
 from kvdelta.analysis.cli.bench import bench
 from kvdelta.analysis.cli.carry import carrying
@@ -26,6 +27,7 @@ from kvdelta.analysis.cli.recommend import recommending
 from kvdelta.analysis.cli.recommended import show_recommendation
 from kvdelta.analysis.cli.records import records
 from kvdelta.analysis.cli.replay import replaying, show_replay
+from kvdelta.analysis.cli.report import reporting
 from kvdelta.analysis.cli.reproducing import reproduce
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.analysis.cli.sweep import sweeping
@@ -221,6 +223,7 @@ app.registered_commands += [
     *records.registered_commands,
     *sweeping.registered_commands,
     *carrying.registered_commands,
+    *reporting.registered_commands,
     *checking.registered_commands,
     *replaying.registered_commands,
     *recommending.registered_commands,
@@ -234,6 +237,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
         code = exit_code(app)
+        log.event("end", code=code)
+        log.close()
     sys.exit(0 if rank() and code in (AUDIT_FAILED, ROW_FAILED) else code)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvdelta.analysis.cli import terminal
+from kvdelta.analysis.cli import log, terminal
 from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.analysis.reading import measurement_tables, protocol_tables, protocols, run_tables, summary
@@ -47,6 +47,8 @@ def keep_summary(run: Run, folder: Path) -> None:
     run.summary = plain(summarize(run, nll=load_each(folder, run, "nll") if has_tokens(folder) else None))
     if rank() == 0:
         save_run(run, folder)
+    for row in run.summary:
+        log.event("row", folder=str(folder), protocol=run.settings.protocol, step=run.settings.step, **row)
 
 
 def show_run(run: Run, folder: Path, format: str, baseline: str | None = None, sort: str = "run") -> None:

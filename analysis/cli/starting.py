@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from kvdelta.analysis.cli import log
 from kvdelta.analysis.reading.escaping import markdown, printable
 from kvdelta.harness.options import Options
 from kvdelta.harness.processes import rank, size
@@ -26,11 +27,13 @@ def note(text: str) -> None:
     """To stderr, where progress goes: one line, in the place of a line of progress that stands there. Of several processes
     the first says it."""
     if rank() == 0:
+        log.event("note", text=text)
         _replace(text, "\n")
 
 
 def complain(text: str) -> None:
     """What ended the command, from whichever process."""
+    log.event("error", text=text)
     which = f", process {rank()} of {size()}" if rank() else ""
     _replace(f"kvdelta{which}: {text}", "\n")
 

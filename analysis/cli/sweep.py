@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvdelta.analysis.cli.carry import Budgets, ByLoss, show_carried
-from kvdelta.analysis.cli.config import Config
 from kvdelta.analysis.cli.ending import ROW_FAILED
 from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Style, check_style, takes_options
 from kvdelta.analysis.cli.starting import note
@@ -35,7 +34,6 @@ def _depths(text: Any) -> tuple[int, ...]:
 @takes_options(without=("model", "text", "window_length", "protocol", "step", "drop"), rows=True)
 def sweep(
     options: Options,
-    config: Config = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", help="hub id, folder or GGUF file, or packaged (the default); repeatable"),

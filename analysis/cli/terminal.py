@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from kvdelta.analysis.cli import log
 from kvdelta.analysis.cli.starting import note, redraw
 from kvdelta.analysis.reading.escaping import printable
 
@@ -28,6 +29,7 @@ def progress(total_windows: int, passes: int) -> "Progress":
         nonlocal first
         first = windows.start if first is None else first  # a continued run begins later
         losses.setdefault(label, []).append((nll, len(windows)))
+        log.event("scored", windows=[windows.start, windows.stop], of=total_windows, scheme=label, nll=nll)
         done = windows.start - first + len(windows) * (contender + 1) / passes  # in windows
         left = total_windows - first - done
         seconds = time.monotonic() - started
