@@ -6,19 +6,21 @@ if TYPE_CHECKING:
     from kvdelta.harness.axes import Axes
     from kvdelta.harness.caches.scheme import SchemeCache
     from kvdelta.harness.comparison import compare
+    from kvdelta.harness.data_frames import frames
     from kvdelta.harness.options import Options
     from kvdelta.harness.replaying.options import ReplayOptions
     from kvdelta.harness.replaying.replay import replay
     from kvdelta.harness.subject.model import load_model
     from kvdelta.harness.sweeping import sweep
 
-__all__ = ["Axes", "Options", "ReplayOptions", "SchemeCache", "compare", "load_model", "replay", "sweep"]
+__all__ = ["Axes", "Options", "ReplayOptions", "SchemeCache", "compare", "frames", "load_model", "replay", "sweep"]
 
 _HOMES = {
     "SchemeCache": "caches.scheme",
     "load_model": "subject.model",
     "Options": "options",
     "compare": "comparison",
+    "frames": "data_frames",
     "ReplayOptions": "replaying.options",
     "replay": "replaying.replay",
     "Axes": "axes",

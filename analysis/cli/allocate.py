@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kvdelta.analysis.cli.output import show_table
+from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows, show_table
 from kvdelta.analysis.cli.runs import make_run, report_failures
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.analysis.measuring.costs import candidates_of, costs_of, sizes_of
@@ -16,9 +16,10 @@ from kvdelta.analysis.measuring.errors import measure_errors
 from kvdelta.analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
 from kvdelta.analysis.measuring.loop import stored_places
 from kvdelta.analysis.plots import figures
-from kvdelta.analysis.reading import allocation, measurement_tables, run_tables, summary, tables
+from kvdelta.analysis.reading import allocation, run_tables, summary, tables
 from kvdelta.analysis.reading.allocation import SIDES, Costs
 from kvdelta.analysis.reading.headline import equal_bits_headline
+from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
 from kvdelta.harness.caches.contenders import Contender, SchemeContender
 from kvdelta.harness.options import Options
@@ -64,8 +65,8 @@ def allocate_and_verify(
     against_exact = summary.summarize(run)
     best = allocation.best_of(against_exact[2:])
     rows = summary.summarize(run, best.scheme) if best else against_exact
-    if format in ("json", "csv"):
-        print(measurement_tables.as_text(rows, format), end="")
+    if format in FOR_PROGRAMS:
+        print_rows(plain(rows), format)
     else:
         say(*run_tables.heading(run), format=format)
         say(_what_it_was_fitted_to(costs, fitted), format=format)

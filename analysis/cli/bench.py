@@ -204,11 +204,13 @@ def _done(
 
 def _show(record: "Bench", format: str) -> None:
     from kvdelta.analysis.cli import terminal
-    from kvdelta.analysis.reading import costs, measurement_tables, tables
+    from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows
+    from kvdelta.analysis.reading import costs, tables
+    from kvdelta.analysis.reading.rows import plain
 
     rows, shown = costs.shown(record)
-    if format in ("json", "csv"):
-        print(measurement_tables.as_text(rows, format), end="")
+    if format in FOR_PROGRAMS:
+        print_rows(plain(rows), format)
         return
     say(*costs.heading(record), format=format)
     if format == "md":

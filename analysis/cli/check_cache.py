@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvdelta.analysis.cli.ending import ROW_FAILED
-from kvdelta.analysis.cli.flags import Format
+from kvdelta.analysis.cli.flags import Listed
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.analysis.reading.escaping import markdown, printable
 
@@ -37,7 +37,7 @@ def check_cache(
             "elsewhere, such as kivi4 or hf-hqq:bits=4; DynamicCache or StaticCache",
         ),
     ],
-    format: Format = "table",
+    format: Listed = "table",
 ) -> int:
     """Does a cache do what transformers asks of one? Length, masks, crop, beams, drafts and more, on tiny random models."""
     from kvdelta.harness.subject.imports import import_quickly

@@ -17,7 +17,11 @@ from kvdelta.harness.processes import size
 from kvdelta.schemes.errors import UserError
 
 Style = Annotated[str | None, typer.Option("--style", help="a matplotlib style, or a .mplstyle file, for the figures")]
-Format = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
+Format = Annotated[
+    Literal["table", "md", "json", "csv", "parquet"], typer.Option("--format", help="of the result on stdout")
+]
+Listed = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
+"""Of what is a list to read and has no figures to work with."""
 
 MatchTail = Annotated[
     int | None,

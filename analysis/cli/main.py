@@ -21,7 +21,8 @@ from kvdelta.analysis.cli.bench import bench
 from kvdelta.analysis.cli.carry import carrying
 from kvdelta.analysis.cli.check_cache import checking
 from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
-from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, takes_options
+from kvdelta.analysis.cli.evaluating import Flips, evaluating, show_evaluation
+from kvdelta.analysis.cli.flags import Format, Layers, Listed, MatchSinks, MatchTail, takes_options
 from kvdelta.analysis.cli.from_records import from_records
 from kvdelta.analysis.cli.recommend import recommending
 from kvdelta.analysis.cli.recommended import show_recommendation
@@ -31,6 +32,7 @@ from kvdelta.analysis.cli.report import reporting
 from kvdelta.analysis.cli.reproducing import reproduce
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.analysis.cli.sweep import sweeping
+from kvdelta.analysis.cli.tasks import By, show_tasks, tasking
 from kvdelta.harness.options import Options
 from kvdelta.harness.processes import rank
 from kvdelta.harness.subject.imports import import_quickly
@@ -111,21 +113,28 @@ def show(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders")],
     baseline: Baseline = None,
     sort: Sort = "run",
+    by: By = "task",
+    flips: Flips = False,
     format: Format = "table",
 ) -> int:
-    """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side. Replays
-    and recommendations are printed again."""
+    """Print the table of saved runs, any scheme against any other; of the same windows by several protocols also side by side. Replays,
+    recommendations and tasks are printed again."""
     from kvdelta.analysis.cli.runs import report_failures, show_protocols, show_run, worst
     from kvdelta.analysis.reading.protocols import alike
+    from kvdelta.harness.records.evaluation import has_evaluation
     from kvdelta.harness.records.recommendation import has_recommendation, load_recommendation
     from kvdelta.harness.records.replay import has_replay
     from kvdelta.harness.records.run_folder import load_run, run_folders
+    from kvdelta.harness.records.tasks import has_tasks
 
     codes = [show_replay(folder, format) for folder in runs if has_replay(folder)]
     for folder in runs:
         if has_recommendation(folder):
             show_recommendation(load_recommendation(folder), format)
-    others = [folder for folder in runs if not has_replay(folder) and not has_recommendation(folder)]
+    codes += [show_tasks(folder, format, by) for folder in runs if has_tasks(folder)]
+    codes += [show_evaluation(folder, format, flips) for folder in runs if has_evaluation(folder)]
+    known = (has_replay, has_recommendation, has_tasks, has_evaluation)
+    others = [one for one in runs if not any(has(one) for has in known)]
     folders = [folder for given in others for folder in run_folders(given)]
     loaded = [(load_run(folder), folder) for folder in folders]
     beside = alike([run for run, _ in loaded])
@@ -149,7 +158,7 @@ def list_schemes(
             "--engine", metavar="NAME", help="an engine's names for what it stores, such as vllm's, as schemes"
         ),
     ] = None,
-    format: Format = "table",
+    format: Listed = "table",
 ) -> int:
     """List every scheme with its fields, defaults, source and measured bits; or the names of an engine."""
     from kvdelta.analysis.cli import catalogue
@@ -227,6 +236,8 @@ app.registered_commands += [
     *checking.registered_commands,
     *replaying.registered_commands,
     *recommending.registered_commands,
+    *evaluating.registered_commands,
+    *tasking.registered_commands,
 ]
 
 

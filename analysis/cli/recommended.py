@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from kvdelta.analysis.cli.output import show_table
+from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows, show_table
 from kvdelta.analysis.cli.starting import say
 
 if TYPE_CHECKING:
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 def show_recommendation(one: "Recommendation", format: str) -> None:
     """csv: the rows of the verification."""
-    from kvdelta.analysis.reading import measurement_tables, recommending
+    from kvdelta.analysis.reading import recommending
+    from kvdelta.analysis.reading.rows import plain
 
     verified = [recommending.VerifiedRow(**_row(row)) for row in one.verified]
     if format == "json":
         print(one.as_json())
         return
-    if format == "csv":
-        print(measurement_tables.as_text(verified, format), end="")
+    if format in FOR_PROGRAMS:
+        print_rows(plain(verified), format)
         return
     measure = "KL" if one.by == "kl" else "ΔNLL"
     race = [recommending.RaceRow(**_row(row)) for row in one.race]

@@ -83,7 +83,7 @@ def replay(
 
 def show_replay(folder: Path, format: str) -> int:
     """Print a saved replay; the exit code that its audit asks for."""
-    from kvdelta.analysis.cli.output import show_rows
+    from kvdelta.analysis.cli.output import FOR_PROGRAMS, show_rows
     from kvdelta.analysis.cli.runs import report_failures
     from kvdelta.analysis.reading import replay_tables, replays
     from kvdelta.harness.records.replay import load_replay, load_steps
@@ -97,7 +97,7 @@ def show_replay(folder: Path, format: str) -> int:
     shown = {"": replay_tables.whole_table(record, rows), "KL by tokens written": replay_tables.bin_table(record, bins)}
     legend = "\n".join([replay_tables.LEGEND, *([replay_tables.FREE_LEGEND] if record.rows[0].free_run else [])])
     show_rows(record, [*rows, *bins], shown, format, legend, replay_tables.heading(record, steps))
-    if format in ("json", "csv"):
+    if format in FOR_PROGRAMS:
         return report_failures(steps)
     if lines := replay_tables.notes(rows):
         say("", *lines, format=format)

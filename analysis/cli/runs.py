@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from kvdelta.analysis.cli import log, terminal
 from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED
+from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows
 from kvdelta.analysis.cli.starting import note, say
-from kvdelta.analysis.reading import measurement_tables, protocol_tables, protocols, run_tables, summary
+from kvdelta.analysis.reading import protocol_tables, protocols, run_tables, summary
 from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import summarize
 from kvdelta.analysis.reading.tables import as_markdown
@@ -22,6 +23,7 @@ from kvdelta.harness.records.tokens import has_tokens, load_each
 
 if TYPE_CHECKING:
     from kvdelta.harness.caches.contenders import Contender
+    from kvdelta.harness.records.tasks import TaskRecord
     from kvdelta.harness.subject.prepared import Subject
 
 
@@ -62,6 +64,8 @@ def show_run(run: Run, folder: Path, format: str, baseline: str | None = None, s
         print(run_tables.legend(run))
         if lines := run_tables.notes(rows):
             say("", *lines)
+    elif format == "parquet":
+        print_rows(plain(rows), format)
     else:
         print(run_tables.as_text(run, rows, position, format), end="")
 
@@ -69,9 +73,9 @@ def show_run(run: Run, folder: Path, format: str, baseline: str | None = None, s
 def show_protocols(runs: Sequence[Run], format: str) -> None:
     """The table of one comparison by several protocols on stdout."""
     found = protocols.protocol_rows(runs)
-    if format in ("json", "csv"):
+    if format in FOR_PROGRAMS:
         rows = [row for line in found for row in line]
-        print(measurement_tables.as_text(rows, format), end="")
+        print_rows(plain(rows), format)
         return
     say(*run_tables.heading_of_several(runs), format=format)
     for shown in protocol_tables.protocol_tables(found):
@@ -86,7 +90,7 @@ def show_protocols(runs: Sequence[Run], format: str) -> None:
         say("", *notes, format=format)
 
 
-def report_failures(run: Run) -> int:
+def report_failures(run: "Run | TaskRecord") -> int:
     """Say which rows have no score and which cannot be believed; the exit code."""
     failed = {contender.label: contender.error for contender in run.contenders if contender.error}
     doubtful = {label: reasons for label, reasons in run.audit.failures.items() if label not in failed}

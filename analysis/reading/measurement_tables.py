@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from kvdelta.analysis.reading import error_measures as measures
 from kvdelta.analysis.reading import outliers
@@ -11,7 +12,6 @@ from kvdelta.analysis.reading.ablations import AblationRow, AdditivityRow
 from kvdelta.analysis.reading.agreement import AgreementRow
 from kvdelta.analysis.reading.error_measures import ErrorRow
 from kvdelta.analysis.reading.outliers import OutlierRow
-from kvdelta.analysis.reading.rows import Row, plain
 from kvdelta.analysis.reading.tables import Table, interval, number, overlap, signed, table, windows_of
 from kvdelta.harness.records.measurement import Arrays, Measurement
 from kvdelta.harness.records.run import Header
@@ -23,9 +23,8 @@ def heading(record: Header) -> list[str]:
     return [record.model_name, f"{record.text_name}: {what}, {settings.dtype} on {settings.device}", *overlap(settings)]
 
 
-def as_text(rows: Sequence[Row], format: str) -> str:
+def as_text(values: Sequence[Mapping[str, Any]], format: str) -> str:
     """json or csv, every figure of every row."""
-    values = plain(rows)
     if format == "json":
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     out = io.StringIO()
