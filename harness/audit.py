@@ -131,7 +131,7 @@ class Observer:
             counted = Reads()
             for end in range(past + rows.start + 1, past + rows.stop + 1):  # behind each query
                 seen = range(max(0, end - window), end)
-                counted.add(Reads(len(seen), _common(seen, read["key"]), _common(seen, read["value"])))
+                counted.add(Reads(len(seen), common(seen, read["key"]), common(seen, read["value"])))
         self.reads.setdefault(layer, Reads()).add(counted)
 
     def _count_rows(self, layer: int, past: int, queries: int, lost: list[Tensor]) -> None:
@@ -165,7 +165,7 @@ def _pairs(past: int, rows: range) -> int:
     return len(rows) * past + sum(row + 1 for row in rows)
 
 
-def _common(a: range, b: range) -> int:
+def common(a: range, b: range) -> int:
     return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 
 

@@ -27,6 +27,7 @@ ROOMS = {
     "harness.subject": {"schemes", "harness.options", "harness.records"},
     "harness.caches": {"schemes", "harness.protocols", "harness.subject", "harness.records"},
     "harness.conformance": {"schemes.errors", "harness.caches", "harness.subject"},
+    "harness.tasks": {"schemes.errors", "schemes.given", "harness"},
     "harness.records": {"schemes.errors", "schemes.given", "schemes.references"},
     "analysis.measuring": {"schemes", "harness", "analysis.reading"},
     "analysis.reading": {"schemes", "harness"},

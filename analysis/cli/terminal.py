@@ -11,9 +11,12 @@ from kvdelta.analysis.cli.starting import note, redraw
 from kvdelta.analysis.reading.escaping import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvdelta.harness.runner import Progress
 
 SHOWN = 8  # contenders in a line of progress
+SILENT = 30.0  # seconds, at least, between lines of samples where there is no terminal
 COLUMNS = 80  # of a terminal that does not say how wide it is
 
 
@@ -45,6 +48,29 @@ def progress(total_windows: int, passes: int) -> "Progress":
             note(f"window {windows.stop}/{total_windows}  ppl so far: {running}{more}  {eta}")
 
     return Progress(on_pass, note)
+
+
+def counted() -> "Callable[[int, int, str], None]":
+    """For what goes sample by sample: how many are done, of what, and the time left; one line redrawn on a terminal, else a line now and
+    then."""
+    began: list[tuple[float, int]] = []  # what came before the first sample is no measure of the others
+    spoken = time.monotonic()
+
+    def on_sample(done: int, planned: int, what: str) -> None:
+        nonlocal spoken
+        now = time.monotonic()
+        began.append((now, done))
+        passed, since = now - began[0][0], done - began[0][1]
+        eta = f"about {duration(passed / since * (planned - done))} left" if since else ""
+        eta = f"took {duration(passed)}" if done == planned else eta
+        before, after = f"sample {done}/{planned}  ", f"  {eta}"
+        if sys.stderr.isatty():
+            (note if done == planned else redraw)(_on_one_row(before, printable(what), after))
+        elif done == planned or now - spoken > SILENT:
+            spoken = now
+            note(before + what + after)
+
+    return on_sample
 
 
 def _on_one_row(before: str, label: str, after: str) -> str:

@@ -13,6 +13,7 @@ from kvdelta.harness.records.replay import REPLAY_FILE, Replay
 from kvdelta.harness.records.run import Header
 from kvdelta.harness.records.run_folder import RUN_FILE, load_whole
 from kvdelta.harness.records.sweep import SWEEP_FILE, Sweep
+from kvdelta.harness.records.tasks import TASKS_FILE, TaskRecord, load_tasks
 from kvdelta.harness.records.tokens import has_tokens
 from kvdelta.schemes.errors import UserError
 
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Record]] = {
     SWEEP_FILE: Sweep,
     BENCH_FILE: Bench,
     RECOMMENDATION_FILE: Recommendation,
+    TASKS_FILE: TaskRecord,
 }
 
 
@@ -61,6 +63,10 @@ def _run(path: Path) -> Verified:
 
 def _other(path: Path) -> Verified:
     record = read_record(path.parent, path.name, KINDS[path.name])
+    if isinstance(record, TaskRecord):
+        whole = load_tasks(path.parent)  # what its parts say of each other too
+        holds = f"{len(whole.contenders)} schemes, {len(whole.samples)} of {whole.planned} samples, {whole.status}"
+        return Verified(path, holds, _hashed(path))
     files = record.files if isinstance(record, Header) else {}
     damage = [f"{name}: {why}" for name, why in hashes.damaged_files(path.parent, files).items()]
     if isinstance(record, Measurement):

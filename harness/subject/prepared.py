@@ -66,7 +66,7 @@ def bos_of(options: Options, loaded: LoadedModel) -> int | None:
     return int(bos) if wanted else None  # type: ignore[arg-type]
 
 
-def _check_vocabulary(tokens: torch.Tensor, loaded: LoadedModel) -> None:
+def check_vocabulary(tokens: torch.Tensor, loaded: LoadedModel) -> None:
     """UserError for a token that the model has no embedding of: a GPU would read beside its table."""
     table: Any = loaded.model.get_input_embeddings()
     known, largest = len(table.weight), int(tokens.max())
@@ -85,7 +85,7 @@ def prepare(options: Options, loaded: LoadedModel | None = None) -> Subject:
     positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     check_positions(options.window_length, positions)
     tokens = tokenize(text, loaded.tokenizer)
-    _check_vocabulary(tokens, loaded)
+    check_vocabulary(tokens, loaded)
     bos_token_id = bos_of(options, loaded)
     windows = cut_windows(
         tokens,
