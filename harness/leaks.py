@@ -6,6 +6,7 @@ from typing import Any
 
 from kvdelta.harness.caches.contenders import Contender
 from kvdelta.harness.options import Options
+from kvdelta.harness.subject.model import LoadedModel
 from kvdelta.harness.subject.prepared import Subject
 from kvdelta.harness.subject.text import token_sha256
 from kvdelta.harness.subject.token_runs import RUN, seen_runs, shared_runs
@@ -23,16 +24,21 @@ def seen_text(subject: Subject) -> dict[str, str]:
     }
 
 
-def check_calibrations(contenders: Sequence[Contender], options: Options, subject: Subject) -> None:
-    """UserError where a contender was calibrated on another model, or has seen tokens of the windows that it would be scored on, unless
-    that is asked for."""
+def check_models(contenders: Sequence[Contender], loaded: LoadedModel) -> None:
+    """UserError where a contender was calibrated on another model."""
     for contender in contenders:
         for model in contender.calibrated_for:
-            if differs := _differs(model, subject.loaded.source):
+            if differs := _differs(model, loaded.source):
                 raise UserError(
                     f"scheme {contender.label} was calibrated on another model, {model.get('id', 'unknown')} ({differs}); calibrate "
                     f"it on this one: kvdelta calibrate"
                 )
+
+
+def check_calibrations(contenders: Sequence[Contender], options: Options, subject: Subject) -> None:
+    """UserError where a contender was calibrated on another model, or has seen tokens of the windows that it would be scored on, unless
+    that is asked for."""
+    check_models(contenders, subject.loaded)
     if options.same_text:
         return
     for contender in contenders:

@@ -28,6 +28,7 @@ ROOMS = {
     "harness.caches": {"schemes", "harness.protocols", "harness.subject", "harness.records"},
     "harness.conformance": {"schemes.errors", "harness.caches", "harness.subject"},
     "harness.tasks": {"schemes.errors", "schemes.given", "harness"},
+    "harness.evaluation": {"schemes.errors", "harness"},
     "harness.records": {"schemes.errors", "schemes.given", "schemes.references"},
     "analysis.measuring": {"schemes", "harness", "analysis.reading"},
     "analysis.reading": {"schemes", "harness"},

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from kvdelta.harness.records.run import HeaderT, Settings
+from kvdelta.harness.records.record import Typed
 from kvdelta.harness.records.run_folder import RECORD_FILES, RUN_FILE
 from kvdelta.harness.records.writer import OURS
 from kvdelta.harness.records.writing import UNFINISHED
@@ -27,13 +27,26 @@ class OtherRun(UserError):
     """A folder holds the record of other settings."""
 
 
+@runtime_checkable
+class Begun(Protocol):
+    """A record that is there before it is complete. settings: what decides its numbers."""
+
+    @property
+    def settings(self) -> Typed: ...
+    @property
+    def status(self) -> str: ...
+
+
+BegunT = TypeVar("BegunT", bound=Begun)
+
+
 def open_folder(
     out: str | None,
     file: str,
-    settings: Settings,
-    load: Callable[[Path], HeaderT],
+    settings: Typed,
+    load: Callable[[Path], BegunT],
     hold: Callable[[Path], None] = lambda folder: None,
-) -> tuple[Path, HeaderT | None]:
+) -> tuple[Path, BegunT | None]:
     """The folder, and the record with the same settings that is there, if any; UserError where it holds another, or cannot
     be read and written.
 

@@ -4,7 +4,7 @@ it."""
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -181,9 +181,6 @@ class Header(Record):
     def scored(self) -> list[int]:
         """The positions in the grid that the figures are of."""
         return self.settings.windows
-
-
-HeaderT = TypeVar("HeaderT", bound=Header)
 
 
 class Run(Header):

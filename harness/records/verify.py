@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kvdelta.harness.records import hashes
 from kvdelta.harness.records.bench import BENCH_FILE, Bench
+from kvdelta.harness.records.evaluation import EVALUATION_FILE, Evaluation, load_evaluation
 from kvdelta.harness.records.measurement import Measurement, has_window
 from kvdelta.harness.records.recommendation import RECOMMENDATION_FILE, Recommendation
 from kvdelta.harness.records.record import Record, read_content, read_record
@@ -26,6 +27,7 @@ KINDS: dict[str, type[Record]] = {
     BENCH_FILE: Bench,
     RECOMMENDATION_FILE: Recommendation,
     TASKS_FILE: TaskRecord,
+    EVALUATION_FILE: Evaluation,
 }
 
 
@@ -46,7 +48,8 @@ def verify(folder: Path) -> Iterator[Verified]:
         raise UserError(f"{folder} holds no record: none of {', '.join((RUN_FILE, *KINDS))}, in it or below it")
     for path in found:
         try:
-            yield _run(path) if path.name == RUN_FILE else _other(path)
+            one = {RUN_FILE: _run, EVALUATION_FILE: _evaluation}.get(path.name, _other)
+            yield one(path)
         except UserError as error:
             yield Verified(path, damage=[str(error)])
 
@@ -59,6 +62,12 @@ def _run(path: Path) -> Verified:
     return Verified(
         path, f"{len(run.contenders)} schemes, {count}, {run.status}; {kept}", _hashed(path), [*map(str, found.lost)]
     )
+
+
+def _evaluation(path: Path) -> Verified:
+    record = load_evaluation(path.parent)
+    items = sum(len(task.items) for task in record.tasks)
+    return Verified(path, f"{len(record.tasks)} tasks, {items} items, {record.status}", _hashed(path))
 
 
 def _other(path: Path) -> Verified:
