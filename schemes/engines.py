@@ -35,6 +35,10 @@ ENGINES: Mapping[str, Mapping[str, Preset]] = {
         type: Preset(f"llama.cpp:type={type}", f"-ctk {type} -ctv {type}")
         for type in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
     },
+    "modelopt": {
+        "fp8": Preset("fp8:scale=none", "one calibrated scale a tensor there, none here"),
+        "nvfp4": Preset("nvfp4:scales=2", "one calibrated scale a tensor there, one of each head and 128 tokens here"),
+    },
     "mlx-lm": {f"kv-bits-{bits}": Preset(f"mlx:bits={bits}", _LATE) for bits in (2, 3, 4, 8)},
     "sglang": {
         "fp8_e4m3": Preset("fp8:scale=none", _SCALE_OF_ONE),

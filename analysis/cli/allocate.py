@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kvdelta.analysis.cli.exporting import export_map
 from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows, show_table
 from kvdelta.analysis.cli.runs import make_run, report_failures
 from kvdelta.analysis.cli.starting import note, say
@@ -18,10 +19,11 @@ from kvdelta.analysis.measuring.loop import stored_places
 from kvdelta.analysis.plots import figures
 from kvdelta.analysis.reading import allocation, run_tables, summary, tables
 from kvdelta.analysis.reading.allocation import SIDES, Costs
+from kvdelta.analysis.reading.exporting import JOINT
 from kvdelta.analysis.reading.headline import equal_bits_headline
 from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
-from kvdelta.harness.caches.contenders import Contender, SchemeContender
+from kvdelta.harness.caches.contenders import SchemeContender
 from kvdelta.harness.options import Options
 from kvdelta.harness.records.measurement import (
     Arrays,
@@ -52,13 +54,15 @@ def allocate_and_verify(
     fit_windows: int,
     style: str | None,
     format: str,
+    export: str | None = None,
 ) -> int:
-    """Fit, choose, verify, say who wins. ValueError for records that do not fit, and budgets that cannot be met."""
+    """Fit, choose, verify, say who wins. export: an engine that the map is written for. ValueError for records that do not fit, and
+    budgets that cannot be met."""
     folder = Path(options.out) if options.out else _default_folder(options, subject, budget, specs, source)
     record, arrays, subject, fitted = _fit(options, subject, specs, source, fit_windows, folder)
     candidates = candidates_of(record, specs)
     costs = costs_of(record, arrays, candidates, sizes_of(candidates, subject))
-    choice, pairs = allocation.choose(costs, budget), allocation.uniform(costs, budget)
+    choice, pairs = allocation.choose(costs, budget, export in JOINT), allocation.uniform(costs, budget)
     fitted_on = fitted_text(replace(subject, windows=fitted))
     contenders = _contenders(costs, choice, pairs, fitted_on, folder)
     run, _ = make_run(contenders, replace(options, out=str(folder / "verify")), subject)
@@ -78,6 +82,8 @@ def allocate_and_verify(
     title = f"{allocation.mean_bits(costs, choice):.2f} bits by layer, fitted to {costs.measure}\n{run.model_name}"
     for path in figures.draw_allocation(by_side, title, folder / "figures", style):
         note(f"figure: {path}")
+    if export:
+        export_map(export, contenders[1].scheme, run.layers, folder)
     return report_failures(run)
 
 
@@ -151,7 +157,7 @@ def _record_in(source: Path, options: Options, subject: Subject) -> Measurement:
 
 def _contenders(
     costs: Costs, choice: np.ndarray, pairs: list[tuple[int, int]], fitted_on: Mapping[str, Any], folder: Path
-) -> list[Contender]:
+) -> list[SchemeContender]:
     """exact, the map, then the uniform pairs; maps are files, so that `compare --scheme @FILE` scores them again."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -160,7 +166,7 @@ def _contenders(
         write_file(path, content.encode())
         return SchemeContender(label, parse_scheme(f"@{quoted(str(path))}"))
 
-    contenders: list[Contender] = [SchemeContender.of("exact")]
+    contenders = [SchemeContender.of("exact")]
     contenders.append(of_file(MAP, "map.json", allocation.map_file(costs, choice, [fitted_on])))
     for label, (key, value) in zip(allocation.pair_labels(costs, pairs), pairs, strict=True):
         if key == value:

@@ -133,16 +133,25 @@ def allocate(
         typer.Option("--from", help="a sensitivity or errors run to take the costs from; default: measured here"),
     ] = None,
     fit_windows: Annotated[int, typer.Option(help="windows to measure costs on; none of them is scored")] = 2,
+    export: Annotated[
+        Literal["vllm", "sglang", "modelopt", "llama.cpp", "ik_llama.cpp"] | None,
+        typer.Option("--export", help="write the map as this engine reads it"),
+    ] = None,
     style: Style = None,
     format: Format = "table",
 ) -> int:
     """Choose bits by layer and side under a budget, and verify the choice against uniform schemes of the same bits."""
     _check_specs(scheme)
     check_style(style)
+    if export:
+        from kvdelta.analysis.cli.exporting import check_export
+        from kvdelta.analysis.reading.allocation import CANDIDATES
+
+        check_export(export, scheme or CANDIDATES)
     subject = load_subject(options)
     from kvdelta.analysis.cli.allocate import allocate_and_verify
 
-    return allocate_and_verify(options, subject, budget, scheme, run, fit_windows, style, format)
+    return allocate_and_verify(options, subject, budget, scheme, run, fit_windows, style, format, export)
 
 
 def _check_specs(specs: list[str] | None) -> None:

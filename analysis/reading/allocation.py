@@ -39,31 +39,35 @@ class Costs:
         return self.bits * self.numbers[..., None] / self.numbers.sum()
 
 
-def choose(costs: Costs, budget: float) -> Int[np.ndarray, "layers 2"]:
+def choose(costs: Costs, budget: float, together: bool = False) -> Int[np.ndarray, "layers 2"]:
     """The candidate of each layer and side with the least total cost whose mean bits are at most `budget`.
 
-    ValueError where the budget is under the smallest candidates.
+    together: keys and values of a layer have the same one. ValueError where the budget is under the smallest candidates.
     """
-    layers, _, candidates = costs.cost.shape
-    least = float(costs.share.min(axis=2).sum())
+    cost, share = costs.cost, costs.share
+    if together:
+        cost, share = cost.sum(axis=1, keepdims=True), share.sum(axis=1, keepdims=True)
+    layers, sides, candidates = cost.shape
+    least = float(share.min(axis=2).sum())
     if not budget >= least - 1e-9:  # NaN too
         raise UserError(
             f"a budget of {budget:g} bits is under the smallest candidates, {least:.2f}; raise it to that or more"
         )
-    places = layers * len(SIDES)
+    places = layers * sides
     one_each = sparse.kron(sparse.eye_array(places), np.ones((1, candidates)), format="csr")
-    scale = costs.cost.max() or 1.0  # the solver's tolerances are absolute
+    scale = cost.max() or 1.0  # the solver's tolerances are absolute
     solved = optimize.milp(
-        costs.cost.ravel() / scale,
+        cost.ravel() / scale,
         integrality=np.ones(places * candidates),
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(costs.share.ravel()[None], ub=budget + 1e-9),
+            optimize.LinearConstraint(share.ravel()[None], ub=budget + 1e-9),
         ],
     )
     assert solved.x is not None, solved.message
-    return solved.x.reshape(layers, len(SIDES), candidates).argmax(axis=-1)
+    found = solved.x.reshape(layers, sides, candidates).argmax(axis=-1)
+    return np.repeat(found, len(SIDES) // sides, axis=1)
 
 
 def chosen(values: Float64[np.ndarray, "layers 2 candidates"], choice: np.ndarray) -> Float64[np.ndarray, "layers 2"]:
