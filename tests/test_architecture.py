@@ -33,9 +33,10 @@ ROOMS = {
     "analysis.measuring": {"schemes", "harness", "analysis.reading"},
     "analysis.reading": {"schemes", "harness"},
     "analysis.plots": {"schemes", "harness.records", "analysis.reading"},
+    "analysis.pages": {"schemes", "harness.records", "analysis.reading", "analysis.plots.style"},
     "analysis.cli": {"schemes", "harness", "analysis"},
 }
-LIGHT = ("analysis.reading", "analysis.plots", "harness.records")
+LIGHT = ("analysis.reading", "analysis.plots", "analysis.pages", "harness.records")
 """Rooms that read files and import neither torch nor transformers."""
 
 

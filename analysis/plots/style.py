@@ -84,20 +84,18 @@ SHORT = {"symmetric": "int", "asymmetric": "asym"}
 def scheme_style(name: str) -> SchemeStyle:
     """The look of a scheme by its canonical name: hue and marker by family and axes (K/V), lightness and dashes by
     bits. What is no family, such as a foreign cache or a map of layers, has a look drawn from a hash of its name."""
-    family, options = _options(name)
+    family, options = options_of(name)
     bits = _bits(options)
-    layout = _layout(family, options)
+    layout = layout_of(family, options)
     if family == "exact":
         return SchemeStyle(*HUES["exact", ""], ":")
     if not bits:
-        return SchemeStyle(
-            _pick(OTHER_HUES, name), _pick(OTHER_MARKERS, name + "."), _pick(tuple(DASHES.values()), name)
-        )
+        return SchemeStyle(pick(OTHER_HUES, name), pick(OTHER_MARKERS, name + "."), pick(tuple(DASHES.values()), name))
     if (family, layout) in HUES:
         color, marker = HUES[family, layout]
     else:
         same = [hue for (known, _), (hue, _) in HUES.items() if known == family]
-        color, marker = same[0] if same else _pick(OTHER_HUES, family), _pick(OTHER_MARKERS, family + layout)
+        color, marker = same[0] if same else pick(OTHER_HUES, family), pick(OTHER_MARKERS, family + layout)
     near = min(SHADES, key=lambda known: (abs(known - bits), known))
     return SchemeStyle(_shade(color, SHADES[near]), marker, DASHES[near], hollow=bool(_rest(options)))
 
@@ -116,16 +114,16 @@ def scheme_label(name: str) -> str:
     if name.startswith("@"):
         file = Path(name[1:].replace('"', "")).name
         return f"map {file}" if file.startswith("#") else file  # a record's settings know the hash alone
-    parts = _parts(name)
+    parts = parts_of(name)
     if parts.inner is not None:
         return " ".join(
             [f"{parts.name}({scheme_label(parts.inner)})", *(f"{key}={value}" for key, value in parts.items)]
         )
-    family, options = _options(name)
+    family, options = options_of(name)
     if not _bits(options):
         return name
     both = options.get("bits") or f"{options['key_bits']}/{options['value_bits']}"
-    layout, rest = _layout(family, options), _rest(options)
+    layout, rest = layout_of(family, options), _rest(options)
     extra = [f"g{value}" if key == "group_size" else f"{key}={value}" for key, value in rest.items()]
     plain = layout in ("", "token/token") and (not extra or family != "asymmetric")
     short = SHORT.get(family, family)
@@ -133,16 +131,16 @@ def scheme_label(name: str) -> str:
     return " ".join([f"{short}{gap}{both}", *([] if plain else [layout]), *extra])
 
 
-def _parts(name: str) -> Spec:
+def parts_of(name: str) -> Spec:
     try:
         return split_spec(name)
     except ValueError:  # a foreign cache, module:factory
         return Spec(name, None, ())
 
 
-def _options(name: str) -> tuple[str, dict[str, str]]:
+def options_of(name: str) -> tuple[str, dict[str, str]]:
     """Family and fields; a calibration is a file, which says nothing to people."""
-    parts = _parts(name)
+    parts = parts_of(name)
     family = parts.name if parts.inner is None else f"{parts.name}({parts.inner})"
     return family, {key: value for key, value in parts.items if key != "calibration"}
 
@@ -153,7 +151,7 @@ def _bits(options: dict[str, str]) -> float:
     return sum(map(int, given)) / 2 if all(text.isdecimal() for text in given) else 0.0
 
 
-def _layout(family: str, options: dict[str, str]) -> str:
+def layout_of(family: str, options: dict[str, str]) -> str:
     if family in ("exact", "kivi"):
         return ""
     axes = [options.get(key, options.get("axis", "token")) for key in ("key_axis", "value_axis")]
@@ -164,7 +162,7 @@ def _rest(options: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in options.items() if not key.endswith(("bits", "axis"))}
 
 
-def _pick(choices: tuple[T, ...], text: str) -> T:
+def pick(choices: tuple[T, ...], text: str) -> T:
     return choices[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(choices)]
 
 

@@ -38,7 +38,12 @@ class Grid:
 def grid_of(cells: Sequence[Cell], by: By = "nll", common: bool = False, failed: dict[str, str] | None = None) -> Grid:
     """UserError where the cells do not compare, with what to do. common: leave out schemes that some cell lacks without a
     reason, where that is an error else."""
-    _check_alike(cells)
+    if len(cells) < 2:
+        raise UserError(
+            f"{len(cells)} complete run{'s' * (len(cells) != 1)} of a grid of two or more: give more run folders, or the folder "
+            "of a sweep; kvdelta show prints a single one"
+        )
+    check_alike(cells)
     labels: dict[str, str] = {}
     for cell in cells:
         labels |= {name: row.scheme for name, (_, row) in cell.rows.items() if name not in labels}
@@ -63,12 +68,8 @@ def _bits(cell: Cell, name: str) -> float:
     return np.nan if bits is None else bits
 
 
-def _check_alike(cells: Sequence[Cell]) -> None:
-    if len(cells) < 2:
-        raise UserError(
-            f"{len(cells)} complete run{'s' * (len(cells) != 1)} of a grid of two or more: give more run folders, or the folder "
-            "of a sweep; kvdelta show prints a single one"
-        )
+def check_alike(cells: Sequence[Cell]) -> None:
+    """UserError where cells were not measured in the same way, or two are one, with what to do."""
     for cell in cells:
         if cell.run.settings.protocol == "single-pass":
             raise UserError(

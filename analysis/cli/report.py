@@ -1,0 +1,36 @@
+"""`kvdelta report`: one page that holds all that records say. From records alone. Light: imports what it needs in it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvdelta.analysis.cli.starting import note, typed
+
+reporting = typer.Typer()
+
+
+@reporting.command("report")
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN…",
+            help="folders of runs, of several protocols too, sweeps, measurements, replays, recommendations, benches and allocations",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the page")] = Path("report.html"),
+) -> int:
+    """One HTML page from records: what it costs, how sure, and why; needs no network to be read."""
+    write_page(runs, out, typed())
+    return 0
+
+
+def write_page(runs: list[Path], out: Path, command: str) -> None:
+    """UserError where the records do not go together, a library is missing, or the file cannot be written."""
+    from kvdelta.analysis.pages.page import make_page
+    from kvdelta.harness.records.writing import write_file
+
+    page = make_page(runs, command, note)
+    write_file(out, page)
+    note(f"report: {out} ({len(page) / 1e6:.1f} MB)")
