@@ -20,6 +20,7 @@ from kvdelta.analysis.cli.analyzer import analyzer
 from kvdelta.analysis.cli.bench import bench
 from kvdelta.analysis.cli.carry import carrying
 from kvdelta.analysis.cli.check_cache import checking
+from kvdelta.analysis.cli.doctor import doctoring, show_version
 from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from kvdelta.analysis.cli.evaluating import Flips, evaluating, show_evaluation
 from kvdelta.analysis.cli.flags import Format, Layers, Listed, MatchSinks, MatchTail, takes_options
@@ -41,7 +42,21 @@ from kvdelta.schemes.references import identity_of
 
 FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback()
+def whole(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="of kvdelta and of what its numbers depend on"
+        ),
+    ] = False,
+) -> None:
+    """What does a KV-cache quantization scheme cost a model, in perplexity and in bytes, and why?"""
+
+
 app.add_typer(reproduce, name="reproduce")
 app.add_typer(bench, name="bench")
 
@@ -234,6 +249,7 @@ app.registered_commands += [
     *carrying.registered_commands,
     *reporting.registered_commands,
     *checking.registered_commands,
+    *doctoring.registered_commands,
     *replaying.registered_commands,
     *recommending.registered_commands,
     *evaluating.registered_commands,
@@ -246,6 +262,8 @@ def main() -> None:
     interrupted. Of several processes the first prints, and ends with 3 or 4: a launcher stops all when one of them does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run
+    if "_KVDELTA_COMPLETE" in os.environ:  # a shell asks what could be typed next
+        app(prog_name="kvdelta")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if rank() else nullcontext():
         code = exit_code(app)
         log.event("end", code=code)
