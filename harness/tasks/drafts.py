@@ -1,7 +1,7 @@
 """A sample before it is tokens: lines to remember, a question and its answers. Drawn with a seed, of the tasks that RULER has (Hsieh et al.
 2024, arXiv 2404.06654) and of key–value lookup (Liu et al. 2023, arXiv 2307.03172), in words of our own.
 
-Departures: answers of several parts are asked for in an order, so that they can be teacher-forced; cwe has the same common words
+Departures: answers of several parts are asked for in an order, so that they can be teacher-forced, as a list in brackets; cwe has the same common words
 at every length in proportion, and its list has no numbers.
 """
 
@@ -77,9 +77,10 @@ def niah_multivalue(rng: random.Random, level: Level, depth: float, many: int) -
         tuple(f"One of the special numbers of the {key} is {value}.\n" for value in values),
         tuple(sorted(rng.random() for _ in values)),
         f"Question: What are all special numbers of the {key}, in the order of the text above?\n"
-        f"Answer: The special numbers of the {key} are",
+        f"Answer: The special numbers of the {key} are [",
         tuple(values),
         1 / math.factorial(len(values)),
+        lead="",
     )
 
 
@@ -98,7 +99,7 @@ def vt(rng: random.Random, level: Level, depth: float, many: int) -> Draft:
         tuple(line for _, line in placed),
         tuple(place for place, _ in placed),
         f"Question: Which {hops + 1} variables have the value {values[0]} in the text above, directly or through others?\n"
-        f"Answer: These {hops + 1} variables have the value {values[0]}: VAR",
+        f"Answer: The {hops + 1} variables with the value {values[0]} are [VAR",
         tuple(variables[: hops + 1]),
         1 / math.perm(len(variables), hops + 1),
         joiner=", VAR ",
@@ -114,16 +115,17 @@ def cwe(rng: random.Random, level: Level, depth: float, many: int) -> Draft:
     listed += [rest[i % len(rest)] for i in range(max(0, many - len(listed)))]
     rng.shuffle(listed)
     order = sorted(common, key=listed.index)
-    many_words = f"The {top} words" if top > 1 else "The word"
-    which = f"What are the {top} most common words" if top > 1 else "What is the most common word"
     return Draft(
         "This is a list of words. Some of them are far more common than others.\n",
         _in_lines(listed, ", "),
         None,
-        f"Question: {which} in the list above{', in the order in which they first occur' if top > 1 else ''}?\n"
-        f"Answer: {many_words} that occur{'s' if top == 1 else ''} most often {'are' if top > 1 else 'is'}",
+        f"Question: {f'What are the {top} most common words' if top > 1 else 'What is the most common word'} in the list above"
+        f"{', in the order in which they first occur' if top > 1 else ''}?\n"
+        f'Answer: {f"The {top} words that occur most often are [" if top > 1 else "The word that occurs most often is "}"',
         tuple(order),
         1 / math.perm(len(set(listed)), top),
+        lead="",
+        joiner='", "',
     )
 
 
@@ -142,7 +144,7 @@ def fwe(rng: random.Random, level: Level, depth: float, many: int) -> Draft:
         None,
         f"Question: Which coded word{'s are' if top > 1 else ' is'} the most frequent in the list above"
         f"{f'? Name the first {top}, the most frequent first.' if top > 1 else '?'}\n"
-        f'Answer: The most frequent coded word{"s" * (top > 1)} in the list {"are" if top > 1 else "is"} "',
+        f'Answer: The most frequent coded word{"s in the list are [" if top > 1 else " in the list is "}"',
         tuple(words[:top]),
         1 / math.perm(len(words), top),
         lead="",
