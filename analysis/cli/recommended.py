@@ -48,6 +48,6 @@ def _row(said: dict[str, Any]) -> dict[str, Any]:
 
 def _code(spec: str) -> list[str]:
     return [
-        "from harness import SchemeCache; from schemes import parse_scheme",
+        "from kvdelta.harness import SchemeCache; from kvdelta.schemes import parse_scheme",
         f"cache = SchemeCache.for_model(parse_scheme({json.dumps(spec)}), model)  # then model.generate(…, cache=cache)",
     ]
