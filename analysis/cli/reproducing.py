@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kvdelta.analysis.cli.ending import AUDIT_FAILED
-from kvdelta.analysis.cli.flags import MatchSinks, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import MatchSinks, takes_options
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.harness.options import Options
 
@@ -80,10 +80,9 @@ def reproduce_decoding(
 
 @reproduce.command("kivi-vs-int4")
 @takes_options(without=("until_se", "protocol", "step", "same_text"))
-def reproduce_kivi(options: Options, style: Style = None) -> int:
-    """KIVI against naive INT4: settings, grid, one change at a time, and a report that explains them."""
-    check_style(style)
+def reproduce_kivi(options: Options) -> int:
+    """KIVI against naive INT4: settings, grid, one change at a time, and a page that explains them."""
     subject = load_subject(options)
     from kvdelta.analysis.cli.kivi_report import kivi_report
 
-    return kivi_report(options, subject, style)
+    return kivi_report(options, subject)

@@ -117,6 +117,8 @@ def protocol_section(cells: Sequence[Cell], fronts: Mapping[int, int], keys: Key
     text = [
         "In pass 2 of two passes the suffix's own tokens are exact, and attention looks mostly at near ones; stepwise, as in "
         "decoding, each is stored before the next. A long line is a scheme that two passes flatter.",
+        "; ".join(f"{mark} {name}" for mark, name in zip(charts.PROTOCOL_SHAPES.values(), protocols, strict=False))
+        + ".",
         *said,
     ]
     return Section("protocols", "Two passes beside decoding", text, [chart], notes=turned)

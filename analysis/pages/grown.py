@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kvdelta.analysis.pages import charts
+from kvdelta.analysis.pages import charts, frames
 from kvdelta.analysis.pages.compared import MOST
 from kvdelta.analysis.pages.found import Found
 from kvdelta.analysis.pages.keys import Keys, model_of
@@ -46,7 +46,7 @@ def depth_section(found: Found, fronts: Mapping[int, int], keys: Keys) -> Sectio
     if grown:
         (least, a, _), (most, b, where) = min(grown), max(grown)
         text.append(f"From the shortest to the longest KL grows {number(least or 0.0, 2)} times ({a}) to {number(most or 0.0, 2)} times ({b}, {where}).")  # fmt: skip
-    spec = charts.line_chart(charts.depth_axis([d["prefix"] for d in data]), [d[k] for d in data for k in ("kl", "kl_high")], KL)  # fmt: skip
+    spec = charts.line_chart(frames.depth_axis([d["prefix"] for d in data]), [d[k] for d in data for k in ("kl", "kl_high")], KL)  # fmt: skip
     return Section("depth", "By context length", text, [Chart(spec, columns, " ".join(text), data, MOST, key=True)])
 
 
@@ -116,7 +116,7 @@ def _replayed(found: Found, keys: Keys) -> Chart | None:
               if not row.refused and row.slope_low is not None and row.slope_low > 0]  # fmt: skip
     grows = f"The slope of KL over position is above 0 beyond its interval for {', '.join(slopes)}." if slopes else "No slope of KL over position is above 0 beyond its interval."  # fmt: skip
     spec = charts.line_chart(
-        charts.position_axis("tokens written after the prompt", [d["at"] for d in data]), _ends_of(data), KL
+        frames.position_axis("tokens written after the prompt", [d["at"] for d in data]), _ends_of(data), KL
     )
     return Chart(spec, columns, f"KL by position in a generation, a line a scheme. {grows}", data, MOST, key=True)
 
@@ -135,7 +135,7 @@ def _suffixes(found: Found, fronts: Mapping[int, int], keys: Keys) -> Chart | No
         return None
     columns = [("scheme", "", "text"), ("span", "positions", "text"), ("kl", "KL", "nats"), *ENDS]
     spec = charts.line_chart(
-        charts.position_axis("position in the suffix, tokens", [d["at"] for d in data]), _ends_of(data), KL
+        frames.position_axis("position in the suffix, tokens", [d["at"] for d in data]), _ends_of(data), KL
     )
     return Chart(spec, columns, f"KL in {BINS} bins of positions of the suffix, a line a scheme.", data, MOST, key=True)
 

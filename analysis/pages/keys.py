@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvdelta.analysis.pages.looks import look_of
+from kvdelta.analysis.plots.style import scheme_label
 from kvdelta.harness.records.run import Header, named
 from kvdelta.schemes.references import identity_of
 
+LONG = 22  # characters of a scheme's name, from which a chart has a shorter one
 AXIS_NAMES = ("model", "text", "protocol", "prefix")
 
 
@@ -25,6 +27,8 @@ class Keys:
         key = self.called.get(identity, identity)
         if key not in self.schemes:
             self.schemes[key] = {"i": len(self.schemes), "label": label, "name": name, **look_of(name)}
+            short = scheme_label(name)
+            self.schemes[key]["short"] = short if len(label) > LONG and len(short) < len(label) else label
         return self.schemes[key]["i"]
 
     def source(self, record: Header, protocol: bool = True) -> int:
@@ -35,6 +39,9 @@ class Keys:
         return self.sources.setdefault(key, len(self.sources))
 
     def as_json(self) -> dict[str, Any]:
+        shorts = [one["short"] for one in self.schemes.values()]
+        for one in self.schemes.values():
+            one["short"] = one["short"] if shorts.count(one["short"]) == 1 else one["label"]
         return {
             "schemes": list(self.schemes.values()),
             "sources": [dict(zip(AXIS_NAMES, key, strict=True)) for key in self.sources],

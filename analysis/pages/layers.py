@@ -16,8 +16,8 @@ from kvdelta.schemes.errors import UserError
 
 SHOWN = ("key_error", "value_error", "attention_kl", "output_both")
 SIDE_NAMES = {"key": "keys", "value": "values", "both": "keys and values", "pre_rope_key": "keys before RoPE"}
-TAGGED = 3  # layers that are named
-BEST = 3  # measures of a question
+TAGGED = ("right", "left")  # where the layers that cost most are named
+BEST = {"layers": 2, "schemes": 3}  # measures of a question that are drawn
 LAYER = "layer"
 
 
@@ -62,7 +62,7 @@ def _error_map(record: Measurement, arrays: Arrays, name: str, keys: Keys) -> Ch
         f"Heat map of the {label} of {len(record.labels)} schemes over {len(record.measured_layers)} layers; the most is "
         f"{number(most)} in layer {worst['x']}."
     )
-    spec = charts.heat_chart([value for value, _ in known], "scheme", None, LAYER, label)
+    spec = charts.heat_chart([value for value, _ in known], record.measured_layers, "short", LAYER, label)
     return Chart(spec, [("scheme", "", "text"), ("x", LAYER, "whole"), ("v", label, "number")], summary, data)
 
 
@@ -91,7 +91,7 @@ def _cost_map(record: Measurement, arrays: Arrays, keys: Keys) -> Chart | None:
     columns = [("scheme", "", "text"), ("x", LAYER, "whole"), ("v", "KL", "nats"), ("delta_nll", "ΔNLL", "signed"),
                ("delta_nll_low", "ΔNLL from", "signed"), ("delta_nll_high", "to", "signed")]  # fmt: skip
     spec = charts.heat_chart(
-        [value for value, _ in known], "scheme", None, LAYER, "KL, one layer quantized, nats a token"
+        [value for value, _ in known], record.measured_layers, "short", LAYER, "KL, one layer quantized, nats a token"
     )
     return Chart(spec, columns, summary, data)
 
@@ -125,7 +125,7 @@ def _scatters(
     x, kl, delta = question.draw(np.arange(question.windows))
     layers = question.bits is None
     made = []
-    for row in ranked[:BEST]:
+    for row in ranked[: BEST["layers" if layers else "schemes"]]:
         at = question.measures.index(row.measure)
         note = f"{row.label}: ρ {row.spearman_kl:.2f} [{row.spearman_kl_low:.2f}, {row.spearman_kl_high:.2f}]"
         data: list[Datum] = [
@@ -140,8 +140,9 @@ def _scatters(
             for i, (point, name) in enumerate(zip(question.points, question.names, strict=True))
         ]
         data = [datum for datum in data if datum["x"] is not None and datum["kl"] > 0]
-        for datum in sorted(data, key=lambda datum: -datum["kl"])[:TAGGED] if layers else []:
-            datum["tag"] = datum["place"]
+        loudest = sorted(data, key=lambda datum: -datum["kl"]) if layers else []
+        for datum, side in zip(loudest, TAGGED, strict=False):
+            datum[side] = datum["place"]
         if data:
             columns = [("scheme", "", "text"), ("place", "", "text"), ("x", row.label, "number"), ("kl", "KL", "nats"), ("delta_nll", "ΔNLL", "signed")]  # fmt: skip
             spec = charts.scatter_chart([d["x"] for d in data], [d["kl"] for d in data], row.label, "KL, nats a token")
@@ -177,7 +178,10 @@ def _picture(record: Measurement, arrays: Arrays, side: str, rows: Sequence[outl
         f"{worst.layer} stands out most, {number(worst.ratio)} times the median channel."
     )
     spec = charts.picture_chart(
-        [datum["v"] for datum in data if datum["v"]], "largest |x| (activation units, log scale)"
+        [datum["v"] for datum in data if datum["v"]],
+        range(largest.shape[2]),
+        record.measured_layers,
+        "largest |x| (activation units, log scale)",
     )
     columns = [
         ("layer", LAYER, "whole"),

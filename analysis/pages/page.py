@@ -49,7 +49,8 @@ def vega_bundle() -> str:
         import vl_convert
     except ModuleNotFoundError as error:
         raise UserError(f"the report needs {error.name}; pip install 'kvdelta[report]' brings it") from None
-    return f"(() => {{\n{vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")}\n}})();"
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return f"(() => {{\n{bundle}\n}})();"
 
 
 def contents(found: Any, command: str) -> dict[str, Any]:

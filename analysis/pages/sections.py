@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kvdelta.analysis.pages import choices, compared, evidence, grown, layers
+from kvdelta.analysis.pages import choices, compared, evidence, grown, kivi, layers
 from kvdelta.analysis.pages.found import Found
 from kvdelta.analysis.pages.glance import main_cells
 from kvdelta.analysis.pages.keys import Keys
@@ -29,6 +29,7 @@ def sections_of(found: Found, rows: Sequence[dict[str, Any]], keys: Keys, comman
     fronts = Counter(row["s"] for row in rows if row["front"])  # in how many runs
     main = [found.cells.index(cell) for cell in main_cells(found.cells)]
     made = [
+        kivi.kivi_section(found.measured),
         compared.table_section(found.cells) if found.cells else None,
         compared.front_section(rows, main),
         compared.protocol_section(found.cells, fronts, keys),

@@ -7,7 +7,8 @@ function dressed(datum) {
   const color = `var(--hue-${look.hue})`;
   const scheme = datum.s === null || datum.s === undefined ? datum.scheme : look.label;
   const low = datum.kl_low > 0 ? datum.kl_low : datum.kl / 3; // a log axis has no 0
-  return { low, high: datum.kl_high, ...datum, scheme, color, shape: look.shape, fill: look.hollow ? "var(--paper)" : color };
+  const short = datum.s === null || datum.s === undefined ? datum.scheme : look.short;
+  return { low, high: datum.kl_high, ...datum, scheme, short, color, shape: look.shape, fill: look.hollow ? "var(--paper)" : color };
 }
 
 function limited(data, most) {
@@ -43,7 +44,7 @@ async function chart(one, place, data) {
     return { facet, figure, holder, data: data.filter((datum) => (datum.facet || "") === facet) };
   });
   for (const part of parts) {
-    const made = await vegaEmbed(part.holder, one.spec, { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: false, logLevel: 1 });
+    const made = await vegaEmbed(part.holder, fitted(one.spec, part.holder), { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: false, logLevel: 1 });
     part.view = made.view;
     views.push(part.view);
     part.view.addEventListener("mousemove", (event, item) => { point(event, item && item.datum, one); });
@@ -65,7 +66,7 @@ async function chart(one, place, data) {
     }
     if (one.key) {
       key.replaceChildren(...[...new Set(few.map((datum) => datum.s))].map((s) => {
-        const item = make("li", { "data-s": s }, swatch(s), schemes[s].label);
+        const item = make("li", { "data-s": s }, swatch(s), schemes[s].short);
         item.addEventListener("mouseenter", () => hover(s));
         item.addEventListener("mouseleave", () => hover(-1));
         return item;
@@ -78,6 +79,12 @@ async function chart(one, place, data) {
   listeners.push(feed);
   if (one.labels) addEventListener("resize", later(() => parts.forEach((part) => part.own.length && label(part))));
   await feed();
+}
+
+// Names of schemes take no more than half of a narrow chart.
+function fitted(spec, holder) {
+  const limit = Math.min(210, Math.round(holder.clientWidth * 0.4));
+  return { ...spec, config: { ...spec.config, axisY: { labelLimit: limit } } };
 }
 
 function later(act) {
@@ -120,7 +127,7 @@ async function label({ view, own }) {
   const labels = [];
   for (const one of points.sort((a, b) => a.rank - b.rank || a.x - b.x)) {
     if (labels.length >= NAMED && one.rank > 1) break;
-    const name = one.datum.scheme.length > LONGEST ? `${one.datum.scheme.slice(0, LONGEST - 1)}…` : one.datum.scheme;
+    const name = one.datum.short.length > LONGEST ? `${one.datum.short.slice(0, LONGEST - 1)}…` : one.datum.short;
     const wide = ruler.measureText(name).width + 2;
     const corners = [[8, 0], [8, -9], [8, 9], [-wide - 8, 0], [-wide - 8, -9], [-wide - 8, 9], [-wide / 2, -13], [-wide / 2, 13]];
     for (const [dx, dy] of corners) {

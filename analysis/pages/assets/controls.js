@@ -2,8 +2,8 @@
 function controls() {
   const side = document.getElementById("side");
   const links = page.sections.map((one) => make("li", {}, make("a", { href: `#${one.id}` }, one.title)));
-  const contents = make("nav", { "aria-label": "Contents" }, make("h2", {}, "Contents"), make("ol", {}, ...links));
   const wide = matchMedia("(min-width: 1100px)").matches;
+  const contents = make("nav", { "aria-label": "Contents" }, make("details", { class: "contents", open: wide }, make("summary", {}, "Contents"), make("ol", {}, ...links)));
   const filters = make("details", { class: "filters", open: wide }, make("summary", {}, "Choose what is shown"));
   const search = make("input", { type: "search", id: "search", autocomplete: "off", spellcheck: "false", placeholder: "such as kivi or bits=4" });
   search.addEventListener("input", () => { state.query = search.value.trim().toLowerCase(); changed(); });
