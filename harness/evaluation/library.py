@@ -97,8 +97,9 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
     said = _yaml(manager, name)
     if said.get("output_type") == "loglikelihood_rolling":  # before its data are fetched
         raise UserError(f"task {name} {ROLLING}")
+    complaints: list[str] = []
     try:
-        with hub.asked():
+        with hub.asked(), _heard(complaints):
             return dict(manager.load([name])["tasks"])
     except Exception as error:  # datasets, the hub's client, YAML, and code of the task raise their own
         if missing := _missing(error):
@@ -107,10 +108,24 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
         if isinstance(path, str) and "/" in path and not Path(path).exists():
             reason = f"its data are {path}; {hub.refusal(path, error, 'datasets/')}"
         else:
-            reason = one_line(error)
+            reason = one_line(error) if str(error) not in ("", "None") else one_line([*complaints, repr(error)][0])
             if isinstance(error, FileNotFoundError):
                 reason += "; paths in data_files are from the folder that the command is given in"
         raise UserError(f"task {name} cannot be loaded: {reason}") from None
+
+
+@contextmanager
+def _heard(complaints: list[str]) -> Iterator[None]:
+    """What the library logs as an error goes into the list, not to stderr: it says more there than in what it raises."""
+    handler, logger = logging.Handler(), logging.getLogger("lm_eval")
+    handler.emit = lambda record: complaints.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
 
 
 def _missing(error: BaseException | None) -> str | None:

@@ -149,7 +149,7 @@ def test_whole_texts_are_refused(task_model, evaluated, refused):
     [
         ("kiwi2", "kiwi2"),
         ("sink-window:tokens=24", "no scheme of ours"),
-        ("int4:group_size=12", "16 channels"),
+        ("hadamard(asym4:group_size=16):block=32", "32"),
     ],
 )
 def test_schemes_that_cannot_be_used(task_model, refused, scheme, message):
