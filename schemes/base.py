@@ -158,7 +158,7 @@ class Quantizer(ABC):
 
     @property
     def bounded(self) -> bool | str:
-        """Whether |x − x̂| is at most half a step (scale, times the largest gap of its levels) up to the rounding of the
+        """Whether `|x − x̂|` is at most half a step (scale, times the largest gap of its levels) up to the rounding of the
         stored parameters; a string says why not, False that there are no such parameters."""
         return False
 

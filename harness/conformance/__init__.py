@@ -1,4 +1,4 @@
-"""What a transformers cache owes, as checks that any cache can be put to.
+"""What a transformers cache owes, as checks that any cache can be put to::
 
     import pytest
     from kvdelta.harness.conformance import checks

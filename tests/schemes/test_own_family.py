@@ -1,4 +1,4 @@
-"""A new scheme is one new file and no other line: README's own, in a copy of the packages."""
+"""A new scheme is one new file and no other line: that of docs/own-scheme.md, in a copy of the packages."""
 
 import json
 import os
@@ -29,13 +29,13 @@ print(json.dumps({
 """
 
 
-def test_the_file_that_the_readme_shows_is_all_that_a_scheme_needs(tmp_path):
+def test_the_file_that_the_docs_show_is_all_that_a_scheme_needs(tmp_path):
     """In a copy of the packages: it is listed with its measured bits, takes the fields of every scheme, and is a case of
     the conformance suite, which it passes."""
     for folder in ("kvdelta", "schemes", "harness", "analysis", "tests/schemes"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
-    blocks = re.findall(r"```python\n# (schemes/families/\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n# (schemes/families/\w+\.py)\n(.*?)```", (ROOT / "docs" / "own-scheme.md").read_text(), re.S)
     assert [name for name, _ in blocks] == ["schemes/families/rounded.py"]
     (tmp_path / blocks[0][0]).write_text(blocks[0][1])
     here = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
