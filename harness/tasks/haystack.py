@@ -29,23 +29,18 @@ class Haystack:
         return cls(tuple(map(tuple, encoded(tokenizer, [f"{sentence}\n" for sentence in found]))))
 
     def cut(self, start: float, length: int) -> list[tuple[int, ...]]:
-        """Lines of `length` tokens together, from a place in the text (0 … 1) on, round its end; the first is cut to fit."""
+        """Lines of `length` tokens together, from a place in the text (0 … 1) on, round its end; what is too much is cut off the first."""
         at, lines, left = int(start * len(self.lines)), list[tuple[int, ...]](), length
         while left > 0:
             line = self.lines[at % len(self.lines)]
             lines.append(line)
             left -= len(line)
             at += 1
-        if left:
-            lines[0] = lines[0][-left:] if len(lines[0]) > -left else ()
-            lines = [line for line in lines if line]
-        return lines if sum(map(len, lines)) == length else self._short(lines, length)
-
-    @staticmethod
-    def _short(lines: list[tuple[int, ...]], length: int) -> list[tuple[int, ...]]:
-        """Where the first line is shorter than what is too much: the newest tokens."""
-        flat = [token for line in lines for token in line]
-        return [tuple(flat[len(flat) - length :])] if length else []
+        while left:  # too much: the first lines are shorter by it
+            first = lines.pop(0)
+            lines[:0] = [first[-left:]] if len(first) > -left else []
+            left = min(0, left + len(first))
+        return lines
 
 
 def encoded(tokenizer: Any, pieces: Sequence[str]) -> list[list[int]]:
