@@ -8,6 +8,7 @@ from kvdelta.analysis.cli.runs import make_run, report_failures
 from kvdelta.analysis.cli.starting import note, say, typed
 from kvdelta.analysis.measuring.channel_statistics import measure_outliers
 from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.pages.page import check_libraries
 from kvdelta.analysis.reading import run_tables
 from kvdelta.analysis.reading.headline import equal_bits_headline
 from kvdelta.analysis.reading.joined import gather
@@ -33,7 +34,9 @@ def kivi_report(options: Options, subject: Subject) -> int:
     shown = [[name, f"{here:.2f}", str(there)] for name, here, there in ratios(gather([folder]))]
     terminal.print_table(["ratio of errors at 2 bits", "here", "published"], shown)
     try:
-        write_page([folder], folder / "report.html", typed())
-    except UserError as error:  # without the libraries that draw it; the tables stand above
+        check_libraries()
+    except UserError as error:  # the tables stand above
         note(f"no page: {error}; then kvdelta report {folder}")
+    else:
+        write_page([folder], folder / "report.html", typed())
     return report_failures(run)

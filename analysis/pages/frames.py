@@ -5,12 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from kvdelta.schemes.errors import UserError
-
-try:
-    import altair as alt
-except ModuleNotFoundError as error:
-    raise UserError(f"the report needs {error.name}; pip install 'kvdelta[report]' brings it") from None
+import altair as alt
 
 LIT = "hover === datum.s || indexof(chosen, datum.s) >= 0"
 CALM = "hover < 0 && length(chosen) === 0"

@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import html
+import importlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ def make_page(folders: Sequence[Path], command: str, on_note: Callable[[str], No
     holds none, runs do not compare, or a library is missing."""
     from kvdelta.analysis.pages.found import find
 
-    vega = vega_bundle()
+    check_libraries()
     found = find(folders, on_note)
     content = contents(found, command)
+    vega = vega_bundle()
     page = render(content, vega)
     if len(page) > LARGEST and content["files"]:
         lost = ", ".join(file["title"] for file in content["files"])
@@ -43,12 +46,20 @@ def make_page(folders: Sequence[Path], command: str, on_note: Callable[[str], No
     return page
 
 
+def check_libraries() -> None:
+    """UserError where what draws the page is not installed."""
+    for name in ("altair", "vl_convert"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(f"the report needs {error.name or name}; pip install 'kvdelta[report]' brings it") from None
+
+
+@cache
 def vega_bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script."""
-    try:
-        import vl_convert
-    except ModuleNotFoundError as error:
-        raise UserError(f"the report needs {error.name}; pip install 'kvdelta[report]' brings it") from None
+    import vl_convert
+
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return f"(() => {{\n{bundle}\n}})();"
 
