@@ -1,0 +1,122 @@
+"""`kvdelta lm-eval` as its user meets it."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ...task_files import write_model, write_tasks
+
+SCHEMES = ["--scheme", "int4:group_size=16", "--scheme", "asym1:group_size=16"]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory, model):
+    """A model folder and a folder of tasks."""
+    place = tmp_path_factory.mktemp("asked")
+    (place / "tasks").mkdir()
+    write_tasks(place / "tasks", items=6)
+    write_model(place / "model", model)
+    return place
+
+
+@pytest.fixture
+def answer(asked, kvdelta, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    subject = ["--model", str(asked / "model"), "--device", "cpu", "--include-path", str(asked / "tasks")]
+    return lambda *words: kvdelta("lm-eval", *subject, *words)
+
+
+def test_tasks_are_answered_shown_again_and_verified(answer, kvdelta):
+    words = ["--tasks", "endings,numbers", *SCHEMES, "--out", "run"]
+    code, out, err = answer(*words)
+    assert code == 0
+    assert "endings (version 1): 6 items, none shown before, contexts of 40 to 45 tokens" in out
+    assert "what follows a context reads it as stored" in out
+    assert "record: run" in err
+    assert kvdelta("show", "run") == (0, out, "")
+    again = answer(*words)
+    assert again[:2] == (0, out)
+    assert "printed again" in again[2]
+    assert "2 tasks, 12 items, complete" in kvdelta("verify", "run")[1]
+    assert "| scheme |" in kvdelta("show", "run", "--format", "md")[1]
+    rows = json.loads(kvdelta("show", "run", "--format", "json")[1])
+    lines = list(csv.DictReader(io.StringIO(kvdelta("show", "run", "--format", "csv")[1])))
+    assert [row["metric"] for row in rows] == [row["metric"] for row in lines]
+    assert {(row["task"], row["metric"]) for row in rows} == {
+        ("endings", "acc,none"), ("endings", "acc_norm,none"), ("endings", "NLL of the right choice"),
+        ("numbers", "exact_match,number"),
+    }  # fmt: skip
+    flips = json.loads(kvdelta("show", "run", "--format", "json", "--flips")[1])
+    lost = sum(row["lost"] for row in rows if row["lost"])
+    assert sum(flip["kind"] == "lost" for flip in flips) == lost
+    assert "items whose answer differs from exact's" in kvdelta("show", "run", "--flips")[1]
+
+
+def test_choices_by_letter(answer):
+    code, out, err = answer("--tasks", "letters", *SCHEMES, "--out", "run")
+    assert (code, out) == (2, "")
+    assert "each continuation is one token" in err
+    code, out, _ = answer("--tasks", "letters", *SCHEMES, "--feed-last", "2", "--out", "run")
+    assert code == 0
+    assert "a context's last 2 tokens, and what follows it, read it as stored" in out
+
+
+def test_what_reads_nothing_has_no_score(answer):
+    code, out, err = answer("--tasks", "endings", "--scheme", "kivi2:group_size=16")
+    assert code == 3
+    assert "audit failed" in out
+    assert "show more items with --num-fewshot" in out
+    assert "audit failed: endings, kivi2:group_size=16: reads no keys from packed storage" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name one with --tasks"),
+        (["--tasks", "endings", "--limit", "0"], "limit is 0"),
+        (["--tasks", "endings", "--feed-last", "-1"], "feed_last is -1"),
+        (["--tasks", "endings", "--num-fewshot", "-1"], "num_fewshot is -1"),
+        (["--tasks", "endings", "--scheme", "kiwi2"], "kiwi2"),
+        (["--tasks", "rolling"], "nothing is read from storage"),
+        (["--tasks", "endings", "--include-path", "gone"], "no such folder"),
+        (["--tasks", "endings", "--scheme", "hf-hqq4"], "no scheme of ours"),
+    ],
+)
+def test_bad_input_is_one_line(answer, words, message):
+    code, out, err = answer(*words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_without_the_library_its_extra_is_named(answer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    code, out, err = answer("--tasks", "endings")
+    assert (code, out) == (2, "")
+    assert "pip install 'kvdelta[lm-eval]'" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.real_model
+def test_the_packaged_model_on_the_examples(tmp_path, monkeypatch, capsys):
+    """It tells how a text goes on, and 1 bit takes that away."""
+    from kvdelta.analysis.cli.main import main
+    from kvdelta.harness.records.evaluation import load_evaluation
+
+    monkeypatch.chdir(ROOT)
+    words = ["--tasks", "endings", "--include-path", "examples/lm-eval", "--limit", "4", "--scheme", "asym1"]
+    monkeypatch.setattr(sys, "argv", ["kvdelta", "lm-eval", *words, "--device", "cpu", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    (task,) = load_evaluation(tmp_path / "run").tasks
+    right = [[item[gold] for item, gold in zip(row.loglikelihoods, task.gold, strict=True)] for row in task.rows]
+    assert sum(task.rows[0].metrics["acc_norm,none"]) >= 3
+    assert all(exact > coarse for exact, coarse in zip(*right, strict=True))

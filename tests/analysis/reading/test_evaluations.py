@@ -1,0 +1,162 @@
+"""Paired figures of tasks, from a record made by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kvdelta.analysis.reading import evaluation_tables, evaluations
+from kvdelta.analysis.reading.evaluations import GOLD
+from kvdelta.harness import statistics
+from kvdelta.harness.records.evaluation import Evaluation, EvaluationSettings, TaskRecord, TaskRow
+from kvdelta.harness.records.run import LayerReads
+
+ITEMS = 12
+LENGTHS = [4, 8]
+
+
+def likelihoods(seed):
+    return np.random.default_rng(seed).uniform(-9, -1, (ITEMS, 2)).tolist()
+
+
+def scored(label, seed, gold, failures=()):
+    found = likelihoods(seed)
+    right = [float(np.argmax(item) == at) for item, at in zip(found, gold, strict=True)]
+    normed = [float(np.argmax(np.divide(item, LENGTHS)) == at) for item, at in zip(found, gold, strict=True)]
+    return TaskRow(
+        label=label, name=label, lossless=label == "exact", metrics={"acc,none": right, "acc_norm,none": normed},
+        loglikelihoods=found, answers={}, pairs=[10] * ITEMS, key_pairs=[6] * ITEMS, value_pairs=[3] * ITEMS,
+        reads={0: LayerReads(pairs=10 * ITEMS, key=6 * ITEMS, value=3 * ITEMS)}, bits=4.25, failures=list(failures),
+    )  # fmt: skip
+
+
+def task(rows, gold, **changes):
+    return TaskRecord(**{
+        "name": "endings", "version": "1", "output": "multiple_choice", "num_fewshot": 5, "settings": {}, "context_tokens": (40, 60),
+        "items": [3 * i for i in range(ITEMS)], "hashes": [""] * ITEMS, "prompts": [""] * ITEMS, "gold": gold,
+        "targets": ["x"] * ITEMS, "lengths": [LENGTHS] * ITEMS, "silent": 0, "requests": 24, "higher_is_better": {}, "rows": rows,
+    } | changes)  # fmt: skip
+
+
+def record(*tasks):
+    settings = EvaluationSettings(
+        model={}, tasks={}, limit=None, num_fewshot=None, feed_last=0, chat_template=None, device="cpu", dtype="float32",
+        attention="sdpa", seed=0, contenders=[], versions={"lm_eval": "0.4.13"}, commit=None, measures=2,
+    )  # fmt: skip
+    return Evaluation(
+        kvdelta="",
+        command="",
+        commit=None,
+        model_name="tiny",
+        layers=1,
+        threads=1,
+        settings=settings,
+        tasks=list(tasks),
+    )
+
+
+@pytest.fixture
+def gold():
+    return np.random.default_rng(9).integers(0, 2, ITEMS).tolist()
+
+
+@pytest.fixture
+def endings(gold):
+    return task([scored("exact", 0, gold), scored("int4", 1, gold), scored("int2", 2, gold)], gold)
+
+
+def test_each_measure_is_paired_with_exact(endings, gold):
+    rows = {(row.metric, row.scheme): row for row in evaluations.figures(record(endings))}
+    assert [metric for metric, scheme in rows if scheme == "exact"] == ["acc,none", "acc_norm,none", GOLD]
+    exact, int4 = (np.array(row.metrics["acc,none"]) for row in endings.rows[:2])
+    row = rows["acc,none", "int4"]
+    assert row.score == pytest.approx(int4.mean())
+    assert row.delta == pytest.approx((int4 - exact).mean())
+    assert row.lost == sum((exact == 1) & (int4 == 0)) > 0
+    assert row.won == sum((exact == 0) & (int4 == 1)) > 0
+    low, high = stats.ttest_1samp(int4 - exact, 0).confidence_interval(0.95)
+    assert (row.low, row.high) == (pytest.approx(low), pytest.approx(high))
+    assert (row.key_coverage, row.value_coverage) == (0.6, 0.3)
+
+
+def test_the_right_choice_counts_by_its_log_likelihood(endings, gold):
+    rows = {row.scheme: row for row in evaluations.figures(record(endings)) if row.metric == GOLD}
+    exact, *others = (
+        np.array([-item[at] for item, at in zip(row.loglikelihoods, gold, strict=True)]) for row in endings.rows
+    )
+    found = [stats.ttest_rel(mine, exact) for mine in others]
+    assert rows["int4"].delta == pytest.approx((others[0] - exact).mean())
+    corrected = statistics.holm([one.pvalue for one in found])
+    assert [rows[name].p for name in ("int4", "int2")] == pytest.approx(corrected)
+    assert rows["int4"].lost is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p"), [(0, 0, 1.0), (5, 0, 2 / 32), (0, 5, 2 / 32), (3, 3, 1.0), (7, 1, 18 / 256)]
+)
+def test_mcnemar_counts_coin_tosses(lost, won, p):
+    assert evaluations.mcnemar(lost, won) == pytest.approx(p)
+
+
+def test_p_is_corrected_for_the_schemes(gold):
+    right = [1.0] * ITEMS
+    rows = [scored(name, 0, gold) for name in ("exact", "int4", "int2", "hqq2")]
+    for row, wrong in zip(rows, (0, 6, 8, 0), strict=True):
+        row.metrics = {"acc,none": [0.0] * wrong + right[wrong:]}
+    found = {row.scheme: row.p for row in evaluations.figures(record(task(rows, gold))) if row.metric == "acc,none"}
+    assert found["int2"] == pytest.approx(3 * 2 / 2**8)
+    assert found["int4"] == pytest.approx(2 * 2 / 2**6)
+    assert found["hqq2"] == 1
+
+
+def test_flips_say_which_item_and_what_was_chosen(endings, gold):
+    found = list(evaluations.flips(record(endings)))
+    rows = evaluations.figures(record(endings))
+    for metric, lengths in (("acc,none", [1, 1]), ("acc_norm,none", LENGTHS)):
+        figure = next(row for row in rows if (row.metric, row.scheme) == (metric, "int4"))
+        mine = [one for one in found if (one.metric, one.scheme) == (metric, "int4")]
+        assert sum(one.kind == "lost" for one in mine) == figure.lost
+        assert sum(one.kind == "won" for one in mine) == figure.won
+        for one in mine:
+            at = endings.items.index(one.item)
+            chosen = [int(np.argmax(np.divide(row.loglikelihoods[at], lengths))) for row in endings.rows[:2]]
+            assert [one.exact, one.answer] == [str(choice) for choice in chosen]
+            assert (one.exact == one.gold) == (one.kind == "lost")
+
+
+def test_flips_of_what_was_written():
+    rows = [
+        TaskRow(label=label, name=label, lossless=False, metrics={"exact_match,number": [right]}, loglikelihoods=[],
+                answers={"number": [said]}, pairs=[4], key_pairs=[2], value_pairs=[2], reads={}, bits=4.0)
+        for label, right, said in (("exact", 1.0, "7"), ("int4", 0.0, "[invalid]"))
+    ]  # fmt: skip
+    one = task(
+        rows, [None], output="generate_until", items=[5], hashes=[""], prompts=[""], targets=["#### 7"], lengths=[[]]
+    )
+    (flip,) = evaluations.flips(record(one))
+    assert (flip.item, flip.kind, flip.gold, flip.exact, flip.answer) == (5, "lost", "#### 7", "7", "[invalid]")
+    assert evaluations.measures(one) == ["exact_match,number"]
+
+
+def test_a_row_that_cannot_be_believed_shows_no_score(gold):
+    failed = scored("kivi2", 3, gold, ["reads no keys from packed storage"])
+    one = record(task([scored("exact", 0, gold), failed], gold, silent=6, left_out=["f1"]))
+    (header, body) = next(iter(evaluation_tables.task_tables(one).values()))
+    line = dict(zip(header, next(row for row in body if row[0] == "kivi2"), strict=True))
+    assert line["score"] == "audit failed"
+    assert line["difference [95 %]"] == line["p (Holm)"] == "–"
+    assert line["read K"] == "0.600"
+    notes = evaluation_tables.notes(one)
+    assert "25.0 % of its 24 requests read nothing" in notes[0]
+    assert "left out" in notes[1]
+    assert "kivi2: reads no keys from packed storage: " in notes[2]
+    assert "--num-fewshot" in notes[2]
+    assert "5 shown before each, contexts of 40 to 60 tokens" in evaluation_tables.title(one.tasks[0])
+
+
+def test_losses_that_are_no_numbers_have_no_interval(gold):
+    broken = scored("int2", 4, gold, ["NaN or infinite log-likelihoods"])
+    broken.loglikelihoods[2] = [np.nan, np.nan]
+    rows = evaluations.figures(record(task([scored("exact", 0, gold), broken], gold)))
+    row = next(row for row in rows if (row.metric, row.scheme) == (GOLD, "int2"))
+    assert np.isnan([row.score, row.delta, row.p]).all()
+    assert row.plain()["score"] is None
