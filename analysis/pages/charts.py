@@ -22,7 +22,8 @@ from kvdelta.analysis.pages.frames import (
 )
 
 HEIGHT, TALL, LOW = 300, 400, 230
-LINE = {"step": 20}  # pixels of a line of bars
+LINE, SQUARE, TALL_SQUARE = ("short", 20), ("short", 22), ("side", 28)
+"""What has a line each, and its height in pixels; the page makes a chart as high as it has lines."""
 PROTOCOL_SHAPES = {"circle": "●", "diamond": "◆", "triangle-right": "▶", "square": "■"}
 
 
@@ -54,7 +55,7 @@ def dumbbell_chart(losses: Sequence[float], protocols: Sequence[str]) -> dict[st
     shapes = alt.Scale(domain=list(protocols), range=list(PROTOCOL_SHAPES)[: len(protocols)])
     shape = alt.Shape("protocol:N", scale=shapes, legend=None)
     points = at.mark_point(size=64, strokeWidth=1.6).encode(x=x, stroke=STROKE, fill=FILL, shape=shape)
-    return finished(alt.layer(line, points), LINE)
+    return finished(alt.layer(line, points), LOW)
 
 
 def line_chart(x: Any, losses: Sequence[float], title: str) -> dict[str, Any]:
@@ -66,26 +67,24 @@ def line_chart(x: Any, losses: Sequence[float], title: str) -> dict[str, Any]:
     return finished(alt.layer(ends, lines, points), HEIGHT)
 
 
-def heat_chart(values: Sequence[float], places: Sequence[int], y: str, x_title: str, legend: str) -> dict[str, Any]:
+def heat_chart(values: Sequence[float], places: Sequence[int], x_title: str, legend: str) -> dict[str, Any]:
     """Squares over x and y, coloured by v on a log scale."""
     domain = log_domain(values)
     scale = alt.Scale(type="log", domain=domain, scheme="cividis", nice=False)
-    return _squares(y, index_axis(x_title, places), scale, colour_bar(legend, log_ticks(domain)), 22)
+    return _squares(SQUARE[0], index_axis(x_title, places), scale, colour_bar(legend, log_ticks(domain)))
 
 
-def map_chart(values: Sequence[float], places: Sequence[int], y: str, x_title: str, legend: str) -> dict[str, Any]:
+def map_chart(values: Sequence[float], places: Sequence[int], x_title: str, legend: str) -> dict[str, Any]:
     """The same of bits, which are few."""
     scale = alt.Scale(domain=[min(values), max(values)], scheme="cividis", nice=False)
-    return _squares(y, index_axis(x_title, places), scale, colour_bar(legend, sorted(set(values))), 28)
+    return _squares(TALL_SQUARE[0], index_axis(x_title, places), scale, colour_bar(legend, sorted(set(values))))
 
 
-def _squares(y: str, x_axis: Any, scale: Any, legend: Any, step: int) -> dict[str, Any]:
+def _squares(y: str, x_axis: Any, scale: Any, legend: Any) -> dict[str, Any]:
     cells = base().transform_filter("isValid(datum.v)").mark_rect(stroke="var(--paper)", strokeWidth=0.5)
     color = alt.Color("v:Q", scale=scale, legend=legend)
     down = alt.Y(f"{y}:N", sort=None, axis=name_axis())
-    return finished(
-        cells.encode(x=alt.X("x:O", axis=x_axis), y=down, color=color, opacity=opacity(1.0)), {"step": step}
-    )
+    return finished(cells.encode(x=alt.X("x:O", axis=x_axis), y=down, color=color, opacity=opacity(1.0)), LOW)
 
 
 def picture_chart(
@@ -121,4 +120,4 @@ def bar_chart(title: str, most: float) -> dict[str, Any]:
     bars = at.mark_bar(height=10).encode(x=x, fill=alt.Fill("color:N", scale=None, legend=None))
     ends = at.mark_rule(strokeWidth=1.4).encode(x="low:Q", x2="high:Q", stroke=alt.value("var(--ink)"))
     one = alt.Chart(alt.NamedData("d")).mark_rule(strokeDash=[3, 3])
-    return finished(alt.layer(bars, ends, one.encode(x=alt.datum(1), stroke=alt.value("var(--soft)"))), LINE)
+    return finished(alt.layer(bars, ends, one.encode(x=alt.datum(1), stroke=alt.value("var(--soft)"))), LOW)

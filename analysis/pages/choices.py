@@ -46,9 +46,11 @@ def _map_chart(run: Run, name: str, layers: Mapping[str, Mapping[str, str]], key
         return None
     mean = {side: sum(d["v"] for d in data if d["side"] == side) / sum(d["side"] == side for d in data) for side in dict.fromkeys(d["side"] for d in data)}  # fmt: skip
     said = " and ".join(f"{bits:.2f} for {side}" for side, bits in mean.items())
-    spec = charts.map_chart([d["v"] for d in data], [d["x"] for d in data], "side", "layer", "code bits")
+    spec = charts.map_chart([d["v"] for d in data], [d["x"] for d in data], "layer", "code bits")
     columns = [("side", "side", "text"), ("x", "layer", "whole"), ("v", "bits", "whole"), ("spec", "scheme", "text")]
-    return Chart(spec, columns, f"Map of code bits by layer and side, on average {said}.", data)
+    return Chart(
+        spec, columns, f"Map of code bits by layer and side, on average {said}.", data, line=charts.TALL_SQUARE
+    )
 
 
 def _verdict(run: Run) -> str:

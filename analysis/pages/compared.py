@@ -113,7 +113,9 @@ def protocol_section(cells: Sequence[Cell], fronts: Mapping[int, int], keys: Key
         ("reversed", "another order than", "text"),
     ]  # fmt: skip
     summary = "For each scheme its KL by each protocol on a line. " + " ".join(said)
-    chart = Chart(charts.dumbbell_chart([d["kl"] for d in data], protocols), columns, summary, data, MOST)
+    chart = Chart(
+        charts.dumbbell_chart([d["kl"] for d in data], protocols), columns, summary, data, MOST, line=charts.LINE
+    )
     text = [
         "In pass 2 of two passes the suffix's own tokens are exact, and attention looks mostly at near ones; stepwise, as in "
         "decoding, each is stored before the next. A long line is a scheme that two passes flatter.",

@@ -130,27 +130,22 @@ def _file_hash(folder: object, name: str) -> str:
     return f"{name}, SHA-256 {said}" if said else f"{name}, from before records had hashes"
 
 
-def data_section(found: Found, command: str) -> Section:
-    text = ["The rows are those of `kvdelta show --format json`, with source and front."]
-    if found.cells:
-        text.append(
-            "The losses of every window, from which they are made, come as CSV (gzip): nats summed over the scored tokens of a window."
-        )
-    return Section("data", "Data", text)
+def data_section() -> Section:
+    return Section("data", "Data", ["The rows are those of `kvdelta show --format json`, with their run and front."])
 
 
 def window_losses(cells: Sequence[Cell]) -> bytes:
-    """A line a run, scheme and window, as CSV."""
+    """A line a run, scheme and window, as CSV: nats summed over its tokens; nll of exact, and of the others what they lose more."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "scheme", "window", "start", "tokens", "nll", "kl", "top1"])
+    writer.writerow(["run", "scheme", "window", "start", "tokens", "nll", "more_than_exact", "kl", "top1"])
     for cell in cells:
         for i, contender in enumerate(cell.run.contenders):
             for window in cell.windows:
-                nll, kl = (f"{values[i]:.7g}" for values in (window.nll, window.kl))
-                writer.writerow(
-                    [cell.name, contender.label, window.index, window.start, window.count, nll, kl, window.top1[i]]
-                )
+                nll = f"{window.nll[0]:.8g}" if i == 0 else ""
+                more, kl = f"{window.nll[i] - window.nll[0]:.5g}", f"{window.kl[i]:.5g}"
+                place = (window.index, window.start, window.count)
+                writer.writerow([cell.name, contender.label, *place, nll, more, kl, window.top1[i]])
     return out.getvalue().encode()
 
 

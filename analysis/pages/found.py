@@ -76,6 +76,8 @@ def find(folders: Sequence[Path], on_note: Callable[[str], None] = lambda text: 
 
 
 def _check_holds_runs(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder {folder}; name the one that a command said as `record:`")
     if has_sweep(folder) or os.path.isfile(run_folders(folder)[0] / RUN_FILE):
         return
     kinds = ", ".join([*RECORD_FILES, REPLAY_FILE, RECOMMENDATION_FILE, BENCH_FILE, SWEEP_FILE])

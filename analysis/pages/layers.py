@@ -62,8 +62,10 @@ def _error_map(record: Measurement, arrays: Arrays, name: str, keys: Keys) -> Ch
         f"Heat map of the {label} of {len(record.labels)} schemes over {len(record.measured_layers)} layers; the most is "
         f"{number(most)} in layer {worst['x']}."
     )
-    spec = charts.heat_chart([value for value, _ in known], record.measured_layers, "short", LAYER, label)
-    return Chart(spec, [("scheme", "", "text"), ("x", LAYER, "whole"), ("v", label, "number")], summary, data)
+    spec = charts.heat_chart([value for value, _ in known], record.measured_layers, LAYER, label)
+    return Chart(
+        spec, [("scheme", "", "text"), ("x", LAYER, "whole"), ("v", label, "number")], summary, data, line=charts.SQUARE
+    )
 
 
 def _cost_map(record: Measurement, arrays: Arrays, keys: Keys) -> Chart | None:
@@ -91,9 +93,9 @@ def _cost_map(record: Measurement, arrays: Arrays, keys: Keys) -> Chart | None:
     columns = [("scheme", "", "text"), ("x", LAYER, "whole"), ("v", "KL", "nats"), ("delta_nll", "ΔNLL", "signed"),
                ("delta_nll_low", "ΔNLL from", "signed"), ("delta_nll_high", "to", "signed")]  # fmt: skip
     spec = charts.heat_chart(
-        [value for value, _ in known], record.measured_layers, "short", LAYER, "KL, one layer quantized, nats a token"
+        [value for value, _ in known], record.measured_layers, LAYER, "KL, one layer quantized, nats a token"
     )
-    return Chart(spec, columns, summary, data)
+    return Chart(spec, columns, summary, data, line=charts.SQUARE)
 
 
 def relations_section(measured: Sequence[Joined], keys: Keys) -> Section | None:

@@ -21,22 +21,22 @@ LARGEST = 3_000_000  # bytes of a page
 SCRIPTS = ("state.js", "table.js", "charts.js", "controls.js", "main.js")
 
 
-def make_page(folders: Sequence[Path], command: str, on_note: Callable[[str], None] = lambda text: None) -> bytes:
-    """The page of all records in these folders, at most LARGEST bytes; on_note is told what is left out. UserError where a folder
-    holds none, runs do not compare, or a library is missing."""
+def make_page(
+    folders: Sequence[Path], command: str, on_note: Callable[[str], None] = lambda text: None, raw: bool = True
+) -> bytes:
+    """The page of all records in these folders, at most LARGEST bytes. raw: with the losses of every window, where there is room for
+    them; on_note is told what is left out. UserError where a folder holds none, runs do not compare, or a library is missing."""
     from kvdelta.analysis.pages.found import find
 
     check_libraries()
     found = find(folders, on_note)
     content = contents(found, command)
     vega = vega_bundle()
+    if not raw:
+        content = without_raw(content, "as asked for")
     page = render(content, vega)
     if len(page) > LARGEST and content["files"]:
-        lost = ", ".join(file["title"] for file in content["files"])
-        content["files"] = []
-        content["left_out"] = (
-            f"Left out, since the page would be over {LARGEST / 1e6:g} MB with it: {lost}. The records have it."
-        )
+        content = without_raw(content, f"since the page would be over {LARGEST / 1e6:g} MB")
         on_note(content["left_out"])
         page = render(content, vega)
     if len(page) > LARGEST:
@@ -44,6 +44,12 @@ def make_page(folders: Sequence[Path], command: str, on_note: Callable[[str], No
             f"the page would be {len(page) / 1e6:.1f} MB, and one of over {LARGEST / 1e6:g} is not written; give fewer run folders"
         )
     return page
+
+
+def without_raw(content: Mapping[str, Any], why: str) -> dict[str, Any]:
+    lost = " and ".join(file["title"] for file in content["files"])
+    said = f"Left out, {why}: {lost}. The records have them." if lost else ""
+    return {**content, "files": [], "left_out": said}
 
 
 def check_libraries() -> None:
@@ -84,6 +90,7 @@ def contents(found: Any, command: str) -> dict[str, Any]:
         "main": [found.cells.index(cell) for cell in main_cells(found.cells)],
         "sections": sections,
         "files": files_of(found),
+        "left_out": "",
         **keys.as_json(),
     }
     return safe(content)

@@ -19,13 +19,15 @@ DIGITS = 6  # of the figures of charts, which show three; the rows of the table 
 class Chart:
     """spec: Vega-Lite, with its marks under the name d. columns: (field, title, format) of what the pointer and the table of the chart
     say; summary: the chart in a sentence, for those who do not see it. most: schemes drawn at once, those first that are chosen or
-    on the front. data None: the rows of the page's table. labels: names beside the marks of the front; key: names below."""
+    on the front. data None: the rows of the page's table. line: the field whose values have a
+    line each, and its height in pixels; labels: names beside the marks of the front; key: names below."""
 
     spec: Mapping[str, Any]
     columns: Sequence[tuple[str, str, str]]
     summary: str
     data: Sequence[Datum] | None = None
     most: int | None = None
+    line: tuple[str, int] | None = None
     labels: bool = False
     key: bool = False
 
@@ -37,6 +39,7 @@ class Chart:
             "summary": self.summary,
             "data": data,
             "most": self.most,
+            "line": self.line,
             "labels": self.labels,
             "key": self.key,
         }

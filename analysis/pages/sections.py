@@ -43,7 +43,7 @@ def sections_of(found: Found, rows: Sequence[dict[str, Any]], keys: Keys, comman
         choices.costs_section(found, keys),
         evidence.audit_section(found.cells),
         evidence.provenance_section(found, command),
-        evidence.data_section(found, command),
+        evidence.data_section(),
     ]
     shown = [section for section in made if section is not None]
     return [*shown, *absent(found, shown)]

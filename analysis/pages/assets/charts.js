@@ -61,6 +61,7 @@ async function chart(one, place, data) {
       part.figure.hidden = !own.length;
       part.own = own;
       part.view.data("d", own).signal("chosen", [...state.chosen]);
+      if (one.line) part.view.height(one.line[1] * Math.max(1, new Set(own.map((datum) => datum[one.line[0]])).size));
       await part.view.resize().runAsync();
       if (one.labels && own.length) await label(part);
     }

@@ -3,7 +3,7 @@ const page = JSON.parse(document.getElementById("page-data").textContent);
 const unpacked = (table) => table.values.map((line) => Object.fromEntries(table.fields.map((name, i) => [name, line[i]])));
 const rows = unpacked(page.rows).map((row) => ({ ...row, cell: page.runs[row.run] }));
 const { schemes, sources } = page;
-const AXES = [["model", "Model"], ["text", "Text"], ["protocol", "Protocol"], ["prefix", "Tokens cached"]];
+const AXES = [["model", "Model"], ["text", "Text"], ["protocol", "Protocol"], ["prefix", "Cached tokens"]];
 
 const state = { query: "", hidden: new Set(), off: {}, chosen: new Set(), only: false, hover: -1 };
 for (const [axis] of AXES) state.off[axis] = new Set();

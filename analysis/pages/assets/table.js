@@ -6,7 +6,7 @@ const ranged = (figure, low, high) => [figure, make("span", { class: "range" }, 
 const COLUMNS = [
   { name: "scheme", title: "scheme", value: (row) => row.scheme, text: true },
   ...AXES.filter(([axis]) => several(axis)).map(([axis, title]) => (
-    { name: axis, title: title.toLowerCase(), value: (row) => sources[row.c][axis], cell: (row) => String(sources[row.c][axis]), text: axis !== "prefix" })),
+    { name: axis, title: axis === "prefix" ? "cached" : title.toLowerCase(), value: (row) => sources[row.c][axis], cell: (row) => String(sources[row.c][axis]), text: axis !== "prefix" })),
   { name: "bits", title: "bits", value: (row) => row.bits, cell: (row) => FORMATS.bits(row.bits) },
   { name: "kl", title: "KL [95 %]", value: (row) => row.kl, cell: (row) => (row.lossless ? FORMATS.nats(row.kl) : ranged(FORMATS.nats(row.kl), FORMATS.nats(row.kl_low), FORMATS.nats(row.kl_high))) },
   { name: "delta_nll", title: "ΔNLL [95 %]", value: (row) => row.delta_nll, cell: (row) => (row.lossless ? "–" : ranged(signed(row.delta_nll), signed(row.delta_nll_low), signed(row.delta_nll_high))) },

@@ -58,7 +58,9 @@ def test_every_window_can_be_had():
     lines = gzip.decompress(base64.b64decode(content["files"][0]["content"])).decode().splitlines()
     run = load_run(RESULTS / "demo")
     assert len(lines) == 1 + len(run.contenders) * len(run.windows)
-    assert f"{run.windows[0].nll[2]:.7g}" in lines[1 + 2 * len(run.windows)]
+    first = min(run.windows, key=lambda window: window.index)
+    assert f"{first.nll[0]:.8g}" in lines[1]
+    assert f",{first.nll[2] - first.nll[0]:.5g},{first.kl[2]:.5g},{first.top1[2]}" in lines[1 + 2 * len(run.windows)]
 
 
 def test_what_is_not_there_is_said_with_its_command():
@@ -98,6 +100,7 @@ def test_raw_data_are_left_out_before_the_page_is_too_large(monkeypatch):
     monkeypatch.setattr(pages, "LARGEST", whole - 1)
     assert len(make_page([RESULTS / "demo"], "kvdelta report", notes.append)) < whole
     assert "Losses by window" in notes[0]
+    assert len(make_page([RESULTS / "demo"], "kvdelta report", raw=False)) < whole
     monkeypatch.setattr(pages, "LARGEST", 1000)
     with pytest.raises(UserError, match="give fewer run folders"):
         make_page([RESULTS / "demo"], "kvdelta report")
