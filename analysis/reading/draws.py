@@ -43,7 +43,7 @@ def quantile(cell: Cell, parts: int = 1) -> float:
 
 
 def interval_of_largest(
-    cells: Sequence[Cell], values: Sequence[Float64[np.ndarray, "means windows"]], least: float = -np.inf
+    cells: Sequence[Cell], values: Sequence[Float64[np.ndarray, "_means _windows"]], least: float = -np.inf
 ) -> tuple[float, float]:
     """95 % interval of the largest of several true means: of each row of `values`, which has one a cell; at least `least`.
 
