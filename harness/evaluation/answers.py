@@ -141,7 +141,7 @@ class Answers:
 
     def _write(self, context: Tokens, how: str, generate: Generate) -> list[Written]:
         fed = max(1, min(self.feed_last, len(context) - 1))  # generate goes on from one token at least
-        caches, _ = self._filled(context[: len(context) - fed])
+        caches, _ = self._filled(context[: len(context) - fed], mirrored=True)
         written = []
         for cache in caches:
             counted, elements = held(cache)
@@ -153,9 +153,11 @@ class Answers:
             written.append(Written(reads, len(context), counted, elements, tokens[0].tolist()))
         return written
 
-    def _filled(self, prefix: Tokens) -> tuple[Iterator[SchemeCache], Tensor]:
-        """The caches of all schemes, one after another, and the logits of what follows the prefix; of an empty one there are none."""
-        empties = (contender.empty(self.model) for contender in self.contenders)
+    def _filled(self, prefix: Tokens, *, mirrored: bool = False) -> tuple[Iterator[SchemeCache], Tensor]:
+        """The caches of all schemes, one after another, and the logits of what follows the prefix; of an empty one there are none.
+        mirrored: for many steps, each of which then decodes only what is new."""
+        schemes = [contender.scheme for contender in self.contenders]
+        empties = (SchemeCache.for_model(scheme, self.model, mirrored=mirrored) for scheme in schemes)
         if not prefix:
             return empties, torch.empty(0)
         whole = any(map(stores_sliding, self.contenders))
