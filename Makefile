@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 FILES = --ignore=tests/harness/records --ignore=tests/harness/test_kills.py # the same under each of them
 NO_MODEL = -m "not real_model" $(FILES) tests/harness tests/analysis
 
-.PHONY: demo test check fuzz check-versions $(VERSIONS:%=check-version-%) clean
+.PHONY: demo test check docs docs-check fuzz check-versions $(VERSIONS:%=check-version-%) clean
 
 demo: .venv/demo ## compare the default schemes on the packaged model and text
 	$(RUN)kvdelta compare --windows 8
@@ -15,11 +15,18 @@ demo: .venv/demo ## compare the default schemes on the packaged model and text
 test: .venv/dev ## all tests, the real-model ones included
 	$(RUN)python -m pytest
 
-check: .venv/dev ## what continuous integration runs: lint, types, tests
+check: .venv/dev ## what continuous integration runs: lint, types, docs, tests
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)pyright --pythonpath $(RUN)python
+	$(MAKE) docs
 	$(MAKE) test
+
+docs: .venv/dev ## the pages of docs/ and the API reference, in build/docs
+	$(RUN)python -m sphinx -q -W --keep-going -b html docs build/docs
+
+docs-check: docs ## what the pages and README say: commands, what they print, figures, links
+	$(RUN)python -m pytest tests/docs tests/test_examples.py
 
 fuzz: .venv/fuzz ## a fuzzer's inputs through all that reads specs, maps and records, FUZZ_SECONDS each
 	$(RUN)python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
