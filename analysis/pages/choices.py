@@ -68,13 +68,14 @@ def _verdict(run: Run) -> str:
 def recommended_section(found: Found) -> Section | None:
     if not found.recommendations:
         return None
-    text, shown = [], []
+    text, notes, shown = [], [], []
     for _, one in found.recommendations:
         of = f"{' and '.join(one.models)}, within {one.budget:g} bits"
-        text.append(f"{of}: {' '.join(one.said)}")
+        text.append(f"{' and '.join(one.models)}: {one.said[0]}" if one.said else f"{of}: {one.recommended}")
+        notes += [f"{of}: {line}" if len(found.recommendations) > 1 else line for line in one.said[1:]]
         measure = "KL" if one.by == "kl" else "ΔNLL"
         shown += [(f"Verified on fresh windows: {of}", _verified(one, measure)), (f"Race: {of}", _race(one, measure))]
-    return Section("recommended", "Recommended", text, tables=shown)
+    return Section("recommended", "Recommended", text, tables=shown, notes=notes)
 
 
 def _verified(one: Recommendation, measure: str) -> Table:
@@ -135,6 +136,7 @@ def _bars(bench: Bench, folder: str, keys: Keys) -> list[Chart]:
                     columns,
                     said,
                     data,
+                    line=charts.LINE,
                 )
             )
     return made

@@ -29,10 +29,11 @@ KL_COLUMNS = [
 
 
 def table_section(cells: Sequence[Cell]) -> Section:
-    notes = []
+    said: dict[str, list[str]] = {}
     for cell in cells:
-        of = f"{cell.name}: " if len(cells) > 1 else ""
-        notes += [of + line for line in run_tables.notes([row for _, row in cell.rows.values()])]
+        for line in run_tables.notes([row for _, row in cell.rows.values()]):
+            said.setdefault(line, []).append(cell.name)
+    notes = [line if len(names) == len(cells) else f"{'; '.join(names)}: {line}" for line, names in said.items()]
     return Section(
         "table",
         "Every scheme",

@@ -35,9 +35,6 @@ class Glance:
 def glance(cells: Sequence[Cell], failed: dict[str, str], keys: Keys) -> Glance | None:
     """None where there is no run with a scheme that could be scored."""
     chosen = main_cells(cells)
-    names = names_by_axes([cell.run for cell in chosen])
-    if len(set(names)) == len(names) > 1:  # shorter, without what all of them have
-        chosen = [replace(cell, name=name) for cell, name in zip(chosen, names, strict=True)]
     grid = _grid(chosen, failed)
     regrets = [] if grid is None else _without_repeats(Carried(grid).regret(BUDGETS))
     if grid is None or not regrets:
@@ -55,12 +52,21 @@ def glance(cells: Sequence[Cell], failed: dict[str, str], keys: Keys) -> Glance 
 
 
 def main_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Those of the prefix that most rows are of; all of them where two prefixes have equally many."""
+    """Those of the prefix that most rows are of, under names without what all of them have; all of them where two prefixes have equally
+    many rows."""
+    chosen = [cells[i] for i in main_places(cells)]
+    names = names_by_axes([cell.run for cell in chosen])
+    if len(set(names)) < len(names) or len(names) < 2:
+        return chosen
+    return [replace(cell, name=name) for cell, name in zip(chosen, names, strict=True)]
+
+
+def main_places(cells: Sequence[Cell]) -> list[int]:
     rows: dict[int, int] = {}
     for cell in cells:
         rows[_prefix(cell)] = rows.get(_prefix(cell), 0) + len(cell.rows)
     most = [prefix for prefix, count in rows.items() if count == max(rows.values())]
-    return [cell for cell in cells if len(most) > 1 or _prefix(cell) == most[0]]
+    return [i for i, cell in enumerate(cells) if len(most) > 1 or _prefix(cell) == most[0]]
 
 
 def _prefix(cell: Cell) -> int:

@@ -73,7 +73,7 @@ def vega_bundle() -> str:
 def contents(found: Any, command: str) -> dict[str, Any]:
     """Everything that the page shows, as JSON has it."""
     from kvdelta.analysis.pages.evidence import files_of
-    from kvdelta.analysis.pages.glance import glance, main_cells
+    from kvdelta.analysis.pages.glance import glance, main_cells, main_places
     from kvdelta.analysis.pages.rows import page_rows
     from kvdelta.analysis.pages.sections import sections_of
 
@@ -87,7 +87,8 @@ def contents(found: Any, command: str) -> dict[str, Any]:
         "glance": None if top is None else vars(top),
         "rows": packed(rows),
         "runs": [cell.name for cell in found.cells],
-        "main": [found.cells.index(cell) for cell in main_cells(found.cells)],
+        "main": main_places(found.cells),
+        "main_names": [cell.name for cell in main_cells(found.cells)],
         "sections": sections,
         "files": files_of(found),
         "left_out": "",

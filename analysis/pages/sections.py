@@ -6,7 +6,7 @@ from typing import Any
 
 from kvdelta.analysis.pages import choices, compared, evidence, grown, kivi, layers
 from kvdelta.analysis.pages.found import Found
-from kvdelta.analysis.pages.glance import main_cells
+from kvdelta.analysis.pages.glance import main_places
 from kvdelta.analysis.pages.keys import Keys
 from kvdelta.analysis.pages.parts import Section
 
@@ -27,7 +27,7 @@ MAKES = {
 def sections_of(found: Found, rows: Sequence[dict[str, Any]], keys: Keys, command: str) -> list[Section]:
     """A section without records is none; the last one says what would fill it."""
     fronts = Counter(row["s"] for row in rows if row["front"])  # in how many runs
-    main = [found.cells.index(cell) for cell in main_cells(found.cells)]
+    main = main_places(found.cells)
     made = [
         kivi.kivi_section(found.measured),
         compared.table_section(found.cells) if found.cells else None,
@@ -43,7 +43,7 @@ def sections_of(found: Found, rows: Sequence[dict[str, Any]], keys: Keys, comman
         choices.costs_section(found, keys),
         evidence.audit_section(found.cells),
         evidence.provenance_section(found, command),
-        evidence.data_section(),
+        evidence.data_section() if found.cells else None,
     ]
     shown = [section for section in made if section is not None]
     return [*shown, *absent(found, shown)]

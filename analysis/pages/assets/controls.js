@@ -28,10 +28,11 @@ function controls() {
   only.querySelector("input").checked = false;
   const clear = button("Clear choice", () => { state.chosen.clear(); changed(); });
   filters.append(fieldset("Chosen schemes", [only, make("div", { class: "buttons" }, clear)]));
-  side.append(contents, filters);
+  side.append(contents);
+  if (schemes.length) side.append(filters);
   listeners.push(() => {
-    const count = rows.filter(shown).length;
-    status.textContent = `${count} of ${rows.length} rows` + (state.chosen.size ? `, ${state.chosen.size} chosen` : "");
+    const parts = [rows.length && `${rows.filter(shown).length} of ${rows.length} rows`, state.chosen.size && `${state.chosen.size} chosen`];
+    status.textContent = parts.filter(Boolean).join(", ");
     clear.disabled = !state.chosen.size;
   });
 }

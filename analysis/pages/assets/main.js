@@ -59,7 +59,7 @@ async function draw() {
     const place = document.getElementById(one.id);
     const panels = make("div", { class: one.charts.length > 1 ? "panels" : "" });
     if (one.charts.length) place.append(panels);
-    for (const each of one.charts) await chart(each, panel(panels), each.data ? unpacked(each.data) : rows.filter((row) => page.main.includes(row.run) && !row.refused && !row.lossless && isNumber(row.bits) && row.kl > 0).map((row) => ({ ...row, facet: row.cell })));
+    for (const each of one.charts) await chart(each, panel(panels), each.data ? unpacked(each.data) : rows.filter((row) => page.main.includes(row.run) && !row.refused && !row.lossless && isNumber(row.bits) && row.kl > 0).map((row) => ({ ...row, facet: page.main_names[page.main.indexOf(row.run)] })));
     for (const each of one.tables) {
       const table = plainTable(each.header, each.body, each.header.length ? "" : "record");
       if (each.header.length) place.append(each.title ? make("h3", {}, each.title) : "", table);
@@ -81,7 +81,10 @@ function panel(panels) {
 async function start() {
   theme();
   top_();
-  addEventListener("beforeprint", () => document.querySelectorAll("details.record").forEach((one) => { one.open = true; }));
+  const closed = [];
+  addEventListener("beforeprint", () => closed.push(...document.querySelectorAll("details.record:not([open])")));
+  addEventListener("beforeprint", () => closed.forEach((one) => { one.open = true; }));
+  addEventListener("afterprint", () => closed.splice(0).forEach((one) => { one.open = false; }));
   sections();
   controls();
   if (document.getElementById("table")) table();

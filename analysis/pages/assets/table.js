@@ -46,7 +46,7 @@ function table() {
   const section = document.getElementById("table");
   const heads = COLUMNS.map((column) => {
     const by = make("button", { type: "button" }, column.title);
-    const head = make("th", { scope: "col", "aria-sort": "none", "data-column": column.name, class: column.text ? "left" : null }, by);
+    const head = make("th", { scope: "col", "aria-sort": "none", "data-column": column.name, class: `col-${column.name}${column.text ? " left" : ""}` }, by);
     by.addEventListener("click", () => {
       order.down = order.name === column.name ? !order.down : false;
       order.name = column.name;
@@ -90,7 +90,7 @@ function line(row) {
       if (AXES.some(([axis]) => axis === column.name)) cells.push(make("td", { class: "left" }, column.cell(row)));
       return cells;
     }, []).concat(make("td", { class: "wide", colspan: COLUMNS.length }, make("span", { class: "tag loses" }, row.verdict), ` ${row.refused}`))
-    : COLUMNS.slice(1).map((column) => make("td", { class: column.name === "model" || column.name === "text" ? "name" : column.text ? "left" : null }, ...[column.cell(row)].flat()));
+    : COLUMNS.slice(1).map((column) => make("td", { class: `col-${column.name} ${column.name === "model" || column.name === "text" ? "name" : column.text ? "left" : ""}` }, ...[column.cell(row)].flat()));
   const element = make("tr", { "data-s": row.s, tabindex: "-1" }, head, ...rest);
   element.addEventListener("mouseenter", () => hover(row.s));
   element.addEventListener("mouseleave", () => hover(-1));
