@@ -186,7 +186,7 @@ class _Running:
         def tried(level: int) -> Any:
             return attempt(self.model, maker, task, length, depths, level)
 
-        self._add_cell(search(task, length, range(1, len(levels) + 1), tried, self.on_note))
+        self._add_cell(search(task, length, maker.levels(task, length), tried, self.on_note))
 
     def _add_cell(self, cell: Cell) -> None:
         if all((one.task, one.length) != (cell.task, cell.length) for one in self.record.cells):

@@ -15,7 +15,7 @@ import torch
 from kvdelta.harness.subject.windows import Window
 from kvdelta.harness.tasks.drafts import TASKS, Draft
 from kvdelta.harness.tasks.haystack import Haystack, encoded
-from kvdelta.harness.tasks.levels import Level, named
+from kvdelta.harness.tasks.levels import LADDERS, Level, named
 from kvdelta.schemes.errors import UserError
 
 
@@ -89,6 +89,19 @@ class Maker:
             depth=None if drafted.asked is None else depth,
             at=at,
         )
+
+    def levels(self, task: str, length: int) -> list[int]:
+        """Those of its ladder, from 1, that a context of this length has room for. UserError where it has none even for the easiest."""
+        fits = []
+        for number, level in enumerate(LADDERS[task], 1):
+            try:
+                self.sample(task, level, length, 0, 0.0, searching=True)
+            except NoRoom:
+                if number == 1:
+                    raise
+            else:
+                fits.append(number)
+        return fits
 
     def _intro(self, draft: Draft) -> list[int]:
         return [*([] if self.bos is None else [self.bos]), *encoded(self.tokenizer, [draft.intro])[0]]
@@ -166,7 +179,11 @@ def check_known(tokenizer: Any, pieces: Sequence[Sequence[int]], answers: Sequen
             )
 
 
-def _too_short(task: str, level: Level, length: int) -> UserError:
-    return UserError(
+class NoRoom(UserError):
+    """A context is too short for a level."""
+
+
+def _too_short(task: str, level: Level, length: int) -> NoRoom:
+    return NoRoom(
         f"task {task} ({named(level)}): a context of {length} tokens has no room for it; give a longer --length"
     )

@@ -1,6 +1,7 @@
 """A tiny random model that reads bytes, so that it can be fed any task, and a text to hide things in."""
 
 import pytest
+
 from kvdelta.harness.subject.model import LoadedModel
 
 from ...conftest import tiny_config

@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+
 from kvdelta.harness.subject.text import load_text
 from kvdelta.harness.tasks.drafts import TASKS
 from kvdelta.harness.tasks.haystack import Haystack
@@ -34,7 +35,7 @@ def test_a_sample_is_of_its_seed_and_fills_its_length(maker, task, level):
     assert (
         len(one.context) == LENGTH if hidden else LENGTH - 120 < len(one.context) <= LENGTH
     )  # a line more would not fit
-    assert [one.answer[a:b] for a, b in one.spans] and one.spans[-1][1] == len(one.answer)
+    assert [token for a, b in one.spans for token in one.answer[a:b]] == list(one.answer)
     assert 0 < one.chance < 1
 
 
@@ -113,6 +114,13 @@ def test_too_little_room(maker, refused):
         maker.sample("vt", LADDERS["vt"][3], 300, 0, 0.5)
     with refused("task kv .* 128 tokens has no room"):
         maker.sample("kv", LADDERS["kv"][3], 128, 0, 0.5)
+
+
+def test_levels_that_have_no_room_are_not_tried(maker, refused):
+    assert maker.levels("niah-multikey", LENGTH) == [1, 2, 3, 4]
+    assert maker.levels("niah-multikey", 700) == [1, 3, 4]  # 16 needles and no hay
+    with refused("task niah-multikey .keys 4, digits 4.: a context of 200 tokens has no room"):
+        maker.levels("niah-multikey", 200)
 
 
 def test_an_answer_that_is_not_in_the_vocabulary(refused, files):
