@@ -21,15 +21,16 @@ def name_of(page):
 
 
 def typed(page):
-    """The kvdelta commands of a page, in blocks and in sentences, each as its words."""
+    """The kvdelta commands of a page, in sentences and in blocks: (its words, whether it stands in a sentence)."""
     text = page.read_text()
-    found = INLINE.findall(FENCED.sub("", text).replace("\n", " "))
+    sentences = INLINE.findall(FENCED.sub("", text).replace("\n", " "))
+    found = []
     for language, block in FENCED.findall(text):
         if language in ("sh", "bash", "console", ""):
             lines = block.replace("\\\n", " ").splitlines()
             prompted = [line[2:] for line in lines if line.startswith("$ ")]
             found += [line for line in (prompted if language == "console" or prompted else lines) if "kvdelta " in line]
-    return [words for line in found if (words := words_of(line))]
+    return [(words, lines is sentences) for lines in (sentences, found) for line in lines if (words := words_of(line))]
 
 
 def words_of(line):
