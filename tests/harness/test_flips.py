@@ -1,8 +1,9 @@
 """The exact test of changed answers is scipy's binomial test."""
 
 import pytest
-from kvdelta.harness.flips import mcnemar
 from scipy import stats
+
+from kvdelta.harness.flips import mcnemar
 
 
 @pytest.mark.parametrize("lost", range(0, 13, 3))
