@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from kvdelta.analysis.reading.evaluations import GOLD, Flip, TaskFigure, figures
+from kvdelta.analysis.reading.evaluations import GOLD, Flip, TaskFigure, at_chance, figures
 from kvdelta.analysis.reading.tables import Table, chance, interval, number, table
 from kvdelta.harness.records.evaluation import Evaluation, TaskRecord
 
@@ -97,6 +97,11 @@ def notes(record: Evaluation) -> list[str]:
                 f"{task.name}: {number(share)} % of its {task.requests} requests read nothing: continuations of one token, which the exact "
                 "prefill predicts"
             )
+        lines += [
+            f"{task.name}, {measure_name(metric)}: exact has {100 * share:.1f} %, no better than guessing ({100 * guessed:.1f} %): what flips "
+            "there says nothing of what a scheme loses"
+            for metric, share, guessed in at_chance(task)
+        ]
         if task.left_out:
             lines.append(f"{task.name}: left out, since no mean over items: {', '.join(task.left_out)}")
         for row in task.rows:

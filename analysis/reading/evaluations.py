@@ -135,6 +135,20 @@ def mcnemar(lost: int, won: int) -> float:
     return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
+def at_chance(task: TaskRecord) -> Iterator[tuple[str, float, float]]:
+    """Measures that are 0 or 1, of choices, in which exact is not shown to be better than who guesses (exact binomial test, one-sided, at
+    5 %): name, its share, and the guesser's. What a scheme changes there says nothing of what it loses."""
+    if not all(task.lengths):
+        return
+    guessed = float(np.mean([1 / len(item) for item in task.lengths]))
+    for metric in task.rows[0].metrics:
+        exact = values(task, task.rows[0], metric)
+        if np.isin(exact, (0, 1)).all():
+            right = int(exact.sum())
+            if stats.binomtest(right, len(exact), guessed, alternative="greater").pvalue > 0.05:
+                yield metric, right / len(exact), guessed
+
+
 def _share(part: Sequence[int], whole: Sequence[int]) -> float:
     return sum(part) / sum(whole) if sum(whole) else 0.0
 

@@ -127,6 +127,7 @@ def _begun(options: Options, settings: EvaluationSettings, loaded: LoadedModel) 
     return Evaluation(
         kvdelta=settings.versions["kvdelta"],
         command=options.command,
+        flags=dict(options.flags),
         commit=settings.commit,
         model_name=loaded.name,
         layers=loaded.model.config.get_text_config(decoder=True).num_hidden_layers,

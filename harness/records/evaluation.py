@@ -85,6 +85,9 @@ class Evaluation(Record):
     kvdelta: str
     status: Literal["running", "complete"] = "running"
     command: str
+    flags: dict[str, Any] = Field(
+        default_factory=dict
+    )  # of the command, with what they came to; --config takes them again
     commit: str | None
     model_name: str
     layers: int

@@ -45,6 +45,7 @@ def test_tasks_are_answered_shown_again_and_verified(answer, kvdelta):
     assert again[:2] == (0, out)
     assert "printed again" in again[2]
     assert "2 tasks, 12 items, complete" in kvdelta("verify", "run")[1]
+    assert json.loads(Path("run/lm-eval.json").read_text())["flags"]["tasks"] == ["endings,numbers"]
     assert "| scheme |" in kvdelta("show", "run", "--format", "md")[1]
     rows = json.loads(kvdelta("show", "run", "--format", "json")[1])
     lines = list(csv.DictReader(io.StringIO(kvdelta("show", "run", "--format", "csv")[1])))

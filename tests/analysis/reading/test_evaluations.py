@@ -145,7 +145,7 @@ def test_a_row_that_cannot_be_believed_shows_no_score(gold):
     assert line["score"] == "audit failed"
     assert line["difference [95 %]"] == line["p (Holm)"] == "–"
     assert line["read K"] == "0.600"
-    notes = evaluation_tables.notes(one)
+    notes = [line for line in evaluation_tables.notes(one) if "guessing" not in line]
     assert "25.0 % of its 24 requests read nothing" in notes[0]
     assert "left out" in notes[1]
     assert "kivi2: reads no keys from packed storage: " in notes[2]
@@ -160,3 +160,14 @@ def test_losses_that_are_no_numbers_have_no_interval(gold):
     row = next(row for row in rows if (row.metric, row.scheme) == (GOLD, "int2"))
     assert np.isnan([row.score, row.delta, row.p]).all()
     assert row.plain()["score"] is None
+
+
+@pytest.mark.parametrize(("right", "said"), [(5, True), (6, True), (9, True), (10, False), (12, False)])
+def test_who_is_no_better_than_guessing_is_said(gold, right, said):
+    """Of 12 items with two choices 10 and more are 79 of 4096."""
+    exact = scored("exact", 0, gold)
+    exact.metrics = {"acc,none": [1.0] * right + [0.0] * (ITEMS - right)}
+    one = task([exact, exact.model_copy(update={"label": "int4"})], gold)
+    assert [metric for metric, _, _ in evaluations.at_chance(one)] == ["acc,none"] * said
+    notes = " ".join(evaluation_tables.notes(record(one)))
+    assert ("no better than guessing (50.0 %)" in notes) == said
