@@ -1,5 +1,7 @@
 """Of README.md and the pages that have few figures, and what else no record has."""
 
+from kvdelta.analysis.pages import glance, page, rows
+from kvdelta.harness import statistics
 from kvdelta.harness.subject import data_sets
 from tests.docs.claiming import EXIT_CODES, Claim, Unchecked
 from tests.docs.claims.findings import FAMILIES
@@ -17,6 +19,10 @@ CLAIMS = (
         lambda: [len(carried_grid(FAMILIES).grid.names), len(run(places(FAMILIES)[0]).windows)],
     ),
     Claim("a text is cut to its first {} million characters", lambda: [data_sets.MOST / 1e6]),
+    Claim("for budgets of {}, {}, {}, {}, {} and {} measured bits", lambda: glance.BUDGETS),
+    Claim("corrected for the rows of a run, is under {};", lambda: [rows.LEVEL]),
+    Claim("A page is never over {} MB", lambda: [page.LARGEST / 1e6]),
+    Claim("the exact sign-flip test for up to {} windows", lambda: [statistics.FLIPPED]),
     Claim("the next model reverses a quarter of the order", reversed_pairs),
     Claim(
         "a ΔNLL below 0 with a KL of {}",
@@ -25,6 +31,24 @@ CLAIMS = (
 )
 
 UNCHECKED = (
+    Unchecked("from the package index (93 MB)", "the size of a package"),
+    Unchecked("Windows: 2048 tokens, the last 512 the suffix", "defaults of the command"),
+    Unchecked(
+        "a test at 1 % shows, where there are fewer windows than 25 times its square", "of harness/statistics.py"
+    ),
+    Unchecked("Give it 20 batches a process or more", "advice"),
+    Unchecked("A launcher ends with 1 whatever", EXIT_CODES),
+    Unchecked("fails with exit code 3", EXIT_CODES),
+    Unchecked("The command ends with 4 where something failed", EXIT_CODES),
+    Unchecked(
+        "(transformers 5.24.0, torch 2.13.0, hqq 0.2.8.post1, optimum-quanto 0.2.7; on a CPU, 2 to 10 s a cache.)",
+        "versions, and a timing of the command above it",
+    ),
+    Unchecked("of 131 tokens `crop(-7)` leaves 128 and a length of 131", "an example of the check of crop"),
+    Unchecked("in 5.17 `DynamicCache.reset` leaves", "a version of transformers"),
+    Unchecked("end in an IndexError until 5.24; `StaticCache` has no `crop` before 5.24", "versions of transformers"),
+    Unchecked("A CRC-32 misses one in 2³²", "of its definition"),
+    Unchecked("the process ends 30 s later", "a constant of harness/time_limit.py"),
     Unchecked(
         "Exit codes: 0 done; 1 a fault of kvdelta, with a traceback; 2 a user error, in one line; 3 an audit failed: a row that cannot be believed; 4 a row failed",
         EXIT_CODES,
