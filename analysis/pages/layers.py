@@ -16,7 +16,7 @@ from kvdelta.schemes.errors import UserError
 
 SHOWN = ("key_error", "value_error", "attention_kl", "output_both")
 SIDE_NAMES = {"key": "keys", "value": "values", "both": "keys and values", "pre_rope_key": "keys before RoPE"}
-TAGGED = ("right", "left")  # where the layers that cost most are named
+TAGGED = ("left", "right")  # where the layers that cost most are named
 BEST = {"layers": 2, "schemes": 3}  # measures of a question that are drawn
 LAYER = "layer"
 

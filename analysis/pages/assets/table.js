@@ -5,12 +5,12 @@ const ranged = (figure, low, high) => [figure, make("span", { class: "range" }, 
 
 const COLUMNS = [
   { name: "scheme", title: "scheme", value: (row) => row.scheme, text: true },
-  ...AXES.filter(([axis]) => several(axis)).map(([axis, title]) => (
-    { name: axis, title: axis === "prefix" ? "cached" : title.toLowerCase(), value: (row) => sources[row.c][axis], cell: (row) => String(sources[row.c][axis]), text: axis !== "prefix" })),
   { name: "bits", title: "bits", value: (row) => row.bits, cell: (row) => FORMATS.bits(row.bits) },
   { name: "kl", title: "KL [95 %]", value: (row) => row.kl, cell: (row) => (row.lossless ? FORMATS.nats(row.kl) : ranged(FORMATS.nats(row.kl), FORMATS.nats(row.kl_low), FORMATS.nats(row.kl_high))) },
   { name: "delta_nll", title: "ΔNLL [95 %]", value: (row) => row.delta_nll, cell: (row) => (row.lossless ? "–" : ranged(signed(row.delta_nll), signed(row.delta_nll_low), signed(row.delta_nll_high))) },
   { name: "verdict", title: "ΔNLL shows", value: (row) => row.verdict, cell: tag, text: true },
+  ...AXES.filter(([axis]) => several(axis)).map(([axis, title]) => (
+    { name: axis, title: axis === "prefix" ? "cached" : title.toLowerCase(), value: (row) => sources[row.c][axis], cell: (row) => String(sources[row.c][axis]), text: axis !== "prefix" })),
   { name: "compression", title: "× smaller", value: (row) => row.compression, cell: (row) => FORMATS.bits(row.compression) },
   { name: "p_holm", title: "p (Holm)", value: (row) => row.p_holm, cell: (row) => FORMATS.chance(row.p_holm) },
   { name: "ppl", title: "perplexity", value: (row) => row.ppl, cell: (row) => (isNumber(row.ppl) ? row.ppl.toFixed(4) : "–") },
@@ -28,6 +28,13 @@ function tag(row) {
   return make("span", { class: `tag ${kind}` }, row.verdict);
 }
 
+const MEASURED = 4; // columns in whose place a row that is refused says why
+const KEPT = new Set(["scheme", "compression", "key_coverage", "value_coverage", ...AXES.map(([axis]) => axis)]); // what it has, which is no score
+for (const column of COLUMNS.filter((one) => !KEPT.has(one.name) && one.name !== "verdict")) {
+  const { value, cell } = column;
+  column.value = (row) => (row.refused ? null : value(row));
+  column.cell = (row) => (row.refused ? "–" : cell(row));
+}
 const order = { name: "", down: false };
 
 function sorted(list) {
@@ -85,12 +92,9 @@ function line(row) {
   box.checked = state.chosen.has(row.s);
   box.addEventListener("change", () => choose(row.s));
   const head = make("th", { scope: "row" }, make("label", {}, box, swatch(row.s), make("span", {}, row.scheme + (row.evicts ? " †" : ""))));
-  const rest = row.refused
-    ? COLUMNS.slice(1).reduce((cells, column) => {
-      if (AXES.some(([axis]) => axis === column.name)) cells.push(make("td", { class: "left" }, column.cell(row)));
-      return cells;
-    }, []).concat(make("td", { class: "wide", colspan: COLUMNS.length }, make("span", { class: "tag loses" }, row.verdict), ` ${row.refused}`))
-    : COLUMNS.slice(1).map((column) => make("td", { class: `col-${column.name} ${column.name === "model" || column.name === "text" ? "name" : column.text ? "left" : ""}` }, ...[column.cell(row)].flat()));
+  const cells = COLUMNS.map((column) => make("td", { class: `col-${column.name} ${column.name === "model" || column.name === "text" ? "name" : column.text ? "left" : ""}` }, ...[column.cell ? column.cell(row) : ""].flat()));
+  const why = make("td", { class: "wide", colspan: MEASURED }, make("span", { class: "tag loses" }, row.verdict), ` ${row.refused}`);
+  const rest = row.refused ? [why, ...cells.slice(1 + MEASURED)] : cells.slice(1);
   const element = make("tr", { "data-s": row.s, tabindex: "-1" }, head, ...rest);
   element.addEventListener("mouseenter", () => hover(row.s));
   element.addEventListener("mouseleave", () => hover(-1));

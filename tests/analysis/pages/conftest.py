@@ -14,6 +14,7 @@ from kvdelta.harness.records.run_folder import load_run, save_run
 
 RESULTS = Path(__file__).parents[3] / "results"
 HOSTILE = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$x$ \x1b[31m")
+UNREAD = "cache not read"
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run", "--hide-scrollbars",
@@ -44,6 +45,7 @@ def hostile_run() -> Run:
     run.command = f"kvdelta compare --scheme '{HOSTILE[1]}'"
     run.contenders[2].label, run.contenders[3].label = HOSTILE[0], HOSTILE[1]
     run.contenders[4].note, run.contenders[5].error = HOSTILE[2] + HOSTILE[0], HOSTILE[1] + HOSTILE[0]
+    run.audit.failures = {run.contenders[6].label: [UNREAD]}
     for window in run.windows:
         window.nll[5] = window.kl[5] = window.probability[5] = float("nan")
     return run

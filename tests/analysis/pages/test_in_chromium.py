@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from .conftest import UNREAD, data_of, rows_of
+
 WIDTHS = (390, 820, 1440)
 LIT = "return [...document.querySelectorAll('#rows tbody tr.hot th span')].map((one) => one.textContent)"
 DIMMED = """const found = [...document.querySelectorAll('.chart')].map((chart) => [...chart.querySelectorAll('.mark-symbol path, .mark-rect path')]
@@ -156,6 +158,19 @@ def test_hostile_names_stay_text(reader, hostile):
     assert "</script><script>alert(2)</script>" in text
     assert "\\x1b[31m" in text
     assert "failed: </script>" in text
+
+
+def test_what_cannot_be_believed_has_no_score(reader, hostile):
+    page = reader.open(hostile, hash="hostile")
+    lines = page.ask("return [...document.querySelectorAll('#rows tbody tr')].map((one) => one.innerText)")
+    refused = [line for line in lines if UNREAD in line]
+    assert len(refused) == 1
+    row = next(row for row in rows_of(data_of(hostile)) if row["verdict"] == UNREAD)
+    assert f"{row['ppl']:.4f}" not in refused[0]
+    assert f"{row['kl']:.2g}" not in refused[0]
+    drawn = page.ask("return [...document.querySelectorAll('#front text')].map((one) => one.textContent)")
+    assert row["scheme"] not in drawn
+    assert "hqq4" in drawn
 
 
 @pytest.mark.parametrize("width", WIDTHS)
