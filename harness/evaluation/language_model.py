@@ -4,17 +4,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from kvdelta.harness.audit import Reads
 from kvdelta.harness.caches.contenders import Contender, SchemeContender, contender_of
 from kvdelta.harness.caches.scheme import SchemeCache
 from kvdelta.harness.evaluation.answers import Answer, Answers, Tokens, told_apart
-from kvdelta.harness.evaluation.library import ROLLING, quiet
+from kvdelta.harness.evaluation.library import EXTRA, ROLLING, quiet
 from kvdelta.harness.subject.forward import cache_keyword
 from kvdelta.harness.subject.model import LoadedModel
 from kvdelta.schemes.errors import UserError
+
+try:
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise ImportError(f"SchemeLM is a model of lm-evaluation-harness, which is not installed: {EXTRA}") from error
 
 Item = tuple[str | None, int | None]
 """Task and document."""

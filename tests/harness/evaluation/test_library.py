@@ -1,5 +1,6 @@
 """Which tasks can be had, and one line for those that cannot."""
 
+import importlib
 import sys
 
 import pytest
@@ -64,6 +65,10 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(folder, refused, monkeypat
 
 
 def test_without_the_library_its_extra_is_named(refused, monkeypatch):
+    monkeypatch.delitem(sys.modules, "kvdelta.harness.evaluation.language_model", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with refused(r"lm-evaluation-harness cannot be imported .*: pip install 'kvdelta\[lm-eval\]'"):
         load_tasks(["endings"], None)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(ImportError, match=r"pip install 'kvdelta\[lm-eval\]'"):
+        importlib.import_module("kvdelta.harness.evaluation.language_model")
