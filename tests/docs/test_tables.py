@@ -19,7 +19,7 @@ NO_FIGURES = "says what something is; its digits are names and settings"
 NOT_FROM_RECORDS = {
     ("protocol", "", ""): NO_FIGURES + ", and a timing with its command",
     ("column", "what it is"): NO_FIGURES,
-    ("trap", "what happens", "see it"): NO_FIGURES + "; what was measured is claimed in tests/docs/claims/traps.py",
+    ("trap", "what happens", "see it"): NO_FIGURES + "; what was measured is claimed by its words in tests/docs/claims",
     (
         "tried",
         "how often",
