@@ -70,6 +70,7 @@ class Answers:
     planned: int = 0
     first_context: Tokens | None = None  # that was answered, for controls
     _kept: dict[Any, list[Any]] = field(default_factory=dict)
+    _reads: dict[Any, dict[int, Reads]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_continues(self.model)
@@ -132,7 +133,11 @@ class Answers:
                     rows = torch.cat([rows, logits])
             for layer, more in observer.stop().reads.items():
                 reads[layer].add(more)
-        return rows, reads
+        return rows, self._once(reads)
+
+    def _once(self, reads: dict[int, Reads]) -> dict[int, Reads]:
+        """The same object for the same counts: a large task has 100,000s of answers, and few that differ in what they read."""
+        return self._reads.setdefault(tuple((i, one.pairs, one.key, one.value) for i, one in reads.items()), reads)
 
     def _nothing_read(self, cache: SchemeCache, tokens: int) -> dict[int, Reads]:
         """By stored layer, the pairs of one query that attends to so many tokens, all exact."""
@@ -149,7 +154,7 @@ class Answers:
             observer.watch()
             with drawn_alike(f"{context} {how}"):
                 tokens = generate(cache)
-            reads = self._nothing_read(cache, 0) | observer.stop().reads
+            reads = self._once(self._nothing_read(cache, 0) | observer.stop().reads)
             written.append(Written(reads, len(context), counted, elements, tokens[0].tolist()))
         return written
 
