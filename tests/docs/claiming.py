@@ -42,7 +42,7 @@ def values_of(claim: Claim) -> tuple[list[float], bool]:
 
 SETTING = re.compile(
     r"\b\d+(?: and \d+|, \d+(?: and \d+)?)? bits?\b|\b\d-bit\b|\bK \d(?:, V \d| and V \d or \d)?\b|\bV \d\b|steps? (?:of )?\d+|pass \d|\b95 %"
-    r"|groups of \d+|residual of \d+|Python \d\.\d+|transformers \d\.\d+|\d (?:CPU )?cores|issue \d+|temperature \d|\d+ tokens\b|`[^`]*`"
+    r"|groups of \d+|residual of \d+|Python \d\.\d+|transformers \d\.\d+|\d (?:CPU )?cores|issue \d+|arXiv \d+\.\d+|et al\. \d+|temperature \d|\d+ tokens\b|`[^`]*`"
 )
 """Numbers that say what was asked for, not what came out; and what stands in backticks."""
 STANDING = re.compile(r"(?<![\w.,/–-])[+−]?\d[\d,.:]*\w*")
