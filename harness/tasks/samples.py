@@ -53,12 +53,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes samples of the tasks for one model's tokenizer. bos: begins every context; haystack: of tasks that hide lines in a text."""
+    """Makes samples of the tasks for one model's tokenizer. bos: begins every context; haystack: of tasks that hide lines in a text. positions:
+    of the model, None without a limit."""
 
     tokenizer: Any
     bos: int | None
     haystack: Haystack
     seed: int
+    positions: int | None = None
 
     def sample(
         self, task: str, level: Level, length: int, number: int, depth: float, *, searching: bool = False
@@ -77,6 +79,12 @@ class Maker:
         question, pieces = drafted.question, _pieces(drafted)
         ids = encoded(self.tokenizer, [question, *pieces])
         check_known(self.tokenizer, ids[1:], drafted.answers, f"task {task}")
+        total = len(context) + sum(map(len, ids))
+        if self.positions is not None and total > self.positions:
+            raise UserError(
+                f"task {task} has {total} tokens with its question and answer, the model has {self.positions} positions; give a "
+                "shorter --length"
+            )
         return Sample(
             task=task,
             length=length,

@@ -86,7 +86,7 @@ def test_a_bad_line_of_a_task_file_is_named(kvdelta, files, mine):
 
 def test_a_task_that_the_vocabulary_cannot_say(kvdelta, files):
     words = ["--model", str(files / "model"), "--text", str(files / "text.txt"), "--task", "kv", "--length", "128"]
-    code, _, err = kvdelta("tasks", *words, *HERE)
+    code, _, err = kvdelta("tasks", *words, "--scheme", "int4", *HERE)
     assert code == 2
     assert "task kv: the answer '" in err
 

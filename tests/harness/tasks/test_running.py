@@ -208,6 +208,8 @@ def test_bad_input_with_a_model(loaded, options, refused):
         run_tasks(["int4"], replace(options, protocol="single-pass"), HOW, loaded=loaded)
     with refused("the model has 4096 positions"):
         run_tasks(["int4"], options, replace(HOW, lengths=(5000,)), loaded=loaded)
+    with refused("task kv has 4[0-9]{3} tokens with its question and answer, the model has 4096 positions"):
+        run_tasks(["int4"], options, replace(HOW, tasks=("kv",), lengths=(4090,)), loaded=loaded)
     with refused("a prefix of 130 tokens would leave every"):
         run_tasks(["kivi2:residual_length=256"], options, replace(HOW, lengths=(130,)), loaded=loaded)
 
