@@ -12,7 +12,18 @@ from tests.docs.claiming import Claim, Unchecked, unclaimed, values_of
 from tests.docs.markdown import pages, prose, sentences
 from tests.docs.printed import differences
 
-MODULE_NAMES = ("findings", "order", "elsewhere", "decoding", "choosing", "explaining", "engines", "lm_eval", "others")
+MODULE_NAMES = (
+    "findings",
+    "order",
+    "elsewhere",
+    "decoding",
+    "choosing",
+    "explaining",
+    "engines",
+    "lm_eval",
+    "tasks",
+    "others",
+)
 MODULES = [importlib.import_module(f"tests.docs.claims.{name}") for name in MODULE_NAMES]
 CLAIMS: list[Claim] = [claim for module in MODULES for claim in module.CLAIMS]
 BY_HAND = {

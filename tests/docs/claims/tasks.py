@@ -1,0 +1,53 @@
+"""Of docs/tasks.md: facts that are lost."""
+
+from functools import cache
+
+from kvdelta.analysis.reading.tasks import TaskRow, task_rows
+from kvdelta.harness.records.tasks import load_tasks
+from kvdelta.harness.tasks import difficulty, options
+from tests.docs.claiming import Claim, Unchecked
+from tests.docs.records import RESULTS, rows
+
+FOLDER = RESULTS / "tasks-cpu" / "smollm2"
+
+
+@cache
+def answered(task: str, scheme: str) -> TaskRow:
+    return next(row for row in task_rows(load_tasks(FOLDER)) if (row.task, row.scheme) == (task, scheme))
+
+
+def needles_of_int8():
+    return [answered(task, "int8").lost == 0 for task in ("niah-single", "niah-multikey", "kv")]
+
+
+def given_back():
+    """Perplexity of the demo, then samples and digits of the needle; the words say that none is given back."""
+    needle = answered("niah-single", "kivi2")
+    digits = int(needle.said.split()[-1])
+    return rows("demo")["kivi2"].delta_pct, needle.samples, digits, needle.match == 0
+
+
+def among_needles():
+    int4, exact = answered("niah-multikey", "int4"), answered("niah-multikey", "exact")
+    return 2, int4.delta_nll, int4.lost, exact.match, rows("demo")["int4"].delta_pct < 2
+
+
+CLAIMS = (
+    Claim(
+        "matches in {} % of them or less, and in at least {} % of those that guessing does not give",
+        lambda: [100 * difficulty.HIGH, 100 * difficulty.LOW],
+    ),
+    Claim("on samples that are not scored (`--search`, {})", lambda: [options.SEARCHED]),
+    Claim("{} samples of a task, 512 tokens, on one CPU core", lambda: [answered("niah-single", "exact").samples]),
+    Claim("`int8` loses no needle and no value", needles_of_int8),
+    Claim(
+        "`kivi2` costs {} % of perplexity on the packaged text ([demo]) and gives back none of {} numbers of {} digits",
+        given_back,
+    ),
+    Claim(
+        "`int4` costs less than {} % there; of a needle among needles it loses {} nats a token and {} of {} matches",
+        among_needles,
+    ),
+)
+
+UNCHECKED: tuple[Unchecked, ...] = ()
