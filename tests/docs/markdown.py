@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 FENCED = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)\s*?$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"(?:^\|.*\|[ \t]*\n?){2,}", re.MULTILINE)
+TAG = re.compile(r"</?[a-z][^<>]*>")
 TARGET = re.compile(r"\]\([^()\s]*\)")
 LABEL = re.compile(r"`([^`]+)`")
 
@@ -74,4 +75,4 @@ def prose() -> dict[str, str]:
 
 
 def one_line(text: str) -> str:
-    return " ".join(TARGET.sub("]", text).replace("**", "").split())
+    return " ".join(TARGET.sub("]", TAG.sub(" ", text)).replace("**", "").split())
