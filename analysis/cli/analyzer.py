@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvdelta.analysis.cli.flags import Format, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import Format, Schemes, Style, check_style, takes_options
 from kvdelta.analysis.cli.output import show_rows
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.analysis.reading.selection import checked_sides, indices
@@ -14,7 +14,6 @@ from kvdelta.harness.options import Options
 analyzer = typer.Typer()
 measuring = takes_options(windows=2, without=("until_se", "protocol", "step"))
 
-Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
 Layers = Annotated[str | None, typer.Option("--layers", help="such as 0,5,10-12; default: all")]
 
 

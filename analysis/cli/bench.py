@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvdelta.analysis.cli.flags import Format, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import Format, Schemes, Style, check_style, takes_options
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.harness.options import Options
 from kvdelta.schemes.errors import UserError
@@ -26,7 +26,6 @@ MODEL_ALONE = (
 )  # fmt: skip
 """Flags of windows and protocols, which these commands have not."""
 
-Schemes = Annotated[list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="after a warm-up")]
 Contexts = Annotated[str, typer.Option("--contexts", help="tokens in the cache, such as 2048,8192,32768")]
 Shape = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from kvdelta.analysis.cli.flags import Format, takes_options
+from kvdelta.analysis.cli.flags import Format, Schemes, takes_options
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.evaluation.options import EvaluationOptions
 from kvdelta.harness.options import Options
@@ -33,9 +33,7 @@ def lm_eval(
             "--tasks", metavar="NAME[,NAME…]", help="tasks, groups or tags of lm-evaluation-harness; repeatable"
         ),
     ] = None,
-    scheme: Annotated[
-        list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")
-    ] = None,
+    scheme: Schemes = None,
     include_path: Annotated[
         str | None,
         typer.Option("--include-path", metavar="FOLDER", help="a folder with the YAML files of tasks of your own"),

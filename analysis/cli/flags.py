@@ -23,6 +23,21 @@ Format = Annotated[
 Listed = Annotated[Literal["table", "md", "json", "csv"], typer.Option("--format", help="of the result on stdout")]
 """Of what is a list to read and has no figures to work with."""
 
+
+def scheme_names(incomplete: str) -> list[str]:
+    """What a shell completes: families, short names and names of engines."""
+    from kvdelta.schemes import SCHEMES
+    from kvdelta.schemes.engines import ENGINES
+
+    names = [name for family in SCHEMES.values() for name in (family.name, *family.short)]
+    names += [f"{engine}/{name}" for engine, known in ENGINES.items() for name in known]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`", autocompletion=scheme_names),
+]
 MatchTail = Annotated[
     int | None,
     typer.Option("--match-tail", min=0, help="so many newest tokens exact in every scheme, in place of its own window"),

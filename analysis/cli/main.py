@@ -23,7 +23,7 @@ from kvdelta.analysis.cli.check_cache import checking
 from kvdelta.analysis.cli.doctor import doctoring, show_version
 from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from kvdelta.analysis.cli.evaluating import Flips, evaluating, show_evaluation
-from kvdelta.analysis.cli.flags import Format, Layers, Listed, MatchSinks, MatchTail, takes_options
+from kvdelta.analysis.cli.flags import Format, Layers, Listed, MatchSinks, MatchTail, Schemes, takes_options
 from kvdelta.analysis.cli.from_records import from_records
 from kvdelta.analysis.cli.recommend import recommending
 from kvdelta.analysis.cli.recommended import show_recommendation
@@ -73,9 +73,7 @@ Sort = Annotated[
 @takes_options(without=("protocol", "step"), shared=True, rows=True)
 def compare(
     options: Options,
-    scheme: Annotated[
-        list[str] | None, typer.Option("--scheme", help="a scheme to score; repeatable; see `kvdelta schemes`")
-    ] = None,
+    scheme: Schemes = None,
     cache: Annotated[
         list[str] | None, typer.Option("--cache", metavar="FACTORY", help=f"a cache beside them, {FACTORY}; repeatable")
     ] = None,

@@ -7,7 +7,7 @@ import typer
 
 from kvdelta.analysis.cli.carry import Budgets, ByLoss, show_carried
 from kvdelta.analysis.cli.ending import ROW_FAILED
-from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Schemes, Style, check_style, takes_options
 from kvdelta.analysis.cli.starting import note
 from kvdelta.harness.options import Options
 from kvdelta.schemes.errors import UserError
@@ -57,9 +57,7 @@ def sweep(
             help="in place of window lengths: the same scored tokens under prefixes of so many tokens, 512,2K,16K",
         ),
     ] = None,
-    scheme: Annotated[
-        list[str] | None, typer.Option("--scheme", help="a scheme to score; repeatable; see `kvdelta schemes`")
-    ] = None,
+    scheme: Schemes = None,
     cache: Annotated[
         list[str] | None,
         typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),

@@ -88,3 +88,9 @@ def test_try(kvdelta):
     code, _, err = kvdelta("doctor", "--try")
     assert code == 0
     assert "the audit passed" in err.splitlines()[-1]
+
+
+def test_a_shell_completes_schemes():
+    assert {"kivi", "kivi2", "kivi4"} <= set(completed("kvdelta compare --scheme kiv"))
+    assert completed("kvdelta compare --scheme k4") == ["k4v3"]
+    assert "vllm/int4_per_token_head" in completed("kvdelta replay --scheme vllm/")
