@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvdelta.analysis.cli.flags import Format, Layers, takes_options
+from kvdelta.analysis.cli.flags import Format, Layers, Schemes, takes_options
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.options import Options
 from kvdelta.harness.tasks.levels import LADDERS
@@ -22,9 +22,7 @@ By = Annotated[Literal["task", "depth"], typer.Option("--by", help="tables by ta
 @takes_options(without=ITS_OWN)
 def tasks(
     options: Options,
-    scheme: Annotated[
-        list[str] | None, typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`")
-    ] = None,
+    scheme: Schemes = None,
     cache: Annotated[
         list[str] | None,
         typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
