@@ -36,11 +36,6 @@ def keys_of_qwen():
     return [int(exact.said.split()[-1]), exact.match, exact.samples, kivi2.lost, int4.lost, kivi2.p_match_holm > 0.05]
 
 
-def keys_of_qwen():
-    exact, int4, kivi2 = (answered("kv", scheme, "qwen") for scheme in ("exact", "int4", "kivi2"))
-    return int(exact.said.split()[-1]), exact.match, exact.samples, kivi2.lost, int4.lost
-
-
 CLAIMS = (
     Claim(
         "which has every key of {} characters right, {} of {}, loses {} with `kivi2` and {} with `int4`", keys_of_qwen
