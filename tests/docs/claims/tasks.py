@@ -38,9 +38,6 @@ def keys_of_qwen():
 
 CLAIMS = (
     Claim(
-        "which has every key of {} characters right, {} of {}, loses {} with `kivi2` and {} with `int4`", keys_of_qwen
-    ),
-    Claim(
         "matches in {} % of them or less, and in at least {} % of those that guessing does not give",
         lambda: [100 * difficulty.HIGH, 100 * difficulty.LOW],
     ),
