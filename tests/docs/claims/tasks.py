@@ -36,7 +36,17 @@ def keys_of_qwen():
     return [int(exact.said.split()[-1]), exact.match, exact.samples, kivi2.lost, int4.lost, kivi2.p_match_holm > 0.05]
 
 
+def in_short():
+    exact, int8, int4, kivi2 = (answered("niah-single", scheme) for scheme in ("exact", "int8", "int4", "kivi2"))
+    digits = int(exact.said.split()[-1])
+    return exact.match, exact.samples, digits, int4.match, int8.match == exact.match, kivi2.match == 0
+
+
 CLAIMS = (
+    Claim(
+        "SmolLM2 gives back {} of {} numbers of {} digits with exact and `int8`, {} with `int4` and none with `kivi2`",
+        in_short,
+    ),
     Claim(
         "matches in {} % of them or less, and in at least {} % of those that guessing does not give",
         lambda: [100 * difficulty.HIGH, 100 * difficulty.LOW],
