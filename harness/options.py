@@ -60,7 +60,9 @@ class Options:
     same_text: bool = _flag(False, "score a scheme on tokens that its calibration, or its map, was made from")
     offset: int = 0  # tokens of the text before its first window: so windows of several prefixes score the same tokens
     command: str = "kvdelta.harness.compare(…)"
-    flags: Mapping[str, Any] = field(default_factory=dict, compare=False)  # those of the command, with what they came to
+    flags: Mapping[str, Any] = field(
+        default_factory=dict, compare=False
+    )  # those of the command, with what they came to
 
     def by(self, protocols: Sequence[str], steps: Sequence[int] = ()) -> "list[Options]":
         """The same by several protocols, stepwise once for each step; the folder of each lies in `out`."""

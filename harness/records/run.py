@@ -164,7 +164,9 @@ class Header(Record):
     kvdelta: str
     status: Literal["running", "complete"] = "running"
     command: str
-    flags: dict[str, Any] = Field(default_factory=dict)  # of the command, with what they came to; --config takes them again
+    flags: dict[str, Any] = Field(
+        default_factory=dict
+    )  # of the command, with what they came to; --config takes them again
     commit: str | None
     model_name: str
     text_name: str

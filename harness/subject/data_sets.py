@@ -63,7 +63,7 @@ def parse_data_set(spec: str) -> DataSet:
         raise TextError(
             f'the text "{spec}" is not of the form {FORM}, such as hf:Salesforce/wikitext,wikitext-2-raw-v1:test:text'
         )
-    return DataSet(**{name: value and value.strip() for name, value in found.groupdict().items()})
+    return DataSet(found["name"].strip(), found["config"], found["split"], found["field"], found["revision"])
 
 
 def load_data_set(data_set: DataSet, called: str) -> tuple[str, dict[str, str]]:

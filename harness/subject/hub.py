@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -36,7 +37,9 @@ def asked() -> Iterator[None]:
         yield
         return
     os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported from here on
-    known = [sys.modules[name] for name in ("huggingface_hub.constants", "datasets.config") if name in sys.modules]
+    known: list[Any] = [
+        sys.modules[name] for name in ("huggingface_hub.constants", "datasets.config") if name in sys.modules
+    ]
     before = [module.HF_HUB_OFFLINE for module in known]
     for module in known:
         module.HF_HUB_OFFLINE = True

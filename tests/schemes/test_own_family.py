@@ -35,7 +35,9 @@ def test_the_file_that_the_docs_show_is_all_that_a_scheme_needs(tmp_path):
     for folder in ("kvdelta", "schemes", "harness", "analysis", "tests/schemes"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
-    blocks = re.findall(r"```python\n# (schemes/families/\w+\.py)\n(.*?)```", (ROOT / "docs" / "own-scheme.md").read_text(), re.S)
+    blocks = re.findall(
+        r"```python\n# (schemes/families/\w+\.py)\n(.*?)```", (ROOT / "docs" / "own-scheme.md").read_text(), re.S
+    )
     assert [name for name, _ in blocks] == ["schemes/families/rounded.py"]
     (tmp_path / blocks[0][0]).write_text(blocks[0][1])
     here = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
