@@ -10,7 +10,7 @@ import typer
 
 from kvdelta.analysis.cli.main import app
 
-from .commands import PAGES, PLACEHOLDER, ROOT, name_of, sessions, typed, words_of
+from .commands import FENCED, PAGES, PLACEHOLDER, ROOT, name_of, sessions, typed, words_of
 
 TYPED = [
     pytest.param(words, inline, id=f"{name_of(page)}: {' '.join(words)}")
@@ -120,3 +120,13 @@ def test_links_lead_somewhere(page):
         path, _, _ = link.partition("#")
         if path and not path.startswith(("http:", "https:")):
             assert (page.parent / path).exists(), link
+
+
+def test_the_table_of_the_readme_is_that_of_its_record(tmp_path):
+    blocks = [block for language, block in FENCED.findall((ROOT / "README.md").read_text()) if language == ""]
+    (table,) = (block for block in blocks if "99.9 %" in block)
+    command = [sys.executable, "-m", "kvdelta.analysis.cli.main", "show", str(ROOT / "results/demo")]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=True)
+    printed = {line.rstrip() for line in done.stdout.splitlines()}
+    assert {line.rstrip() for line in table.splitlines()} <= printed
