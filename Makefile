@@ -5,7 +5,7 @@ RUN = .venv/bin/
 VERSIONS = 5.17.0 5.23.0 5.24.0
 FUZZ_SECONDS ?= 60
 FILES = --ignore=tests/harness/records --ignore=tests/harness/test_kills.py # the same under each of them
-NO_MODEL = -m "not real_model" $(FILES) tests/harness tests/analysis
+NO_MODEL = -m "not real_model" $(FILES) tests/harness tests/analysis/cli tests/analysis/measuring
 
 .PHONY: demo test check docs docs-check fuzz check-versions $(VERSIONS:%=check-version-%) clean
 
