@@ -79,6 +79,9 @@ def _values(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             raise UserError(f'{path.name}: "{key}" takes a value, or a list of them')
         items = value if isinstance(value, list) else [value]
+        odd = [item for item in items if not isinstance(item, str | int | float)]
+        if odd:
+            raise UserError(f'{path.name}: "{key}" takes words and numbers, and {odd[0]} is none; put it in quotes')
         # of a flag that is given once, what is a list there too: --depths 512,1024
         values[name] = items if flags[name].multiple else value if items is not value else ",".join(map(str, items))
     return values

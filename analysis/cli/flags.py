@@ -116,10 +116,9 @@ def _own(name: str, kind: Any) -> inspect.Parameter:
 def _windows(text: Any) -> int | None:
     if text == "all":
         return None
-    try:
+    if isinstance(text, str | int) and not isinstance(text, bool) and str(text).strip().lstrip("+-").isdecimal():
         return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither a whole number nor all") from None
+    raise typer.BadParameter(f"{text!r} is neither a whole number nor all")
 
 
 def check_style(style: str | None) -> None:

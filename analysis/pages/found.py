@@ -80,6 +80,9 @@ def _check_holds_runs(folder: Path) -> None:
         raise UserError(f"there is no folder {folder}; name the one that a command said as `record:`")
     if has_sweep(folder) or os.path.isfile(run_folders(folder)[0] / RUN_FILE):
         return
+    shown = [name for name in ("tasks.json", "lm-eval.json") if os.path.isfile(folder / name)]
+    if shown:
+        raise UserError(f"{folder} holds {shown[0]}, of which the page has no panel; kvdelta show {folder} prints it")
     kinds = ", ".join([*RECORD_FILES, REPLAY_FILE, RECOMMENDATION_FILE, BENCH_FILE, SWEEP_FILE])
     raise UserError(
         f"{folder} holds no record: none of {kinds}; name the folder that a command said as `record:`, or that of a sweep"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvdelta.analysis.pages.keys import Keys, model_of
+from kvdelta.analysis.pages.keys import WEIGHTS, Keys, model_of
 from kvdelta.analysis.pages.rows import cell_grid
 from kvdelta.analysis.reading.carry_rows import RegretRow
 from kvdelta.analysis.reading.carrying import Carried
@@ -152,6 +152,11 @@ def _cautions(cells: Sequence[Cell], schemes: int, left_out: int) -> list[str]:
     lines = []
     if len({model_of(run) for run in runs}) == 1:
         lines.append("One model: the order of schemes can be another on yours, as keys differ from family to family.")
+    lines += dict.fromkeys(
+        f"The weights of {model_of(run)} are {run.model_name.partition(WEIGHTS)[2]}."
+        for run in runs
+        if WEIGHTS in run.model_name
+    )
     if len({run.settings.text_sha256 for run in runs}) == 1 and len(runs) == 1:
         lines.append("One text.")
     if all(run.settings.protocol == "two-pass" for run in runs):

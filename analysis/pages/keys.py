@@ -10,6 +10,7 @@ from kvdelta.harness.records.run import Header, named
 from kvdelta.schemes.references import identity_of
 
 LONG = 22  # characters of a scheme's name, from which a chart has a shorter one
+WEIGHTS = ", weights "  # behind it stands what was done to them
 AXIS_NAMES = ("model", "text", "protocol", "prefix")
 
 
@@ -49,5 +50,5 @@ class Keys:
 
 
 def model_of(record: Header) -> str:
-    """Its short name."""
-    return record.model_name.partition(",")[0].rpartition("/")[2]
+    """Its name, with the organization that tells it from another of the same name; without what was done to its weights."""
+    return record.model_name.partition(WEIGHTS)[0]

@@ -15,7 +15,7 @@ HF = "hf:"
 FORM = "hf:NAME:SPLIT:FIELD, with ,CONFIG and @REVISION behind the name where there are any"
 MOST = 8_000_000  # characters that a text is cut to: about two million tokens, a thousand windows of 2048
 SPEC = re.compile(
-    r"(?P<name>[^,@:]+)(?:,(?P<config>[^@:]+))?(?:@(?P<revision>[^:]+))?:(?P<split>[^:\[]+(?:\[[^\]]*\])?):(?P<field>[^:]+)"
+    r"(?P<name>[^,@:]*[^,@:\s][^,@:]*)(?:,(?P<config>[^@:]+))?(?:@(?P<revision>[^:]+))?:(?P<split>[^:\[]+(?:\[[^\]]*\])?):(?P<field>[^:]+)"
 )
 
 

@@ -72,6 +72,10 @@ def test_a_configuration_file(kvdelta, files, unrendered, tmp_path):
         ("- model", "sweep.yaml holds no flags: give lines such as `model: [a, b]`"),
         ("model: {a: b}", 'sweep.yaml: "model" takes a value, or a list of them'),
         ("windows: many", "'many' is neither a whole number nor all"),
+        ("windows: yes", "True is neither a whole number nor all"),
+        ("windows: 2.7", "2.7 is neither a whole number nor all"),
+        ("windows: 2026-01-01", '"windows" takes words and numbers, and 2026-01-01 is none; put it in quotes'),
+        ("scheme: [{a: 1}]", '"scheme" takes words and numbers'),
         ("depths: [512, deep]", "'512,deep': give lengths of prefixes in tokens, such as 512,2048,16K"),
     ],
 )

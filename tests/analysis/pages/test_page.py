@@ -188,3 +188,23 @@ def test_a_wrapper_has_its_familys_hue_and_is_hollow():
     plain, wrapped = look_of("kivi:bits=2"), look_of("unbiased(kivi:bits=2)")
     assert (plain["hue"], plain["shape"]) == (wrapped["hue"], wrapped["shape"])
     assert (plain["hollow"], wrapped["hollow"]) == (False, True)
+
+
+def test_models_of_one_last_name_are_two(tmp_path):
+    for owner in ("one", "two"):
+        run = load_run(RESULTS / "demo").model_copy(deep=True)
+        run.model_name, run.settings.model = f"{owner}/tiny", {"kind": "hub", "id": f"{owner}/tiny", "revision": owner}
+        save_run(run, tmp_path / owner)
+    content = data_of(make_page([tmp_path / "one", tmp_path / "two"], "kvdelta report").decode())
+    assert [source["model"] for source in content["sources"]] == ["one/tiny", "two/tiny"]
+    assert not any("One model" in line for line in content["glance"]["cautions"])
+
+
+def test_what_was_done_to_the_weights_is_said():
+    content = data_of(make_page([RESULTS / "demo"], "kvdelta report").decode())
+    assert "The weights of SmolLM2-135M-Instruct are dequantized from Q4_1." in content["glance"]["cautions"]
+
+
+def test_records_without_a_panel_are_named(refused):
+    with refused("holds tasks.json, of which the page has no panel; kvdelta show"):
+        make_page([RESULTS / "tasks-cpu/smollm2"], "kvdelta report")

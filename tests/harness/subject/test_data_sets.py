@@ -120,3 +120,8 @@ def test_a_gated_set_says_what_to_do(monkeypatch):
     with pytest.raises(TextError) as error:
         load_text("hf:org/set:test:text")
     assert "accept its terms at https://huggingface.co/datasets/org/set and give `hf auth login`" in str(error.value)
+
+
+def test_a_name_of_blanks_is_none(refused):
+    with refused("is not of the form"):
+        load_text("hf: :b:c")
