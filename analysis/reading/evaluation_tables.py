@@ -2,9 +2,20 @@
 
 from collections.abc import Callable, Sequence
 
-from kvdelta.analysis.reading.evaluations import GOLD, Flip, TaskFigure, at_chance, figures
+from kvdelta.analysis.reading.evaluations import (
+    GOLD,
+    Chance,
+    Flip,
+    TaskFigure,
+    at_chance,
+    figures,
+    same_as_before,
+    units_of,
+)
 from kvdelta.analysis.reading.tables import Table, chance, interval, number, table
 from kvdelta.harness.records.evaluation import Evaluation, TaskRecord
+
+NAMED = 5  # items in a note
 
 
 def task_tables(record: Evaluation) -> dict[str, Table]:
@@ -97,16 +108,40 @@ def notes(record: Evaluation) -> list[str]:
                 f"{task.name}: {number(share)} % of its {task.requests} requests read nothing: continuations of one token, which the exact "
                 "prefill predicts"
             )
-        lines += [
-            f"{task.name}, {measure_name(metric)}: exact has {100 * share:.1f} %, no better than guessing ({100 * guessed:.1f} %): what flips "
-            "there says nothing of what a scheme loses"
-            for metric, share, guessed in at_chance(task)
-        ]
+        lines += _of_units(task)
+        lines += [f"{task.name}, {measure_name(one.metric)}: {_at_chance(one)}" for one in at_chance(task)]
         if task.left_out:
             lines.append(f"{task.name}: left out, since no mean over items: {', '.join(task.left_out)}")
         for row in task.rows:
             lines += [f"{task.name}, {row.label}: {_way_out(task, why)}" for why in row.failures]
     return lines
+
+
+def _of_units(task: TaskRecord) -> list[str]:
+    """Items that do not count as independent, in a line or two."""
+    count, units, same = len(task.items), max(units_of(task)) + 1, same_as_before(task)
+    lines = []
+    if same:
+        which = ", ".join(map(str, same[:NAMED])) + (", …" if len(same) > NAMED else "")
+        lines.append(
+            f"{task.name}: {len(same)} of {count} items are the same as one before (items {which}): they say nothing new"
+        )
+    if units < count:
+        lines.append(
+            f"{task.name}: its {count} items have {units} distinct context{'s' * (units != 1)}: differences, intervals and p are over the means of "
+            "contexts, since what shares one is not independent"
+        )
+    return lines
+
+
+def _at_chance(found: Chance) -> str:
+    share, guessed = f"{100 * found.share:.1f} %", f"{100 * found.guessed:.1f} %"
+    if found.share <= found.guessed:
+        return f"exact has {share}, no better than guessing ({guessed}): what flips there says nothing of what a scheme loses"
+    return (
+        f"exact has {share}; too few items ({found.units}) to show that it is better than guessing ({guessed}): what flips there says little of "
+        "what a scheme loses"
+    )
 
 
 def _way_out(task: TaskRecord, why: str) -> str:
@@ -118,7 +153,8 @@ def _way_out(task: TaskRecord, why: str) -> str:
     )
 
 
-LEGEND = """Differences from exact on the same items, in points of 100 where a measure is 0 or 1; intervals over items (t), p of McNemar's exact
-test there, else of a paired t, by Holm over the schemes. lost: exact was right, the scheme is not; won: the other way round.
-NLL of the right choice: nats. bits: a number, over the contexts, exact tokens at 16. read: share of attended (query, token)
-pairs from packed storage, over all predictions that count, the exact prefill's own among them."""
+LEGEND = """Differences from exact on the same items, in points of 100 where a measure is 0 or 1: there with Tango's score interval and p of
+McNemar's exact test, which hold for independent items; else with a paired t interval and its p. p by Holm over the schemes.
+lost: exact was right, the scheme is not; won: the other way round. NLL of the right choice: nats. bits: a number, over the
+contexts, exact tokens at 16. read: share of attended (query, token) pairs from packed storage, over all predictions that
+count, the exact prefill's own among them."""

@@ -10,6 +10,7 @@ from scipy import stats
 
 from kvdelta.analysis.reading.rows import Row
 from kvdelta.harness import statistics
+from kvdelta.harness.flips import mcnemar, score_interval
 from kvdelta.harness.records.evaluation import Evaluation, TaskRecord, TaskRow
 
 GOLD = "NLL of the right choice"
@@ -18,8 +19,9 @@ PerItem = Float64[np.ndarray, "items"]
 
 @dataclass(frozen=True)
 class TaskFigure(Row):
-    """One scheme in one measure of one task. score: mean over items; delta: how much more than exact, with its 95 % t interval over items
-    and p, by Holm over the schemes: McNemar's exact test of a measure that is 0 or 1, else of a paired t. lost, won: items that exact has
+    """One scheme in one measure of one task. score: mean over items; delta: how much more than exact, mean over units (`units_of`), with its 95 %
+    interval over them and p, by Holm over the schemes: Tango's score interval and McNemar's exact test of a measure that is 0 or 1 in each
+    unit, else of a paired t. lost, won: items that exact has
     right and the scheme not, and the other way round. key_coverage, value_coverage: share of attended pairs read from packed storage;
     bits: measured, over the contexts. silent: share of requests that read nothing. audit: why it cannot be believed, or ok."""
 
@@ -28,6 +30,7 @@ class TaskFigure(Row):
     scheme: str
     name: str
     items: int
+    units: int
     score: float
     delta: float
     low: float
@@ -75,17 +78,12 @@ def measures(task: TaskRecord) -> list[str]:
 
 
 def _of_measure(task: TaskRecord, metric: str) -> list[TaskFigure]:
-    exact = values(task, task.rows[0], metric)
+    exact, units = values(task, task.rows[0], metric), units_of(task)
     found = []
     for row in task.rows:
         mine = values(task, row, metric)
-        binary = bool(np.isin(mine, (0, 1)).all() and np.isin(exact, (0, 1)).all())
-        paired = _paired(mine, exact)
-        lost, won = int(((exact == 1) & (mine == 0)).sum()), int(((exact == 0) & (mine == 1)).sum())
-        found.append((row, mine, binary, paired, lost, won))
-    ps = [
-        mcnemar(lost, won) if binary else paired.p if paired else nan for row, _, binary, paired, lost, won in found[1:]
-    ]
+        found.append((row, mine, _flipped(mine, exact), _paired(_by_unit(mine, units), _by_unit(exact, units))))
+    ps = [paired.p for *_, paired in found[1:]]
     known = [p for p in ps if not np.isnan(p)]
     adjusted = iter(statistics.holm(known))
     holm = [nan, *(nan if np.isnan(p) else next(adjusted) for p in ps)]
@@ -96,13 +94,14 @@ def _of_measure(task: TaskRecord, metric: str) -> list[TaskFigure]:
             scheme=row.label,
             name=row.name,
             items=len(task.items),
+            units=max(units) + 1,
             score=float(mine.mean()),
-            delta=paired.delta if paired else nan,
-            low=paired.low if paired else nan,
-            high=paired.high if paired else nan,
+            delta=paired.delta,
+            low=paired.low,
+            high=paired.high,
             p=p,
-            lost=lost if binary else None,
-            won=won if binary else None,
+            lost=flipped[0] if flipped else None,
+            won=flipped[1] if flipped else None,
             bits=row.bits,
             key_coverage=_share(row.key_pairs, row.pairs),
             value_coverage=_share(row.value_pairs, row.pairs),
@@ -110,7 +109,7 @@ def _of_measure(task: TaskRecord, metric: str) -> list[TaskFigure]:
             audit="; ".join(row.failures) or "ok",
             is_baseline=row is task.rows[0],
         )
-        for (row, mine, binary, paired, lost, won), p in zip(found, holm, strict=True)
+        for (row, mine, flipped, paired), p in zip(found, holm, strict=True)
     ]
 
 
@@ -123,30 +122,80 @@ def values(task: TaskRecord, row: TaskRow, metric: str) -> PerItem:
     )
 
 
-def _paired(mine: PerItem, exact: PerItem) -> statistics.PairedDelta | None:
-    """Items are the unit; None of numbers that are not finite."""
-    if not (np.isfinite(mine).all() and np.isfinite(exact).all()):
+def units_of(task: TaskRecord) -> list[int]:
+    """The unit that each item belongs to, from 0: items that share a context are one, since a scheme stores it once. Where contexts are
+    empty, of one token, items are one that are the same document."""
+    keys = task.hashes if task.context_tokens[1] <= 1 else task.prompts
+    position = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return [position[key] for key in keys]
+
+
+def same_as_before(task: TaskRecord) -> list[int]:
+    """Items, by their position in the data, whose document and context an earlier one has."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for item, one in zip(task.items, zip(task.hashes, task.prompts, strict=True), strict=True):
+        if one in seen:
+            found.append(item)
+        seen.add(one)
+    return found
+
+
+def _by_unit(values: PerItem, units: Sequence[int]) -> Float64[np.ndarray, "units"]:
+    """The mean of each unit."""
+    return np.bincount(units, values) / np.bincount(units)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much more than exact, its 95 % interval, and p."""
+
+    delta: float
+    low: float
+    high: float
+    p: float
+
+
+def _flipped(mine: PerItem, exact: PerItem) -> tuple[int, int] | None:
+    """How many are lost, and won; None of what is not 0 or 1."""
+    if not (np.isin(mine, (0, 1)).all() and np.isin(exact, (0, 1)).all()):
         return None
-    return statistics.paired_delta(mine, exact, np.ones(len(mine)))
+    return int(((exact == 1) & (mine == 0)).sum()), int(((exact == 0) & (mine == 1)).sum())
 
 
-def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p that items change as often for the worse as for the better (McNemar 1947); 1 where none changes."""
-    return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+def _paired(mine: PerItem, exact: PerItem) -> Paired:
+    """Over units; nan of numbers that are not finite."""
+    if not (np.isfinite(mine).all() and np.isfinite(exact).all()):
+        return Paired(nan, nan, nan, nan)
+    if (flipped := _flipped(mine, exact)) is not None:  # a t interval of -1, 0 and 1 is one point where nothing flips
+        lost, won = flipped
+        return Paired((won - lost) / len(mine), *score_interval(lost, won, len(mine)), mcnemar(lost, won))
+    found = statistics.paired_delta(mine, exact, np.ones(len(mine)))
+    return Paired(found.delta, found.low, found.high, found.p)
 
 
-def at_chance(task: TaskRecord) -> Iterator[tuple[str, float, float]]:
-    """Measures that are 0 or 1, of choices, in which exact is not shown to be better than who guesses (exact binomial test, one-sided, at
-    5 %): name, its share, and the guesser's. What a scheme changes there says nothing of what it loses."""
+@dataclass(frozen=True)
+class Chance:
+    """A measure that is 0 or 1, of choices, in which exact is not shown to be better than who guesses. share: of items that exact has right;
+    guessed: by chance. units: that were tested."""
+
+    metric: str
+    share: float
+    guessed: float
+    units: int
+
+
+def at_chance(task: TaskRecord) -> Iterator[Chance]:
+    """By an exact binomial test over units, one-sided, at 5 %. What a scheme changes there says nothing of what it loses."""
     if not all(task.lengths):
         return
     guessed = float(np.mean([1 / len(item) for item in task.lengths]))
     for metric in task.rows[0].metrics:
         exact = values(task, task.rows[0], metric)
         if np.isin(exact, (0, 1)).all():
-            right = int(exact.sum())
-            if stats.binomtest(right, len(exact), guessed, alternative="greater").pvalue > 0.05:
-                yield metric, right / len(exact), guessed
+            right = _by_unit(exact, units_of(task))
+            if stats.binomtest(int(right.sum() + 1e-9), len(right), guessed, alternative="greater").pvalue > 0.05:
+                yield Chance(metric, float(exact.mean()), guessed, len(right))
 
 
 def _share(part: Sequence[int], whole: Sequence[int]) -> float:

@@ -7,6 +7,7 @@ from scipy import stats
 from kvdelta.analysis.reading import evaluation_tables, evaluations
 from kvdelta.analysis.reading.evaluations import GOLD
 from kvdelta.harness import statistics
+from kvdelta.harness.flips import score_interval
 from kvdelta.harness.records.evaluation import Evaluation, EvaluationSettings, TaskRecord, TaskRow
 from kvdelta.harness.records.run import LayerReads
 
@@ -32,7 +33,7 @@ def scored(label, seed, gold, failures=()):
 def task(rows, gold, **changes):
     return TaskRecord(**{
         "name": "endings", "version": "1", "output": "multiple_choice", "num_fewshot": 5, "settings": {}, "context_tokens": (40, 60),
-        "items": [3 * i for i in range(ITEMS)], "hashes": [""] * ITEMS, "prompts": [""] * ITEMS, "gold": gold,
+        "items": [3 * i for i in range(ITEMS)], "hashes": [*map(str, range(ITEMS))], "prompts": [*map(str, range(ITEMS))], "gold": gold,
         "targets": ["x"] * ITEMS, "lengths": [LENGTHS] * ITEMS, "silent": 0, "requests": 24, "higher_is_better": {}, "rows": rows,
     } | changes)  # fmt: skip
 
@@ -73,8 +74,8 @@ def test_each_measure_is_paired_with_exact(endings, gold):
     assert row.delta == pytest.approx((int4 - exact).mean())
     assert row.lost == sum((exact == 1) & (int4 == 0)) > 0
     assert row.won == sum((exact == 0) & (int4 == 1)) > 0
-    low, high = stats.ttest_1samp(int4 - exact, 0).confidence_interval(0.95)
-    assert (row.low, row.high) == (pytest.approx(low), pytest.approx(high))
+    assert row.lost and row.won
+    assert (row.low, row.high) == score_interval(row.lost, row.won, ITEMS)
     assert (row.key_coverage, row.value_coverage) == (0.6, 0.3)
 
 
@@ -88,13 +89,49 @@ def test_the_right_choice_counts_by_its_log_likelihood(endings, gold):
     corrected = statistics.holm([one.pvalue for one in found])
     assert [rows[name].p for name in ("int4", "int2")] == pytest.approx(corrected)
     assert rows["int4"].lost is None
+    low, high = stats.ttest_rel(others[0], exact).confidence_interval(0.95)
+    assert (rows["int4"].low, rows["int4"].high) == (pytest.approx(low), pytest.approx(high))
 
 
-@pytest.mark.parametrize(
-    ("lost", "won", "p"), [(0, 0, 1.0), (5, 0, 2 / 32), (0, 5, 2 / 32), (3, 3, 1.0), (7, 1, 18 / 256)]
-)
-def test_mcnemar_counts_coin_tosses(lost, won, p):
-    assert evaluations.mcnemar(lost, won) == pytest.approx(p)
+def test_where_nothing_flips_the_interval_has_a_width(endings):
+    endings.rows[1].metrics = endings.rows[0].metrics
+    row = next(row for row in evaluations.figures(record(endings)) if row.scheme == "int4")
+    assert (row.delta, row.p) == (0, 1)
+    assert row.high == -row.low == pytest.approx(1.96**2 / (ITEMS + 1.96**2), rel=1e-3)
+    assert "0.0 [-24.2, +24.2]" in str(evaluation_tables.task_tables(record(endings)))
+
+
+def test_identical_items_count_once(gold):
+    rows = [scored("exact", 0, [gold[0]] * ITEMS), scored("int4", 1, [gold[0]] * ITEMS)]
+    for row in rows:
+        row.loglikelihoods = row.loglikelihoods[:1] * ITEMS
+        row.metrics = {name: item[:1] * ITEMS for name, item in row.metrics.items()}
+    one = task(rows, [gold[0]] * ITEMS, hashes=["a"] * ITEMS, prompts=["b"] * ITEMS)
+    row = next(row for row in evaluations.figures(record(one)) if (row.metric, row.scheme) == (GOLD, "int4"))
+    assert row.units == 1
+    assert np.isnan([row.low, row.p]).all()
+    notes = " ".join(evaluation_tables.notes(record(one)))
+    assert "11 of 12 items are the same as one before (items 3, 6, 9, 12, 15, …)" in notes
+    assert "its 12 items have 1 distinct context:" in notes
+
+
+def test_items_of_one_context_are_one_unit(endings, gold):
+    """Two items a context: the figures are those of a task of the contexts' means."""
+    units = [i // 2 for i in range(ITEMS)]
+    paired = task(endings.rows, gold, prompts=[*map(str, units)])
+    exact, int4 = (
+        np.array([-item[at] for item, at in zip(row.loglikelihoods, gold, strict=True)]).reshape(-1, 2).mean(1)
+        for row in endings.rows[:2]
+    )
+    found = stats.ttest_rel(int4, exact)
+    row = next(row for row in evaluations.figures(record(paired)) if (row.metric, row.scheme) == (GOLD, "int4"))
+    assert (row.units, row.items) == (ITEMS // 2, ITEMS)
+    assert (row.low, row.high) == pytest.approx(tuple(found.confidence_interval(0.95)))
+    notes = " ".join(evaluation_tables.notes(record(paired)))
+    assert "its 12 items have 6 distinct contexts" in notes
+    assert "the same as one before" not in notes
+    empty = task(endings.rows, gold, prompts=[""] * ITEMS, context_tokens=(1, 1))
+    assert evaluations.figures(record(empty))[0].units == ITEMS
 
 
 def test_p_is_corrected_for_the_schemes(gold):
@@ -162,12 +199,19 @@ def test_losses_that_are_no_numbers_have_no_interval(gold):
     assert row.plain()["score"] is None
 
 
-@pytest.mark.parametrize(("right", "said"), [(5, True), (6, True), (9, True), (10, False), (12, False)])
-def test_who_is_no_better_than_guessing_is_said(gold, right, said):
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        (5, "no better than guessing (50.0 %)"), (6, "no better than guessing (50.0 %)"),
+        (9, "exact has 75.0 %; too few items (12) to show that it is better than guessing (50.0 %)"), (10, ""), (12, ""),
+    ],
+)  # fmt: skip
+def test_who_is_not_shown_to_be_better_than_guessing_is_said(gold, right, said):
     """Of 12 items with two choices 10 and more are 79 of 4096."""
     exact = scored("exact", 0, gold)
     exact.metrics = {"acc,none": [1.0] * right + [0.0] * (ITEMS - right)}
     one = task([exact, exact.model_copy(update={"label": "int4"})], gold)
-    assert [metric for metric, _, _ in evaluations.at_chance(one)] == ["acc,none"] * said
+    assert [found.metric for found in evaluations.at_chance(one)] == ["acc,none"] * bool(said)
     notes = " ".join(evaluation_tables.notes(record(one)))
-    assert ("no better than guessing (50.0 %)" in notes) == said
+    assert said in notes
+    assert ("guessing" in notes) == bool(said)

@@ -32,7 +32,13 @@ def kivi4_loses_none():
     return [figure("tasks", "sums", EXACT_MATCH, "kivi4").lost == 0]
 
 
+def room():
+    same = figure("tasks", "endings", "acc_norm", "int4")
+    return same.items, -100 * same.low, same.lost == same.won == 0
+
+
 CLAIMS = (
+    Claim("{} items that all stay the same leave room for a loss of {} points", room),
     Claim("Two tasks of {} items each", lambda: [figure("tasks", "endings", "acc", "exact").items]),
     Claim("`acc_norm` changes on no item, while `kivi2` costs {} nats [{}, {}] a choice", costs),
     Claim("`int4` changes no choice in `acc_norm`, and loses {} of the {} sums that exact gets right", sums),
