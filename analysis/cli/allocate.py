@@ -18,8 +18,8 @@ from kvdelta.analysis.measuring.fitting import apart_from, fitted_text, overlap,
 from kvdelta.analysis.measuring.loop import stored_places
 from kvdelta.analysis.plots import figures
 from kvdelta.analysis.reading import allocation, run_tables, summary, tables
+from kvdelta.analysis.reading.allocating_for import choose_for
 from kvdelta.analysis.reading.allocation import SIDES, Costs
-from kvdelta.analysis.reading.exporting import JOINT
 from kvdelta.analysis.reading.headline import equal_bits_headline
 from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
@@ -62,7 +62,7 @@ def allocate_and_verify(
     record, arrays, subject, fitted = _fit(options, subject, specs, source, fit_windows, folder)
     candidates = candidates_of(record, specs)
     costs = costs_of(record, arrays, candidates, sizes_of(candidates, subject))
-    choice, pairs = allocation.choose(costs, budget, export in JOINT), allocation.uniform(costs, budget)
+    choice, pairs = choose_for(export, costs, budget), allocation.uniform(costs, budget)
     fitted_on = fitted_text(replace(subject, windows=fitted))
     contenders = _contenders(costs, choice, pairs, fitted_on, folder)
     run, _ = make_run(contenders, replace(options, out=str(folder / "verify")), subject)

@@ -95,9 +95,16 @@ def _modelopt(layers: Sequence[Pair]) -> Export:
     }
     return Export(
         "modelopt.yaml",
-        yaml.safe_dump(said, sort_keys=False),
+        yaml.dump(said, sort_keys=False, Dumper=_WithoutAliases),
         "hf_ptq.py --recipe modelopt.yaml; or its quantize part to modelopt.torch.quantization.quantize",
     )
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """What is said twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 ENGINES: Mapping[str, Callable[[Sequence[Pair]], Export]] = {
