@@ -45,7 +45,7 @@ def tasks(
     depths: Annotated[
         int, typer.Option(help="places that what is asked for is put at, from beginning to end")
     ] = DEPTHS,
-    samples: Annotated[int, typer.Option(help="of each task and length: the unit of all intervals")] = 20,
+    samples: Annotated[int, typer.Option(help="of each task and length, each with a context of its own: the unit of all intervals")] = 20,
     difficulty: Annotated[
         str,
         typer.Option(
@@ -67,7 +67,7 @@ def tasks(
         tuple(task) if task else None, tuple(length or [1024]), depths, samples, difficulty, search, task_file
     )
     how.options(options)
-    if task_file:
+    if task_file is not None:
         from kvdelta.harness.tasks.task_file import read_task_file
 
         read_task_file(task_file)

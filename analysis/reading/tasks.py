@@ -1,6 +1,7 @@
 """What a record of tasks says of each scheme: by task and length, and by depth; from its record alone."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +17,14 @@ SATURATED = 0.95
 
 @dataclass(frozen=True)
 class TaskRow(Row):
-    """One scheme on a task at a length (0: as given), of a level (said in words), over its samples, which are the unit of all intervals.
+    """One scheme on a task at a length (0: as given), of a level (said in words), over its samples. Samples may ask different things of one
+    context: contexts are the unit of the interval and of p, each the mean of its samples.
 
-    bits: measured at the first sample's context. nll: mean over samples of nats a token of the answer; delta_nll: how much more than exact's,
-    with its 95 % t interval and p, and whether skewed differences make that interval too narrow; kl: from exact, nats a token. match: samples whose answer
-    is verbatim what greedy decoding gives, lost and gained against exact, p_match of McNemar's exact test; both p are also adjusted for the
-    schemes of the task and length (Holm). found: share of single answers, None where a sample has one. read: share of the pairs of a query
+    bits: measured at the first sample's context. nll: mean over contexts of nats a token of the answer; delta_nll: how much more than exact's,
+    with its 95 % t interval and p, and whether skewed differences make that interval too narrow; kl: from exact, nats a token. match: samples whose
+    answer is verbatim what greedy decoding gives with all exact that comes after the context (SampleRecord), lost and gained against exact,
+    p_match of McNemar's exact test, which takes samples for independent; both p are also adjusted for the schemes of the task and length
+    (Holm). found: share of single answers, the earlier ones given, None where a sample has one. read: share of the pairs of a query
     and a token of the context that came from packed storage. chance: the mean chance of a match by guessing, None: unknown. cannot: the
     model cannot do the task, and nothing is scored. depth: of the samples, None: of all.
     """
@@ -35,6 +38,7 @@ class TaskRow(Row):
     scheme: str
     name: str
     samples: int
+    contexts: int
     context: float
     chance: float | None
     bits: float | None
@@ -100,14 +104,25 @@ def depth_rows(record: TaskRecord) -> list[TaskRow]:
     return [row for cell in record.cells for depth in depths_of(record, cell) for row in cell_rows(record, cell, depth)]
 
 
+def by_context(samples: Sequence[SampleRecord]) -> list[list[SampleRecord]]:
+    """Samples of one context together. Older records do not say which are: there each is by itself."""
+    found = defaultdict[tuple[str | None, int], list[SampleRecord]](list)
+    for one in samples:
+        found[one.context_ids, one.number if one.context_ids is None else 0].append(one)
+    return list(found.values())
+
+
 def saturated(rows: Sequence[TaskRow]) -> bool:
     """Whether exact has nearly every sample of a cell right."""
     return bool(rows) and not rows[0].cannot and rows[0].match > SATURATED * rows[0].samples
 
 
 def _row(record: TaskRecord, cell: Cell, samples: Sequence[SampleRecord], i: int, depth: float | None) -> TaskRow:
-    contender, ones = record.contenders[i], [1] * len(samples)
-    mine, exact = ([one.nll[j] / one.count for one in samples] for j in (i, 0))
+    contender, alike = record.contenders[i], by_context(samples)
+    mine, exact, kl = (
+        [sum(series(one) / one.count for one in group) / len(group) for group in alike]
+        for series in (lambda one: one.nll[i], lambda one: one.nll[0], lambda one: one.kl[i])
+    )
     chances = [one.chance for one in samples if one.chance is not None]
     nan = math.nan
     row = TaskRow(
@@ -120,6 +135,7 @@ def _row(record: TaskRecord, cell: Cell, samples: Sequence[SampleRecord], i: int
         scheme=contender.label,
         name=contender.name,
         samples=len(samples),
+        contexts=len(alike),
         context=sum(one.context for one in samples) / len(samples),
         chance=sum(chances) / len(chances) if chances else None,
         bits=_bits(cell.bytes[i] if i < len(cell.bytes) else None),
@@ -143,7 +159,7 @@ def _row(record: TaskRecord, cell: Cell, samples: Sequence[SampleRecord], i: int
     )
     if contender.error or not all(map(math.isfinite, mine)):
         return row
-    delta = statistics.paired_delta(mine, exact, ones)
+    delta = statistics.paired_delta(mine, exact, [1] * len(alike))
     lost = sum(one.match[0] and not one.match[i] for one in samples)
     gained = sum(one.match[i] and not one.match[0] for one in samples)
     pairs = sum(one.pairs[i] for one in samples)
@@ -158,7 +174,7 @@ def _row(record: TaskRecord, cell: Cell, samples: Sequence[SampleRecord], i: int
         delta_nll_high=delta.high,
         p=delta.p,
         skewed=delta.skewed,
-        kl=sum(one.kl[i] / one.count for one in samples) / len(samples),
+        kl=sum(kl) / len(kl),
         match=sum(one.match[i] for one in samples),
         lost=lost,
         gained=gained,
@@ -184,6 +200,7 @@ def _cannot(cell: Cell) -> TaskRow:
         scheme="exact",
         name="exact",
         samples=0,
+        contexts=0,
         context=math.nan,
         chance=None,
         bits=None,

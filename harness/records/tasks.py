@@ -46,8 +46,11 @@ class SampleRecord(Typed):
     """One sample; lists are in the order of the contenders, NaN (and no match) where one had failed.
 
     context, question: tokens; count: of the answer, which are scored; answers: how many it has. chance: of a match by guessing.
-    nll, kl: sums over the answer's tokens. match: whether all of them are the likeliest, as greedy decoding would give them; found: of how many answers.
-    key_pairs, value_pairs, pairs: pairs of a query and a token of the context, read from packed storage by side, and all. sha256 of the token ids: ids.
+    nll, kl: sums over the answer's tokens. match: whether each of them is the likeliest behind the question and the answer's tokens before it:
+    what greedy decoding gives that stores the context as the scheme does and keeps all that comes after it exact (stepwise: stores that too).
+    found: how many of the answers are so, each behind those before it as they should be. key_pairs, value_pairs, pairs: pairs of a query and
+    a token of the context, read from packed storage by side, and all. sha256 of the token ids: ids; of the context's alone: context_ids
+    (None in older records).
     """
 
     task: str
@@ -61,6 +64,7 @@ class SampleRecord(Typed):
     answers: int
     chance: float | None
     ids: str
+    context_ids: str | None = None
     nll: list[Sum]
     kl: list[Sum]
     match: list[bool]

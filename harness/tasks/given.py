@@ -5,7 +5,7 @@ from typing import Any
 
 from kvdelta.harness.tasks.haystack import encoded
 from kvdelta.harness.tasks.samples import Sample, check_known, spans_of
-from kvdelta.harness.tasks.task_file import read_task_file
+from kvdelta.harness.tasks.task_file import place, read_task_file
 from kvdelta.schemes.errors import UserError
 
 
@@ -16,7 +16,7 @@ def given_samples(name: str, tokenizer: Any, bos: int | None, positions: int | N
     counts: dict[str, int] = {}
     samples = []
     for number, row in rows:
-        where, task = f"{Path(name).name}, line {number}", row["task"] or Path(name).stem
+        where, task = place(name, number), row["task"] or Path(name).stem
         question, pieces = _spaced(row["question"], row["answers"])
         context, asked, *answers = encoded(tokenizer, [row["context"], question, *pieces])
         check_known(tokenizer, answers, row["answers"], where)
@@ -35,6 +35,7 @@ def given_samples(name: str, tokenizer: Any, bos: int | None, positions: int | N
                 question=tuple(asked),
                 answer=tuple(token for piece in answers for token in piece),
                 spans=spans_of(answers),
+                line=number,
             )
         )
         counts[task] = counts.get(task, 0) + 1

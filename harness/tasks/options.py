@@ -26,6 +26,8 @@ class TaskOptions:
     task_file: str | None = None
 
     def __post_init__(self) -> None:
+        if self.task_file is not None and not self.task_file.strip():
+            raise UserError("the name of the task file is empty; give --task-file mine.jsonl, or leave it out")
         for name in self.tasks or ():
             if name not in LADDERS:
                 raise UserError(f"task {name!r}: choose {', '.join(LADDERS)}, or your own with --task-file")

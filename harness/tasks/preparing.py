@@ -18,6 +18,7 @@ from kvdelta.harness.subject.text import Text, load_text, tokenize
 from kvdelta.harness.subject.windows import Window, check_positions
 from kvdelta.harness.tasks.given import given_samples
 from kvdelta.harness.tasks.haystack import Haystack
+from kvdelta.harness.tasks.lengths import check_lengths
 from kvdelta.harness.tasks.levels import LADDERS, named
 from kvdelta.harness.tasks.options import TaskOptions
 from kvdelta.harness.tasks.samples import Maker, Sample
@@ -53,9 +54,8 @@ def prepared(loaded: LoadedModel, options: Options, how: TaskOptions, contenders
     tokens = own if tokens is None else tokens
     assert tokens is not None  # there are tasks of one kind at least
     subject = Subject(loaded, text, tokens, [Window(0, 0, tokens, 0)], bos)
-    shortest = min([*(how.lengths if how.generated else ()), *(len(one.context) for one in given)])
     for contender in contenders:
-        contender.check(model, shortest)
+        check_lengths(contender, model, how, given)
     check_calibrations(contenders, options, subject)
     measured = {
         "tasks": list(how.generated),

@@ -25,7 +25,7 @@ class Sample:
 
     length: asked of the context; 0 of the user's own, which are as they are. number: among those of a task and length. depth: asked of
     what is asked for, and at: where in the context its line begins (0 … 1); None where it is no single line. spans: of each
-    answer, in the answer's tokens. chance: of a match, by guessing; None: unknown.
+    answer, in the answer's tokens. chance: of a match, by guessing; None: unknown. line: in the user's own file.
     """
 
     task: str
@@ -38,6 +38,7 @@ class Sample:
     chance: float | None = None
     depth: float | None = None
     at: float | None = None
+    line: int | None = None
 
     @property
     def window(self) -> Window:
@@ -47,8 +48,12 @@ class Sample:
 
     @property
     def sha256(self) -> str:
-        ids = np.array([*self.context, *self.question, *self.answer], dtype="<i8")
-        return hashlib.sha256(ids.tobytes()).hexdigest()
+        return _hash([*self.context, *self.question, *self.answer])
+
+    @property
+    def context_sha256(self) -> str:
+        """The same in all samples that ask something of one context."""
+        return _hash(self.context)
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,10 @@ def _hidden(
         found = len(mixed) if i == asked else found
         mixed.append(needles[i])
     return [*mixed, *straw[line:]], found
+
+
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest()
 
 
 def _pieces(draft: Draft) -> list[str]:

@@ -140,6 +140,7 @@ class ThroughCaches:
                 answers=len(sample.spans),
                 chance=sample.chance,
                 ids=sample.sha256,
+                context_ids=sample.context_sha256,
                 nll=[one.nll for one in answers],
                 kl=[one.kl for one in answers],
                 match=[one.match for one in answers],

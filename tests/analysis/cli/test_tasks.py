@@ -62,7 +62,9 @@ def test_a_task_file_is_scored_shown_again_and_verified(kvdelta, files, mine):
         (["--length", "64"], "length 64: contexts have 128 tokens or more"),
         (["--difficulty", "hard"], "difficulty 'hard'"),
         (["--protocol", "single-pass"], "single-pass answers without reading the cache"),
-        (["--task-file", "gone.jsonl"], "the task file gone.jsonl cannot be read as UTF-8 text: "),
+        (["--task-file", "gone.jsonl"], "there is no task file gone.jsonl; give "),
+        (["--task-file", "."], "the task file . is a folder; give "),
+        (["--task-file", ""], "the name of the task file is empty; give "),
         (["--scheme", "int9"], "int9"),
     ],
 )

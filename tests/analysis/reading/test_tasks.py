@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from kvdelta.analysis.reading.task_tables import cell_table, depth_table, notes, title, titled_tables
+from kvdelta.analysis.reading.task_tables import cell_table, depth_table, heading, notes, title, titled_tables
 from kvdelta.analysis.reading.tasks import cell_rows, depth_rows, depths_of, saturated, task_rows
 from kvdelta.harness.records.run import Bytes, ContenderRecord, Settings
 from kvdelta.harness.records.tasks import Cell, SampleRecord, TaskRecord
@@ -75,6 +75,45 @@ def test_a_row_is_that_of_its_samples(record):
     assert (exact.bits, int4.bits, int2.bits) == (16, 4.25, 2)
     assert (int4.found, int4.chance, int4.context) == (pytest.approx(5 / 6), 0.25, 502.5)
     assert int4.kl == pytest.approx(0.2 * (5 / 2 + 1 / 4) / 6)
+
+
+def test_samples_that_share_a_context_are_one_of_the_unit(record):
+    """Each of three contexts has two samples: the interval is that of three means, and copies of a sample add no certainty."""
+    for i, sample in enumerate(record.samples):
+        sample.context_ids = "abc"[i // 2]
+    _, int4, _ = cell_rows(record, record.cells[0])
+    more = [(n[1] - n[0]) / count for n, count in zip(NLL, COUNTS, strict=True)]
+    expected = stats.ttest_1samp([(a + b) / 2 for a, b in zip(more[::2], more[1::2], strict=True)], 0)
+    assert (int4.samples, int4.contexts) == (6, 3)
+    assert (int4.delta_nll_low, int4.delta_nll_high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert int4.p == pytest.approx(expected.pvalue)
+    assert notes(record)[0] == (
+        "kv, 512 tokens: 6 samples of 3 contexts: intervals are over contexts, each the mean of its samples; McNemar's p "
+        "holds for independent samples only"
+    )
+    record.samples = [record.samples[0].model_copy(update={"number": i}) for i in range(6)]
+    _, int4, _ = cell_rows(record, record.cells[0])
+    assert int4.contexts == 1
+    assert math.isnan(int4.delta_nll_low)
+    assert math.isnan(int4.p)
+    assert "6 samples of 1 context:" in notes(record)[0]
+
+
+def test_contexts_of_unequal_size_weigh_the_same_in_nll_and_its_difference(record):
+    for i, sample in enumerate(record.samples):
+        sample.context_ids = "a" if i < 5 else "b"
+    exact, int4, _ = cell_rows(record, record.cells[0])
+    nll = [[n[j] / count for n, count in zip(NLL, COUNTS, strict=True)] for j in (0, 1)]
+    means = [(sum(one[:5]) / 5 + one[5]) / 2 for one in nll]
+    assert [exact.nll, int4.nll] == pytest.approx(means)
+    assert int4.delta_nll == pytest.approx(means[1] - means[0])
+
+
+def test_one_sample_has_no_interval_and_no_p(record):
+    record.samples = record.samples[:1]
+    _, body = cell_table(cell_rows(record, record.cells[0]))
+    assert body[1][2:4] == ["+0.2500", "–"]
+    assert ": 1 sample, two-pass" in heading(record)[1]
 
 
 def test_by_depth_the_samples_are_parted(record):

@@ -64,4 +64,10 @@ CLAIMS = (
     Claim("every key of {} characters right, {} of {}, loses {} with `kivi2` and {} with `int4`", keys_of_qwen),
 )
 
-UNCHECKED: tuple[Unchecked, ...] = ()
+UNCHECKED: tuple[Unchecked, ...] = (
+    Unchecked(
+        "of 20 samples of `niah-multikey` (level 2, 384 tokens) 12 match, and 9 are generated right",
+        "SmolLM2, seed 0, depths 5: a SchemeCache filled with the context, then model.generate of as many tokens as the answer has; "
+        "no record holds generated answers",
+    ),
+)

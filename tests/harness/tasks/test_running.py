@@ -161,6 +161,19 @@ def test_what_the_model_cannot_is_not_scored(loaded, options):
     assert load_tasks(folder) == record
 
 
+def test_a_sample_says_which_others_ask_of_its_context(done, loaded, tmp_path):
+    assert len({sample.context_ids for sample in done[0].samples}) == 6
+    rows = [{"context": "apples are red. " * 20, "question": f"What {i}?", "answer": "1"} for i in range(2)]
+    rows.append({**rows[0], "context": "pears are green. " * 20})
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = Options(device="cpu", out=str(tmp_path / "run"))
+    record, _ = run_tasks(["int4"], options, TaskOptions(task_file=str(path)), loaded=loaded)
+    one, other, third = (sample.context_ids for sample in record.samples)
+    assert one == other != third
+    assert len({sample.ids for sample in record.samples}) == 3
+
+
 def test_stepwise_stores_the_question_too(loaded, options, done):
     stepwise = replace(options, protocol="stepwise", step=1)
     record, _ = run_tasks(SCHEMES, stepwise, HOW, loaded=loaded)
@@ -210,8 +223,25 @@ def test_bad_input_with_a_model(loaded, options, refused):
         run_tasks(["int4"], options, replace(HOW, lengths=(5000,)), loaded=loaded)
     with refused("task kv has 4[0-9]{3} tokens with its question and answer, the model has 4096 positions"):
         run_tasks(["int4"], options, replace(HOW, tasks=("kv",), lengths=(4090,)), loaded=loaded)
-    with refused("a prefix of 130 tokens would leave every"):
+    with refused(
+        "contexts have 130 tokens, too few for kivi2:residual_length=256, which needs 257 to .* a longer --length"
+    ):
         run_tasks(["kivi2:residual_length=256"], options, replace(HOW, lengths=(130,)), loaded=loaded)
+
+
+def test_a_line_whose_context_is_too_short_is_named(loaded, tmp_path, refused):
+    rows = [
+        {"context": f"{i} " + "apples are red. " * n, "question": "How many?", "answer": "1"}
+        for i, n in enumerate((20, 1))
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = Options(device="cpu", out=str(tmp_path / "run"))
+    with refused(
+        "mine.jsonl, line 2: its context has 18 tokens, too few for kivi2, which needs [0-9]+ to .* a longer context"
+    ):
+        run_tasks(["kivi2"], options, TaskOptions(task_file=str(path)), loaded=loaded)
+    assert not (tmp_path / "run").exists()
 
 
 def test_damage_is_found(done, tmp_path):

@@ -40,6 +40,17 @@ def test_a_sample_is_of_its_seed_and_fills_its_length(maker, task, level):
 
 
 @pytest.mark.parametrize(("task", "level"), EVERY)
+def test_no_two_samples_share_a_context(maker, task, level):
+    """They are the units of the intervals; those that a level is sought with are others too."""
+    made = [
+        maker.sample(task, LADDERS[task][level], LENGTH, number, 0.5, searching=searching)
+        for number in range(8)
+        for searching in (False, True)
+    ]
+    assert len({one.context_sha256 for one in made}) == 16
+
+
+@pytest.mark.parametrize(("task", "level"), EVERY)
 def test_the_tokens_of_the_parts_are_those_of_the_whole(maker, task, level):
     one = maker.sample(task, LADDERS[task][level], LENGTH, 0, 1.0)
     whole = [*one.context, *one.question, *one.answer]

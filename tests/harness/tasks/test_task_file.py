@@ -40,9 +40,33 @@ def test_a_bad_line_is_named(written, refused, row, message):
         read_task_file(written(GOOD, "", row))
 
 
+def test_a_sample_that_stands_twice_is_no_more_evidence(written, refused):
+    with refused(r"mine.jsonl, line 4 is the sample of line 1 again, .*; delete one of them"):
+        read_task_file(written(GOOD, {**GOOD, "question": "The cat is"}, "", GOOD))
+    with refused("line 2 is the sample of line 1 again"):
+        read_task_file(written(GOOD, {**GOOD, "answers": ["blue"], "answer": "unread"}))
+    assert len(read_task_file(written(GOOD, {**GOOD, "answer": "red"}, {**GOOD, "task": "of another table"}))[0]) == 3
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_lines_end_where_those_of_json_do(tmp_path, character):
+    path = tmp_path / "mine.jsonl"
+    rows = [{**GOOD, "context": f"{i}{character}red"} for i in range(2)]
+    path.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert [(number, row["context"]) for number, row in read_task_file(str(path))[0]] == [
+        (1, f"0{character}red"),
+        (2, f"1{character}red"),
+    ]
+
+
 def test_no_file_and_no_line(written, tmp_path, refused):
-    with refused("the task file .*gone.jsonl cannot be read as UTF-8 text: "):
+    with refused("there is no task file .*gone.jsonl; give .* on each line"):
         read_task_file(str(tmp_path / "gone.jsonl"))
+    with refused("the task file .* is a folder; give .* on each line"):
+        read_task_file(str(tmp_path))
+    (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
+    with refused("the task file .*latin.jsonl cannot be read as UTF-8 text: "):
+        read_task_file(str(tmp_path / "latin.jsonl"))
     with refused(r"mine.jsonl has no line"):
         read_task_file(written("", " "))
 
