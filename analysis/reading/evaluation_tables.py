@@ -111,7 +111,7 @@ def notes(record: Evaluation) -> list[str]:
         lines += _of_units(task)
         lines += [f"{task.name}, {measure_name(one.metric)}: {_at_chance(one)}" for one in at_chance(task)]
         if task.left_out:
-            lines.append(f"{task.name}: left out, since no mean over items: {', '.join(task.left_out)}")
+            lines.append(f"{task.name}: left out, since no mean over figures of items: {', '.join(task.left_out)}")
         for row in task.rows:
             lines += [f"{task.name}, {row.label}: {_way_out(task, why)}" for why in row.failures]
     return lines

@@ -14,6 +14,7 @@ from kvdelta.harness.caches.contenders import Contender, SchemeContender, conten
 from kvdelta.harness.comparison import DEFAULT_SCHEMES
 from kvdelta.harness.evaluation.library import library_version, load_tasks, quiet
 from kvdelta.harness.evaluation.options import EvaluationOptions
+from kvdelta.harness.evaluation.right_choices import check_gold
 from kvdelta.harness.leaks import check_models
 from kvdelta.harness.options import Options
 from kvdelta.harness.records.evaluation import (
@@ -52,6 +53,8 @@ def evaluate(
     library_version()
     contenders = [_ours(one) for one in contenders_of(schemes, on_note)]
     tasks = load_tasks(how.tasks, how.include_path)
+    for name, task in tasks.items():
+        check_gold(name, task, how.limit)
     loaded = loaded or load_named(options)
     check_models(contenders, loaded)
     _set_up(tasks, how, options.seed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvdelta.harness.audit import total
 from kvdelta.harness.evaluation.language_model import SchemeLM, total_reads
+from kvdelta.harness.evaluation.right_choices import choices_of, gold_of
 from kvdelta.harness.records.evaluation import TaskRecord, TaskRow
 from kvdelta.harness.records.run import LayerReads
 
@@ -82,13 +83,13 @@ def task_record(
         items=[int(one["doc_id"]) for one in first],
         hashes=[str(one["doc_hash"]) for one in first],
         prompts=[str(one["prompt_hash"]) for one in first],
-        gold=[_gold(task, one["doc"]) for one in first],
+        gold=[gold_of(task, one["doc"]) for one in first],
         targets=[str(one["target"])[-ENDS:] for one in first],
         lengths=[_lengths(task, one["doc"]) for one in first],
         silent=silent,
         requests=requests,
         higher_is_better={metric: bool(better.get(metric, True)) for metric in shown},
-        left_out=sorted(all_metrics - set(shown)),
+        left_out=sorted((all_metrics | set(task.aggregation())) - set(shown)),  # with those that it asks for in vain
         rows=rows,
     )
 
@@ -170,23 +171,5 @@ def _failures(
     return found
 
 
-def _choices(task: Any, doc: Any) -> list[Any]:
-    found = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
-    return list(found) if isinstance(found, list | tuple) else []
-
-
 def _lengths(task: Any, doc: Any) -> list[int]:
-    return [len(str(one)) for one in _choices(task, doc)]
-
-
-def _gold(task: Any, doc: Any) -> int | None:
-    """The position of the right request; None where there is not one."""
-    if task.OUTPUT_TYPE == "loglikelihood":
-        return 0
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return None
-    gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
-    choices = _choices(task, doc)
-    if isinstance(gold, str):
-        gold = choices.index(gold) if gold in choices else None
-    return int(gold) if isinstance(gold, int | np.integer) and 0 <= gold < len(choices) else None
+    return [len(str(one)) for one in choices_of(task, doc)]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kvdelta.harness.evaluation.task_files import check_files, without_task
 from kvdelta.harness.subject import hub
 from kvdelta.harness.subject.errors import one_line
 from kvdelta.schemes.errors import UserError
@@ -17,6 +18,7 @@ from kvdelta.schemes.errors import UserError
 EXTRA = "pip install 'kvdelta[lm-eval]'"
 WITH_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
 OUTPUTS = ("multiple_choice", "loglikelihood", "generate_until")
+SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 ROLLING = (
     "asks for the log-likelihood of a whole text (loglikelihood_rolling): that is one pass, in which every token is attended to as it was "
     "computed and nothing is read from storage; kvdelta compare scores texts, in two passes"
@@ -63,11 +65,12 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, Any]
         raise UserError(
             f"--include-path {include_path}: there is no such folder; name one with the YAML files of tasks"
         )
+    no_task = check_files(include_path) if include_path is not None else []
     with quiet():
         manager = _manager(names, include_path)
         for name in names:
             if name not in manager.all_tasks:
-                raise UserError(_unknown(name, manager.all_tasks))
+                raise UserError(_unknown(name, manager.all_tasks) + without_task(no_task))
         tasks: dict[str, Any] = {}
         for name in names:
             tasks |= _loaded(manager, name)
@@ -104,14 +107,45 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
     except Exception as error:  # datasets, the hub's client, YAML, and code of the task raise their own
         if missing := _missing(error):
             raise UserError(f"task {name} needs a package that is not installed: pip install {missing}") from None
-        path = said.get("dataset_path")
-        if isinstance(path, str) and "/" in path and not Path(path).exists():
-            reason = f"its data are {path}; {hub.refusal(path, error, 'datasets/')}"
-        else:
-            reason = one_line(error) if str(error) not in ("", "None") else one_line([*complaints, repr(error)][0])
-            if isinstance(error, FileNotFoundError):
-                reason += "; paths in data_files are from the folder that the command is given in"
+        reason = _reason(said, error, complaints)
         raise UserError(f"task {name} cannot be loaded: {reason}") from None
+
+
+def _reason(said: dict[str, Any], error: Exception, complaints: Sequence[str]) -> str:
+    """Why a task cannot be loaded, where the library's own words do not help in ours."""
+    path = said.get("dataset_path")
+    splits = {key: said[key] for key in SPLITS if said.get(key)}
+    for key, split in splits.items():
+        if isinstance(error, KeyError) and error.args == (split,):
+            return f"its {key} is {split!r}, and its data have no split of this name{_splits(said)}"
+    if isinstance(error, StopIteration):
+        return f"its data have no items: {_files(said)}"
+    if isinstance(error, IndexError) and said.get("output_type") == "multiple_choice":
+        target, choice = said.get("doc_to_target"), said.get("doc_to_choice")
+        return (
+            f"the right choice of its first item is out of range ({one_line(error)}): doc_to_target ({target!r}) is a position from 0 in "
+            f"doc_to_choice ({choice!r})"
+        )
+    if isinstance(path, str) and "/" in path and not Path(path).exists():
+        return f"its data are {path}; {hub.refusal(path, error, 'datasets/')}"
+    reason = one_line(error) if str(error) not in ("", "None") else one_line([*complaints, repr(error)][0])
+    lost = isinstance(error, FileNotFoundError)
+    return reason + "; paths in data_files are from the folder that the command is given in" * lost
+
+
+def _data_files(said: dict[str, Any]) -> Any:
+    return (said.get("dataset_kwargs") or {}).get("data_files")
+
+
+def _splits(said: dict[str, Any]) -> str:
+    files = _data_files(said)
+    return f"; data_files has {', '.join(map(str, files))}" if isinstance(files, dict) else ""
+
+
+def _files(said: dict[str, Any]) -> str:
+    files = _data_files(said)
+    named = [str(one) for one in (files.values() if isinstance(files, dict) else [files]) if one]
+    return f"is one of {', '.join(named)} empty?" if named else f"see {said.get('dataset_path')}"
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def test_each_measure_is_paired_with_exact(endings, gold):
     assert row.delta == pytest.approx((int4 - exact).mean())
     assert row.lost == sum((exact == 1) & (int4 == 0)) > 0
     assert row.won == sum((exact == 0) & (int4 == 1)) > 0
-    assert row.lost and row.won
+    assert row.lost is not None
+    assert row.won is not None
     assert (row.low, row.high) == score_interval(row.lost, row.won, ITEMS)
     assert (row.key_coverage, row.value_coverage) == (0.6, 0.3)
 
