@@ -102,27 +102,43 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     """UserError where `folder` holds none, or its parts do not fit each other."""
     record = read_record(folder, EVALUATION_FILE, Evaluation)
     for task in record.tasks:
-        for row in task.rows:
-            counts = [len(one) for one in (*row.metrics.values(), *row.answers.values())]
-            counts += [
-                len(one)
-                for one in (
-                    row.pairs,
-                    row.key_pairs,
-                    row.value_pairs,
-                    task.hashes,
-                    task.prompts,
-                    task.gold,
-                    task.targets,
-                )
-            ]
-            counts += [len(row.loglikelihoods)] if row.loglikelihoods else []
-            if set(counts) != {len(task.items)}:
-                raise UserError(
-                    f"{Path(folder) / EVALUATION_FILE} is not a run record: {task.name} has {len(task.items)} items, and {row.label} not "
-                    "a figure for each"
-                )
+        if wrong := _wrong(task):
+            raise UserError(f"{Path(folder) / EVALUATION_FILE} is not a run record: task {task.name}: {wrong}")
     return record
+
+
+def _wrong(task: TaskRecord) -> str:
+    """The first thing in which a task's parts do not fit each other; empty where they do."""
+    count = len(task.items)
+    if not count or not task.rows:
+        return f"it has {count} items and {len(task.rows)} rows; 1 or more of each"
+    for name in ("hashes", "prompts", "gold", "targets", "lengths"):
+        if len(getattr(task, name)) != count:
+            return f"it has {count} items and {len(getattr(task, name))} {name}"
+    if task.requests < 1 or not 0 <= task.silent <= task.requests:
+        return f"{task.silent} of its {task.requests} requests read nothing"
+    for item, gold, lengths in zip(task.items, task.gold, task.lengths, strict=True):
+        if any(length < 0 for length in lengths):
+            return f"item {item} has a choice of under 0 characters"
+        if gold is not None and not 0 <= gold < max(1, len(lengths)):
+            return f"the right choice of item {item} is {gold}, of {len(lengths)}"
+    return next((f"{row.label}: {wrong}" for row in task.rows if (wrong := _wrong_row(task, row))), "")
+
+
+def _wrong_row(task: TaskRecord, row: TaskRow) -> str:
+    first, count = task.rows[0], len(task.items)
+    for kind, mine, others in (("metrics", row.metrics, first.metrics), ("answers", row.answers, first.answers)):
+        if set(mine) != set(others):
+            return f"its {kind} are {', '.join(sorted(mine)) or 'none'}, and those of {first.label} {', '.join(sorted(others)) or 'none'}"
+    if bool(row.loglikelihoods) != (task.output != "generate_until"):
+        return f"it has {len(row.loglikelihoods)} log-likelihoods in a task of {task.output}"
+    of_items = [*row.metrics.values(), *row.answers.values(), row.pairs, row.key_pairs, row.value_pairs]
+    if any(len(one) != count for one in of_items) or len(row.loglikelihoods) not in (0, count):
+        return f"{count} items, and not a figure for each"
+    for item, likelihoods, lengths in zip(task.items, row.loglikelihoods, task.lengths, strict=False):
+        if len(likelihoods) < max(1, len(lengths)):
+            return f"item {item} has {len(likelihoods)} log-likelihoods of {max(1, len(lengths))} choices"
+    return ""
 
 
 def has_evaluation(folder: str | Path) -> bool:

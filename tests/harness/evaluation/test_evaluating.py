@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import yaml
 
 from kvdelta.harness.evaluation import evaluating
 from kvdelta.harness.evaluation.evaluating import evaluate
 from kvdelta.harness.evaluation.options import EvaluationOptions
 from kvdelta.harness.options import Options
+from kvdelta.harness.records import hashes
 from kvdelta.harness.records.evaluation import EVALUATION_FILE, load_evaluation
 from kvdelta.harness.records.verify import verify
 
@@ -103,6 +105,15 @@ def test_a_scheme_that_keeps_every_context_exact_is_not_believed(run):
     ]
 
 
+def test_a_metric_that_gives_no_figure_is_named(run, task_folder):
+    said = yaml.safe_load((task_folder / "endings.yaml").read_text())
+    said |= {"task": "in-vain", "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}]}
+    (task_folder / "in-vain.yaml").write_text(yaml.safe_dump(said))
+    record, _ = run("in-vain", limit=2)
+    assert record.tasks[0].left_out == ["perplexity"]
+    assert list(record.tasks[0].rows[0].metrics) == ["acc,none"]
+
+
 def test_a_changed_figure_is_found(run, refused):
     _, folder = run("endings")
     path = folder / EVALUATION_FILE
@@ -111,6 +122,33 @@ def test_a_changed_figure_is_found(run, refused):
     digit = next(i for i in range(at, len(text)) if text[i] in "123456")
     path.write_text(text[:digit] + "7" + text[digit + 1 :])
     with refused("not as it was written"):
+        load_evaluation(folder)
+    assert [len(one.damage) for one in verify(folder)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda task: task.update(lengths=[]), "it has 4 items and 0 lengths"),
+        (lambda task: task.update(rows=[]), "it has 4 items and 0 rows"),
+        (lambda task: task.update(items=[]), "it has 0 items"),
+        (lambda task: task["gold"].__setitem__(1, 3), "the right choice of item 1 is 3, of 3"),
+        (lambda task: task.update(requests=0), "0 of its 0 requests"),
+        (lambda task: task["lengths"].__setitem__(0, [1, 2, -1]), "under 0 characters"),
+        (lambda task: task["rows"][1]["metrics"].pop("acc,none"), "its metrics are acc_norm,none, and those of exact"),
+        (lambda task: task["rows"][1]["metrics"]["acc,none"].pop(), "4 items, and not a figure for each"),
+        (lambda task: task["rows"][1].update(loglikelihoods=[]), "it has 0 log-likelihoods in a task of multiple_choice"),
+        (lambda task: task["rows"][1].update(loglikelihoods=[[]] * 4), "item 0 has 0 log-likelihoods of 3 choices"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_each_other_are_named(run, refused, change, message):
+    """In a file whose hash says that it is as it was written."""
+    _, folder = run("endings")
+    path = folder / EVALUATION_FILE
+    content = hashes.without(json.loads(path.read_text()))
+    change(content["tasks"][0])
+    path.write_text(json.dumps(hashes.hashed(content)))
+    with refused(f"is not a run record: task endings: .*{message}"):
         load_evaluation(folder)
     assert [len(one.damage) for one in verify(folder)] == [1]
 
