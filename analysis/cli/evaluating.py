@@ -1,7 +1,7 @@
 """`kvdelta lm-eval`: tasks of lm-evaluation-harness over a quantized cache. Light: imports what it needs in it."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -9,6 +9,9 @@ from kvdelta.analysis.cli.flags import Format, Schemes, takes_options
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.evaluation.options import EvaluationOptions
 from kvdelta.harness.options import Options
+
+if TYPE_CHECKING:
+    from kvdelta.harness.records.evaluation import TaskRecord
 
 evaluating = typer.Typer()
 NOT_OF_TASKS = (
@@ -73,13 +76,26 @@ def lm_eval(
     versions()
     library_version()
     import_quickly()
-    from kvdelta.analysis.cli import terminal
+    from kvdelta.analysis.cli import log, terminal
+    from kvdelta.analysis.reading.evaluations import figures
+    from kvdelta.analysis.reading.rows import plain
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
     from kvdelta.harness.evaluation.evaluating import evaluate
 
-    _, folder = evaluate(scheme or DEFAULT_SCHEMES, options, how, on_note=note, on_answer=terminal.counted())
+    record, folder = evaluate(
+        scheme or DEFAULT_SCHEMES, options, how, on_note=note, on_answer=terminal.counted(), on_scored=_log_scored
+    )
     note(f"record: {folder}")
+    for row in plain(figures(record)):
+        log.event("row", folder=str(folder), **row)
     return show_evaluation(folder, format, flips)
+
+
+def _log_scored(task: "TaskRecord") -> None:
+    from kvdelta.analysis.cli import log
+
+    for row in task.rows:
+        log.event("scored", task=task.name, scheme=row.label, items=len(task.items), failures=row.failures)
 
 
 def show_evaluation(folder: Path, format: str, flips: bool = False) -> int:

@@ -21,6 +21,7 @@ from kvdelta.harness.records.evaluation import (
     EVALUATION_FILE,
     Evaluation,
     EvaluationSettings,
+    TaskRecord,
     load_evaluation,
     save_evaluation,
 )
@@ -42,11 +43,12 @@ def evaluate(
     loaded: LoadedModel | None = None,
     on_note: Callable[[str], None] = lambda text: None,
     on_answer: Callable[[int, int, str], None] = lambda done, planned, task: None,
+    on_scored: Callable[[TaskRecord], None] = lambda task: None,
 ) -> tuple[Evaluation, Path]:
     """Answer tasks by every scheme, exact first; the record and its folder.
 
     options: model, device, dtype, seed and folder. loaded: a model that there is already. on_answer: called with how many requests of a task were answered, of how many,
-    and its name. A folder with the same settings goes on after its last finished task, a complete one is read. UserError:
+    and its name; on_scored: with each task that is finished. A folder with the same settings goes on after its last finished task, a complete one is read. UserError:
     bad input, among it a task that would read nothing from storage.
     """
     how, options = how or EvaluationOptions(()), options or Options()
@@ -73,6 +75,7 @@ def evaluate(
             if name not in done:
                 _answer(record, name, task, contenders, loaded, how, options.seed, on_note, on_answer)
                 save_evaluation(record, folder)
+                on_scored(record.tasks[-1])
         record.status = "complete"
         save_evaluation(record, folder)
         return record, folder

@@ -60,6 +60,26 @@ def test_tasks_are_answered_shown_again_and_verified(answer, kvdelta):
     assert "items whose answer differs from exact's" in kvdelta("show", "run", "--flips")[1]
 
 
+def test_the_flags_of_a_record_are_taken_again(asked, answer, kvdelta):
+    code, out, _ = answer("--tasks", "endings,numbers", *SCHEMES, "--limit", "3", "--flips", "--out", "run")
+    assert code == 0
+    again = kvdelta("lm-eval", "--config", "run", "--out", "run")
+    assert again[:2] == (0, out)
+    assert "printed again" in again[2]
+
+
+def test_the_log_has_the_figures(answer, kvdelta):
+    code, _, _ = answer("--tasks", "endings,numbers", *SCHEMES, "--out", "run", "--log-json", "log")
+    assert code == 0
+    events = [json.loads(line) for line in Path("log").read_text().splitlines()]
+    scored = [(one["task"], one["scheme"], one["items"]) for one in events if one["event"] == "scored"]
+    labels = ["exact", SCHEMES[1], SCHEMES[3]]
+    assert scored == [(task, label, 6) for task in ("endings", "numbers") for label in labels]
+    rows = json.loads(kvdelta("show", "run", "--format", "json")[1])
+    logged = [one for one in events if one["event"] == "row"]
+    assert [row.items() <= one.items() for row, one in zip(rows, logged, strict=True)] == [True] * len(rows)
+
+
 def test_choices_by_letter(answer):
     code, out, err = answer("--tasks", "letters", *SCHEMES, "--out", "run")
     assert (code, out) == (2, "")
