@@ -22,7 +22,8 @@ class Draft:
     """intro, then lines; question, then lead and answers, with joiner between them.
 
     places: where in the haystack each line goes, 0 its beginning and 1 its end; None: the lines are the haystack. asked: the
-    line that is asked for, where it is one. chance: of a match, where one guesses among what the context has of the kind.
+    line that is asked for, where it is one. chance: of a match, where one guesses among what the context has of the kind. tied: there are
+    so few lines that other answers are as right.
     """
 
     intro: str
@@ -34,6 +35,7 @@ class Draft:
     lead: str = " "
     joiner: str = ", "
     asked: int | None = None
+    tied: bool = False
 
 
 Make = Callable[[random.Random, Level, float, int], Draft]
@@ -134,8 +136,8 @@ def fwe(rng: random.Random, level: Level, depth: float, many: int) -> Draft:
     top, words = level["top"], codes(rng, 40)
     weights = [(rank + 1) ** (-level["steepness"] / 10) for rank in range(len(words))]
     counts = [max(1, round(many * weight / sum(weights))) for weight in weights]
-    for rank in range(1, top + 1):  # no two of those asked for, and the next, are equally frequent
-        counts[rank] = max(1, min(counts[rank], counts[rank - 1] - 1))
+    for rank in range(1, len(words)):  # no two of those asked for, and the next, are equally frequent
+        counts[rank] = max(1, min(counts[rank], counts[rank - 1] - (rank <= top)))
     listed = [word for word, count in zip(words, counts, strict=True) for _ in range(count)]
     rng.shuffle(listed)
     return Draft(
@@ -149,6 +151,7 @@ def fwe(rng: random.Random, level: Level, depth: float, many: int) -> Draft:
         1 / math.perm(len(words), top),
         lead="",
         joiner='", "',
+        tied=any(more == less for more, less in pairwise(counts[: top + 1])),
     )
 
 

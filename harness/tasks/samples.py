@@ -80,6 +80,8 @@ class Maker:
         drafted = draft(1)
         if drafted.places is None:
             drafted = self._filled(draft, task, level, length)
+        if drafted.tied:
+            raise _too_short(task, level, length)
         context, at = self._context(drafted, random.Random(f"{seed} haystack").random(), task, level, length)
         question, pieces = drafted.question, _pieces(drafted)
         ids = encoded(self.tokenizer, [question, *pieces])

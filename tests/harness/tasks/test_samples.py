@@ -9,7 +9,7 @@ from kvdelta.harness.subject.text import load_text
 from kvdelta.harness.tasks.drafts import TASKS
 from kvdelta.harness.tasks.haystack import Haystack
 from kvdelta.harness.tasks.levels import LADDERS
-from kvdelta.harness.tasks.samples import Maker, check_known
+from kvdelta.harness.tasks.samples import Maker, NoRoom, check_known
 
 EVERY = [(task, i) for task, ladder in LADDERS.items() for i in range(len(ladder))]
 LENGTH = 1200
@@ -105,6 +105,26 @@ def test_the_most_frequent_words_are_those_of_the_answer(maker, task):
             assert answers == sorted(answers, key=words.count, reverse=True)
         else:
             assert answers == sorted(answers, key=words.index)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_words_that_are_asked_for_are_tied_with_none(maker, level):
+    """Through contexts of all sizes: there is no room, or the answer is the only right one."""
+    values, told = LADDERS["fwe"][level], 0
+    for many in range(1, 700):
+        draft = TASKS["fwe"](random.Random(many), values, 0.0, many)
+        counts = sorted(
+            ((" ".join(draft.lines)).split().count(word), word) for word in set(" ".join(draft.lines).split())
+        )
+        counts = counts[::-1][: values["top"] + 1]
+        only = len({count for count, _ in counts}) == len(counts) and [word for _, word in counts[:-1]] == [
+            *draft.answers
+        ]
+        assert draft.tied != only
+        told += draft.tied
+    assert 0 < told < 350
+    with pytest.raises(NoRoom, match="a context of 400 tokens has no room for it"):
+        maker.sample("fwe", LADDERS["fwe"][2], 400, 0, 0.0)
 
 
 def test_values_of_a_key_stand_in_the_order_of_the_answer(maker):
