@@ -1,5 +1,6 @@
 """The record of tasks, tasks.json: what exact was tried on, and of every sample and scheme the loss, the match and what was read."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -145,24 +146,48 @@ def _place(sample: SampleRecord) -> tuple[Any, ...]:
 
 def _check(record: TaskRecord, path: Path) -> None:
     """UserError where parts of a record do not fit each other."""
-    rows, places = len(record.contenders), [_place(sample) for sample in record.samples]
-    cells = {(cell.task, cell.length) for cell in record.cells}
+    places = [_place(sample) for sample in record.samples]
+    cells, scored = [(cell.task, cell.length) for cell in record.cells], {place[:2] for place in places}
+    wanted, ended = {(cell.task, cell.length) for cell in record.cells if not cell.cannot}, record.status == "complete"
     wrong = None
-    if len(set(places)) < len(places) or not {place[:2] for place in places} <= cells:
-        wrong = "it has a sample twice, or one of a task that it does not name"
-    elif any(not _fits(sample, rows) for sample in record.samples):
+    if len(set(places)) < len(places) or len(set(cells)) < len(cells) or not scored <= wanted:
+        wrong = "it has a sample or a task twice, or a sample of a task that it does not name as one that the model can"
+    elif places and not _are_contenders(record.contenders):
+        wrong = "it has samples, and its schemes are none, or not exact first, or of sides that no cache has"
+    elif any(not _fits(sample, record.contenders) for sample in record.samples):
         wrong = "a sample has not a figure for each of its schemes, or one that cannot be"
-    elif record.status == "complete" and len(places) != record.planned:
-        wrong = f"it has {len(places)} of {record.planned} samples"
+    elif any(not _sized(cell, len(record.contenders), (cell.task, cell.length) in scored) for cell in record.cells):
+        wrong = "a task has not the bytes of each scheme, or such as cannot be"
+    elif ended and (len(places) != record.planned or not cells or wanted != scored):
+        wrong = f"it has {len(places)} of {record.planned} samples, of {len(scored)} of {len(wanted)} tasks"
     if wrong:
         raise UserError(f"{path} is not a record of tasks: {wrong}")
 
 
-def _fits(sample: SampleRecord, rows: int) -> bool:
+def _are_contenders(contenders: list[ContenderRecord]) -> bool:
+    sides = {side for one in contenders for side in one.quantized_sides}
+    return bool(contenders) and contenders[0].error is None and contenders[0].lossless and sides <= {"key", "value"}
+
+
+def _sized(cell: Cell, rows: int, scored: bool) -> bool:
+    sides = [side for one in cell.bytes if one is not None for side in one.values()]
+    return len(cell.bytes) == (rows if scored else 0) and all(
+        side.elements >= 1 and math.isfinite(side.counted) and side.counted >= 0 for side in sides
+    )
+
+
+def _fits(sample: SampleRecord, contenders: list[ContenderRecord]) -> bool:
     series = [sample.nll, sample.kl, sample.match, sample.found, sample.key_pairs, sample.value_pairs, sample.pairs]
+    shares = [one for one in (sample.depth, sample.at, sample.chance) if one is not None]
     return (
-        {len(one) for one in series} == {rows}
+        {len(one) for one in series} == {len(contenders)}
         and sample.count >= sample.answers >= 1
+        and min(sample.context, sample.question) >= 1
+        and all(0 <= share <= 1 for share in shares)
+        and all(
+            contender.error is not None or (math.isfinite(nll) and math.isfinite(kl))
+            for contender, nll, kl in zip(contenders, sample.nll, sample.kl, strict=True)
+        )
         and all(0 <= found <= sample.answers for found in sample.found)
         and all(
             0 <= read <= pairs

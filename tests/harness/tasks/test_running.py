@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,14 @@ def test_damage_is_found(done, tmp_path):
     assert "is not as it was written" in one.damage[0]
 
 
+def emptied(record):
+    """Of every list that has one figure a scheme."""
+    record.contenders.clear()
+    for sample in record.samples:
+        for name in ("nll", "kl", "match", "found", "key_pairs", "value_pairs", "pairs"):
+            getattr(sample, name).clear()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -268,9 +277,29 @@ def test_damage_is_found(done, tmp_path):
             lambda record: record.samples[0].found.__setitem__(0, 2),
             "a figure for each of its schemes, or one that cannot be",
         ),
-        (lambda record: record.samples.append(record.samples[0]), "it has a sample twice"),
+        (lambda record: record.samples[0].nll.__setitem__(0, math.nan), "one that cannot be"),
+        (lambda record: record.samples[0].kl.__setitem__(2, math.nan), "one that cannot be"),
+        (lambda record: setattr(record.samples[0], "context", 0), "one that cannot be"),
+        (lambda record: setattr(record.samples[0], "chance", 1.5), "one that cannot be"),
+        (lambda record: record.samples.append(record.samples[0]), "it has a sample or a task twice"),
+        (lambda record: record.cells.append(record.cells[0]), "it has a sample or a task twice"),
         (lambda record: record.samples.pop(), "it has 5 of 6 samples"),
-        (lambda record: record.cells.pop(), "one of a task that it does not name"),
+        (lambda record: record.cells.pop(), "a sample of a task that it does not name"),
+        (lambda record: setattr(record.cells[0], "cannot", True), "a sample of a task that it does not name"),
+        (lambda record: (record.samples.clear(), record.contenders.clear()), "not the bytes of each scheme"),
+        (lambda record: emptied(record), "its schemes are none"),
+        (lambda record: record.contenders[1].quantized_sides.append("both"), "sides that no cache has"),
+        (lambda record: setattr(record.contenders[0], "error", "it broke"), "not exact first"),
+        (lambda record: setattr(record.cells[0].bytes[1]["key"], "elements", 0), "not the bytes of each scheme"),
+        (
+            lambda record: setattr(record.cells[1].bytes[1]["key"], "counted", math.nan),
+            "not the bytes|not a run record",
+        ),
+        (lambda record: record.cells[0].bytes.clear(), "not the bytes of each scheme"),
+        (
+            lambda record: (record.samples.clear(), record.cells.clear(), setattr(record, "planned", 0)),
+            "of 0 of 0 tasks",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(done, tmp_path, refused, change, message):
@@ -280,3 +309,5 @@ def test_parts_that_do_not_fit_are_refused(done, tmp_path, refused, change, mess
     save_tasks(record, tmp_path / "bad")
     with refused(message):
         load_tasks(tmp_path / "bad")
+    (one,) = verify(tmp_path)
+    assert re.search(message, one.damage[0])
