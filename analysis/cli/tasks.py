@@ -1,15 +1,21 @@
 """`kvdelta tasks`: retrieval and tracking through the quantized cache. Light: imports what it needs in it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from kvdelta.analysis.cli import log
 from kvdelta.analysis.cli.flags import Format, Layers, Schemes, takes_options
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.options import Options
 from kvdelta.harness.tasks.levels import LADDERS
 from kvdelta.harness.tasks.options import DEPTHS, SEARCHED, TaskOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvdelta.harness.records.tasks import SampleRecord, TaskRecord
 
 tasking = typer.Typer()
 ITS_OWN = ("until_se", "windows", "window_length", "score_length", "stride", "batch")
@@ -45,7 +51,9 @@ def tasks(
     depths: Annotated[
         int, typer.Option(help="places that what is asked for is put at, from beginning to end")
     ] = DEPTHS,
-    samples: Annotated[int, typer.Option(help="of each task and length, each with a context of its own: the unit of all intervals")] = 20,
+    samples: Annotated[
+        int, typer.Option(help="of each task and length, each with a context of its own: the unit of all intervals")
+    ] = 20,
     difficulty: Annotated[
         str,
         typer.Option(
@@ -84,9 +92,27 @@ def tasks(
 
     contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = by_layers(contenders, layers or ["full"])
-    _, folder = run_tasks(contenders, options, how, on_sample=terminal.counted(), on_note=note)
+    record, folder = run_tasks(
+        contenders, options, how, on_sample=terminal.counted(), on_note=note, on_scored=log_sample
+    )
+    log_rows(record, folder)
     note(f"record: {folder}")
     return show_tasks(folder, format, by)
+
+
+def log_sample(sample: "SampleRecord", labels: "Sequence[str]") -> None:
+    """For --log-json: nats a token of the answer, and whether it matches, of each scheme."""
+    for label, nll, match in zip(labels, sample.nll, sample.match, strict=True):
+        place = {"task": sample.task, "length": sample.length, "sample": sample.number}
+        log.event("scored", **place, scheme=label, nll=nll / sample.count, match=match)
+
+
+def log_rows(record: "TaskRecord", folder: Path) -> None:
+    from kvdelta.analysis.reading.rows import plain
+    from kvdelta.analysis.reading.tasks import task_rows
+
+    for row in plain(task_rows(record)):
+        log.event("row", folder=str(folder), **row)
 
 
 def show_tasks(folder: Path, format: str, by: str = "task") -> int:

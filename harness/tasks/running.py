@@ -18,7 +18,7 @@ from kvdelta.harness.subject.model import LoadedModel
 from kvdelta.harness.subject.prepared import load_named
 from kvdelta.harness.tasks.options import TaskOptions
 from kvdelta.harness.tasks.preparing import prepared
-from kvdelta.harness.tasks.through_caches import OnSample, ThroughCaches
+from kvdelta.harness.tasks.through_caches import OnSample, OnScored, ThroughCaches
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "kivi4", "kivi2")
 
@@ -31,6 +31,7 @@ def run_tasks(
     loaded: LoadedModel | None = None,
     on_sample: OnSample = lambda done, planned, what: None,
     on_note: Callable[[str], None] = lambda text: None,
+    on_scored: OnScored = lambda sample, labels: None,
 ) -> tuple[TaskRecord, Path]:
     """Score schemes on tasks; the record and its folder.
 
@@ -55,5 +56,5 @@ def run_tasks(
             return record, folder
         elif record.samples:
             on_note(f"continuing {folder}: {len(record.samples)} samples are there")
-        ThroughCaches(work, contenders, options, record, folder, on_sample, on_note).finish(how)
+        ThroughCaches(work, contenders, options, record, folder, on_sample, on_note, on_scored).finish(how)
         return record, folder

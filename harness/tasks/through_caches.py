@@ -37,6 +37,8 @@ from kvdelta.schemes.errors import UserError
 
 OnSample = Callable[[int, int, str], None]
 """Told after each sample: how many there are of how many, and what it was of."""
+OnScored = Callable[[SampleRecord, Sequence[str]], None]
+"""Told each sample's figures, and the labels of the schemes that they are of."""
 
 
 class ThroughCaches:
@@ -51,9 +53,11 @@ class ThroughCaches:
         folder: Path,
         on_sample: OnSample,
         on_note: Callable[[str], None],
+        on_scored: OnScored,
     ):
         self.work, self.contenders, self.options = work, contenders, options
-        self.record, self.folder, self.on_sample, self.on_note = record, folder, on_sample, on_note
+        self.record, self.folder = record, folder
+        self.on_sample, self.on_note, self.on_scored = on_sample, on_note, on_scored
         self.model = work.loaded.model
 
     def finish(self, how: TaskOptions) -> None:
@@ -67,6 +71,7 @@ class ThroughCaches:
         for sample in samples:
             if (sample.task, sample.length, sample.number) not in done:
                 self._sample(sample)
+                self.on_scored(self.record.samples[-1], [one.label for one in self.contenders])
                 self.on_sample(len(self.record.samples), len(samples), f"{sample.task}, {len(sample.context)} tokens")
         if samples:
             self.record.audit.failures = failures(as_run(self.record))

@@ -55,6 +55,24 @@ def test_a_task_file_is_scored_shown_again_and_verified(kvdelta, files, mine):
     assert (code, out) == (0, "run/tasks.json: whole (3 schemes, 4 of 4 samples, complete)\n")
 
 
+def test_the_log_has_each_samples_figures_and_the_rows_of_the_table(kvdelta, files, mine, tmp_path):
+    words = ["--model", str(files / "model"), "--task-file", "mine.jsonl", "--scheme", "asym2"]
+    assert kvdelta("tasks", *words, *HERE, "--log-json", "log.jsonl")[0] == 0
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    scored = [one for one in events if one["event"] == "scored"]
+    record = load_tasks(tmp_path / "run")
+    assert [(one["task"], one["length"], one["sample"], one["scheme"], one["nll"], one["match"]) for one in scored] == [
+        ("mine", 0, sample.number, scheme, sample.nll[i] / sample.count, sample.match[i])
+        for sample in record.samples
+        for i, scheme in enumerate(("exact", "asym2"))
+    ]
+    rows = [one for one in events if one["event"] == "row"]
+    shown = json.loads(kvdelta("show", "run", "--format", "json")[1])
+    assert [{name: one[name] for name in shown[0]} for one in rows] == shown
+    assert rows[0]["folder"] == "run"
+    assert events.index(rows[0]) > events.index(scored[-1])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
