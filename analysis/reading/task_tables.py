@@ -120,7 +120,7 @@ SHARED = "intervals are over contexts, each the mean of its samples; McNemar's p
 
 LEGEND = """ΔNLL: nats a token of the answer more than exact, on the same samples; 95 % interval over contexts, mostly one a sample. match: the answer
 is verbatim what greedy decoding gives that keeps all exact that comes after the context (stepwise stores that too); generating over the
-scheme's cache stores what it writes, and may give less. lost, gained: against exact, McNemar's exact test, like p adjusted for the schemes
+scheme's cache stores what it writes, and may give another. lost, gained: against exact, McNemar's exact test, like p adjusted for the schemes
 of a table (Holm). answers: share of single answers found, each with the earlier ones given. bits: a number, at the context's length; exact
 tokens at 16. read: share of the pairs of a query and a token of the context that came from packed storage. chance: of a match by guessing
 among what the context has."""
