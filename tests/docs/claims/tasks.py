@@ -36,6 +36,25 @@ def keys_of_qwen():
     return [int(exact.said.split()[-1]), exact.match, exact.samples, kivi2.lost, int4.lost, kivi2.p_match_holm > 0.05]
 
 
+@cache
+def answered_on_gpu(task: str, scheme: str, length: int = 4096) -> TaskRow:
+    found = task_rows(load_tasks(RESULTS / "tasks-h200"))
+    return next(row for row in found if (row.task, row.scheme, row.length) == (task, scheme, length))
+
+
+def among_keys_at_length():
+    exact, kivi4, turbo4, int4, kivi2 = (
+        answered_on_gpu("niah-multikey", scheme) for scheme in ("exact", "kivi4", "turbo4", "int4", "kivi2")
+    )
+    deltas = [one.delta_nll for one in (kivi4, turbo4, int4, kivi2)]
+    return [exact.length, exact.samples, exact.match, kivi4.match, turbo4.match, int4.match, kivi2.match, *deltas]
+
+
+def told_by_loss_alone():
+    int4 = answered_on_gpu("niah-multikey", "int4")
+    return int4.p_holm < 0.0001, int4.p_match_holm > 0.05
+
+
 def in_short():
     exact, int8, int4, kivi2 = (answered("niah-single", scheme) for scheme in ("exact", "int8", "int4", "kivi2"))
     digits = int(exact.said.split()[-1])
@@ -61,6 +80,12 @@ CLAIMS = (
         "`int4` costs less than {} % there; of a needle among needles it loses {} nats a token and {} of {} matches",
         among_needles,
     ),
+    Claim(
+        "At {} tokens ({} samples a task) a needle among needles is given back {} times by exact, {} by `kivi4`, {} by `turbo4`, {} by `int4` and "
+        "{} by `kivi2`, with {}, {}, {} and {} nats a token of the answer more",
+        among_keys_at_length,
+    ),
+    Claim("the loss shows what the matches of `int4` do not", told_by_loss_alone),
     Claim("every key of {} characters right, {} of {}, loses {} with `kivi2` and {} with `int4`", keys_of_qwen),
 )
 
