@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvdelta.analysis.cli.flags import Format, Schemes, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import Caches, Format, Schemes, Style, check_style, takes_options
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.harness.options import Options
 from kvdelta.schemes.errors import UserError
@@ -64,10 +64,7 @@ def bench_compare(
 def bench_schemes(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[
-        list[str] | None,
-        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
-    ] = None,
+    cache: Caches = None,
     contexts: Contexts = "1536",
     suffix: Annotated[int, typer.Option(min=2, help="tokens that read the cache, in one forward")] = 512,
     rounds: Rounds = 5,
@@ -98,10 +95,7 @@ def bench_schemes(
 def bench_decode(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[
-        list[str] | None,
-        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
-    ] = None,
+    cache: Caches = None,
     contexts: Contexts = "2048",
     steps: Annotated[int, typer.Option(min=1, help="tokens that are generated")] = 64,
     shape: Shape = None,

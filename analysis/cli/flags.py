@@ -38,6 +38,15 @@ Schemes = Annotated[
     list[str] | None,
     typer.Option("--scheme", help="a scheme; repeatable; see `kvdelta schemes`", autocompletion=scheme_names),
 ]
+FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
+Caches = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cache",
+        metavar="FACTORY",
+        help=f"a cache beside them, {FACTORY}; repeatable",
+    ),
+]
 MatchTail = Annotated[
     int | None,
     typer.Option("--match-tail", min=0, help="so many newest tokens exact in every scheme, in place of its own window"),

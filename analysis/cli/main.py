@@ -23,7 +23,17 @@ from kvdelta.analysis.cli.check_cache import checking
 from kvdelta.analysis.cli.doctor import doctoring, show_version
 from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
 from kvdelta.analysis.cli.evaluating import Flips, evaluating, show_evaluation
-from kvdelta.analysis.cli.flags import Format, Layers, Listed, MatchSinks, MatchTail, Schemes, takes_options
+from kvdelta.analysis.cli.flags import (
+    FACTORY,
+    Caches,
+    Format,
+    Layers,
+    Listed,
+    MatchSinks,
+    MatchTail,
+    Schemes,
+    takes_options,
+)
 from kvdelta.analysis.cli.from_records import from_records
 from kvdelta.analysis.cli.recommend import recommending
 from kvdelta.analysis.cli.recommended import show_recommendation
@@ -39,8 +49,6 @@ from kvdelta.harness.processes import rank
 from kvdelta.harness.subject.imports import import_quickly
 from kvdelta.schemes.errors import UserError
 from kvdelta.schemes.references import identity_of
-
-FACTORY = "module:factory or 'module:factory(window=64)'; factory(model.config, …) returns it"
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -74,9 +82,7 @@ Sort = Annotated[
 def compare(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[
-        list[str] | None, typer.Option("--cache", metavar="FACTORY", help=f"a cache beside them, {FACTORY}; repeatable")
-    ] = None,
+    cache: Caches = None,
     protocol: Annotated[
         list[str] | None,
         typer.Option(

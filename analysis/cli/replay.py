@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kvdelta.analysis.cli.flags import Format, Layers, Schemes, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import Caches, Format, Layers, Schemes, Style, check_style, takes_options
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.options import Options
 from kvdelta.harness.replaying.options import ReplayOptions
@@ -20,10 +20,7 @@ ITS_OWN = ("until_se", "protocol", "step", "text", "windows", "window_length", "
 def replay(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[
-        list[str] | None,
-        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
-    ] = None,
+    cache: Caches = None,
     prompts: Annotated[
         str | None,
         typer.Option(

@@ -7,7 +7,17 @@ import typer
 
 from kvdelta.analysis.cli.carry import Budgets, ByLoss, show_carried
 from kvdelta.analysis.cli.ending import ROW_FAILED
-from kvdelta.analysis.cli.flags import Format, Layers, MatchSinks, MatchTail, Schemes, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import (
+    Caches,
+    Format,
+    Layers,
+    MatchSinks,
+    MatchTail,
+    Schemes,
+    Style,
+    check_style,
+    takes_options,
+)
 from kvdelta.analysis.cli.starting import note
 from kvdelta.harness.options import Options
 from kvdelta.schemes.errors import UserError
@@ -58,10 +68,7 @@ def sweep(
         ),
     ] = None,
     scheme: Schemes = None,
-    cache: Annotated[
-        list[str] | None,
-        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
-    ] = None,
+    cache: Caches = None,
     protocol: Annotated[
         list[str] | None, typer.Option("--protocol", help="two-pass (the default) or stepwise; repeatable")
     ] = None,

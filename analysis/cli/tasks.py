@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kvdelta.analysis.cli import log
-from kvdelta.analysis.cli.flags import Format, Layers, Schemes, takes_options
+from kvdelta.analysis.cli.flags import Caches, Format, Layers, Schemes, takes_options
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.options import Options
 from kvdelta.harness.tasks.levels import LADDERS
@@ -29,10 +29,7 @@ By = Annotated[Literal["task", "depth"], typer.Option("--by", help="tables by ta
 def tasks(
     options: Options,
     scheme: Schemes = None,
-    cache: Annotated[
-        list[str] | None,
-        typer.Option("--cache", metavar="FACTORY", help="a cache beside them, module:factory; repeatable"),
-    ] = None,
+    cache: Caches = None,
     task: Annotated[
         list[str] | None,
         typer.Option("--task", metavar="NAME", help=f"{', '.join(LADDERS)}; repeatable; default: all of them"),

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Int
 
 from kvdelta.analysis.reading.allocation import Costs, choose
+from kvdelta.analysis.reading.exporting import EXACT
 from kvdelta.schemes.errors import UserError
 
 Choice = Int[np.ndarray, "layers 2"]
-EXACT = "exact"
 
 
 def choose_for(engine: str | None, costs: Costs, budget: float) -> Choice:
