@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kvdelta.harness.records.record import Record, Typed, read_record, save_record
-from kvdelta.harness.records.run import LayerReads, Sum
+from kvdelta.harness.records.record import Typed, read_record, save_record
+from kvdelta.harness.records.run import LayerReads, Origin, Sum
 from kvdelta.schemes.errors import UserError
 
 EVALUATION_FILE = "lm-eval.json"
@@ -79,19 +79,9 @@ class TaskRecord(Typed):
     rows: list[TaskRow]
 
 
-class Evaluation(Record):
+class Evaluation(Origin):
     """What `kvdelta lm-eval` leaves. zeroed_codes_move_logits: by lossy scheme that packed something of the first context."""
 
-    kvdelta: str
-    status: Literal["running", "complete"] = "running"
-    command: str
-    flags: dict[str, Any] = Field(
-        default_factory=dict
-    )  # of the command, with what they came to; --config takes them again
-    commit: str | None
-    model_name: str
-    layers: int
-    threads: int
     settings: EvaluationSettings
     seconds: dict[str, float] = Field(default_factory=dict)
     zeroed_codes_move_logits: dict[str, bool] = Field(default_factory=dict)

@@ -158,8 +158,8 @@ class Audit(Typed):
             )
 
 
-class Header(Record):
-    """What every record begins with."""
+class Origin(Record):
+    """Which command has made a record, with what code and on which model; layers: of the model, threads: of the CPU."""
 
     kvdelta: str
     status: Literal["running", "complete"] = "running"
@@ -169,11 +169,16 @@ class Header(Record):
     )  # of the command, with what they came to; --config takes them again
     commit: str | None
     model_name: str
+    layers: int
+    threads: int
+
+
+class Header(Origin):
+    """What every record of a text begins with."""
+
     text_name: str
     text_source: dict[str, str]
     text_tokens: int
-    layers: int  # of the model
-    threads: int  # of the CPU
     settings: Settings
     files: dict[str, str] = Field(
         default_factory=dict
