@@ -3,7 +3,7 @@
 transformers gives a suffix over a filled cache a mask, and torch's fast kernel (FlashAttention, Dao 2023, arXiv 2307.08691)
 takes none: it falls to a slower one, for which each KV head is also copied once for every query head that shares it. Where
 the mask says no more than that a token does not see later ones, the fast kernel needs only to know that the queries are the
-last tokens. On a CPU torch's kernel takes a mask, and query heads that share a KV head: the copies alone are left out.
+last tokens. A short step over shared heads has a kernel of its own (`attention_kernel`). On a CPU torch's kernel takes a mask, and query heads that share a KV head: the copies alone are left out.
 """
 
 from typing import Any
@@ -16,10 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from kvdelta.schemes import kernels
+
 NAME = "sdpa-lower-right"
 SHARED = "sdpa-shared-heads"
 HALF = (torch.float16, torch.bfloat16)  # what the fast kernel computes with
 WIDEST = 256  # channels of a head that it takes
+SHORT = 32  # new tokens of a step for which there is a kernel of its own
 NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """For a step of one token: cuDNN, which torch 2.11 prefers on an H100, prepares 36 to 56 ms for every new number of keys, and
 for shared heads its results differ from run to run."""
@@ -44,8 +47,13 @@ def attend(
         return output.flatten(1, 2).unsqueeze(1), None
     if attention_mask is not None or not 1 < queries < keys:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    bias: Any = causal_lower_right(queries, keys)
     shared = query.shape[1] != key.shape[1]
+    if shared and queries <= SHORT and kernels.available(key.device, key.numel()):
+        from kvdelta.harness.subject import attention_kernel
+
+        if attention_kernel.takes(query, key, value):
+            return attention_kernel.attend(query, key, value, scaling or query.shape[3] ** -0.5), None
+    bias: Any = causal_lower_right(queries, keys)
     output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shared
     )

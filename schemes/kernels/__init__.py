@@ -65,7 +65,7 @@ def power_of_two(number: int) -> bool:
     return number > 0 and number & (number - 1) == 0
 
 
-def launch(kernel: Any, programs: int, *tensors: Tensor | int | None, warps: int = 4, **constants: Any) -> None:
+def launch(kernel: Any, programs: int, *tensors: Tensor | float | None, warps: int = 4, **constants: Any) -> None:
     """Run `programs` programs of a kernel on the device of the first tensor. Products and sums stay apart, as torch
     rounds them: none is contracted into a fused multiply-add."""
     types = tuple(one.dtype for one in tensors if isinstance(one, Tensor))
