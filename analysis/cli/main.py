@@ -112,7 +112,7 @@ def compare(
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
-    contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
+    contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")

@@ -61,17 +61,19 @@ def reproduce_decoding(
 
     protocols = options.by(["two-pass", "stepwise"], step or STEPS)
     schemes = [*(scheme or DECODED)]
-    equal = f"tail={match_tail}" + ("" if match_sinks is None else f",sinks={match_sinks}")
-    schemes += [f"matched({spec}):{equal}" for spec in schemes if canonical(spec) != "exact"]
     for spec in schemes:
         canonical(spec)
-    subject = load_subject(options)
+    from kvdelta.harness.subject.imports import import_quickly
+
+    import_quickly()
     from kvdelta.analysis.cli.runs import make_runs, report_failures, show_protocols, worst
     from kvdelta.analysis.reading.protocol_tables import verdict
     from kvdelta.analysis.reading.protocols import protocol_rows
     from kvdelta.harness.caches.contenders import contenders_of
+    from kvdelta.harness.caches.variants import and_matched
 
-    runs = [run for run, _ in make_runs(contenders_of(schemes, note), protocols, subject)]
+    contenders = and_matched(contenders_of(schemes, note), match_tail, match_sinks)
+    runs = [run for run, _ in make_runs(contenders, protocols, load_subject(options))]
     show_protocols(runs, "table")
     shown, sentences = verdict(protocol_rows(runs))
     say("", *sentences)

@@ -104,7 +104,7 @@ def sweep(
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
-    contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
+    contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     axes = Axes(
         [None if name == PACKAGED else name for name in model or [PACKAGED]],
         text or [None],

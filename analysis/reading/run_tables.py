@@ -11,7 +11,7 @@ from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
 from kvdelta.analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
 from kvdelta.harness import stopping
-from kvdelta.harness.records.run import Run, named
+from kvdelta.harness.records.run import MATCHED, Run, named
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
@@ -186,17 +186,37 @@ def _layers(run: Run) -> list[str]:
 
 
 def _matched(run: Run) -> list[str]:
-    """Which exact tokens every scheme of the run has, where that was asked for; none else."""
-    lossy = [contender.name for contender in run.contenders if not contender.lossless]
-    rules = {name.rpartition("):")[2] if name.startswith("matched(") else "" for name in lossy}
-    if len(rules) != 1 or "" in rules:
+    """Which exact tokens every scheme of the run, or every one whose label says so, has alike, where that was asked for."""
+    rules = {
+        contender.label: contender.name.rpartition("):")[2] if contender.name.startswith("matched(") else ""
+        for contender in run.contenders
+        if not contender.lossless
+    }
+    given = set(rules.values()) - {""}
+    if len(given) != 1:
         return []
-    counts = dict(item.split("=") for item in rules.pop().split(",") if item.startswith(("tail=", "sinks=")))
-    which = {"sinks": "first", "tail": "newest"}
-    said = " and ".join(f"the {which[name]} {count}" for name, count in sorted(counts.items()))
-    return [
-        f"in every scheme {said} tokens are exact, and those after the newest that fill no group; its own window is not"
-    ]
+    own = [label for label, rule in rules.items() if not rule]
+    if own and not all(label.endswith(MATCHED) for label, rule in rules.items() if rule):
+        return []
+    counts = {name: int(count) for name, _, count in (item.partition("=") for item in given.pop().split(","))}
+    tail, sinks, block = (counts.get(name) for name in ("tail", "sinks", "block"))
+    said = [] if sinks is None else [f"the first {sinks}"]
+    if tail is not None:
+        said.append(f"the newest {_newest(run, tail, sinks or 0, block)}")
+    which = f"in the rows marked {MATCHED.strip()}" if own else "in every scheme"
+    rest = "; its own window is not" if tail is not None else ", and those that fill no group behind them"
+    return [f"{which} {' and '.join(said)} tokens are exact{rest}"]
+
+
+def _newest(run: Run, tail: int, sinks: int, block: int | None) -> str:
+    """How many of the newest tokens are exact where tokens leave the tail in blocks."""
+    if block is None:  # of records from before there were blocks, and of specs without: each row by its own groups
+        return f"{tail}, and those before them that fill no group of the row,"
+    settings = run.settings
+    if settings.protocol != "two-pass":
+        return f"{tail} to {tail + block - 1}"
+    past = settings.window_length - settings.score_length - sinks - tail
+    return str(tail + past % block)
 
 
 def legend(run: Run) -> str:

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from kvdelta.harness.records.record import Record, Typed
 from kvdelta.schemes.references import identity_of
 
+MATCHED = " (matched)"
+"""Ends the label of a row with exact tokens that others of its run have not."""
+
 
 class Settings(Typed):
     """What decides the numbers; its hash names the run. Names, versions and hashes, no path of this machine."""

@@ -10,21 +10,23 @@ OWN = -1  # as the inner scheme has it
 
 
 def matched(
-    key: TensorScheme, value: TensorScheme, *, tail: int = OWN, sinks: int = OWN
+    key: TensorScheme, value: TensorScheme, *, tail: int = OWN, sinks: int = OWN, block: int = 0
 ) -> tuple[TensorScheme, TensorScheme]:
-    """What is quantized of a side keeps the newest `tail` tokens exact, and after them what does not fill one of its groups of
-    tokens; and the first `sinks`. −1: as the inner scheme has it."""
+    """What is quantized of a side keeps the newest `tail` tokens exact, and those before them that do not fill a block of `block`
+    tokens; and the first `sinks`. −1: as the inner scheme has it; block 0: one of its groups of tokens."""
     for name, count in (("tail", tail), ("sinks", sinks)):
         if count < OWN:
             raise UserError(f"{name}={count}: give a number of tokens, 0 or more; {OWN} leaves it to the inner scheme")
-    return _matched(key, tail, sinks), _matched(value, tail, sinks)
+    if block < 0 or (block and tail == OWN):
+        raise UserError(f"block={block}: tokens that leave the tail together; give tail too, and 1 token or more")
+    return _matched(key, tail, sinks, block), _matched(value, tail, sinks, block)
 
 
-def _matched(side: TensorScheme, tail: int, sinks: int) -> TensorScheme:
+def _matched(side: TensorScheme, tail: int, sinks: int, block: int) -> TensorScheme:
     if side.quantizer.lossless:
         return side
     if tail != OWN:
-        side = replace(side, keep_recent=tail, flush_every=side.quantizer.tokens_per_group)
+        side = replace(side, keep_recent=tail, flush_every=block or side.quantizer.tokens_per_group)
     return side if sinks == OWN else replace(side, sink_tokens=sinks)
 
 
@@ -32,11 +34,13 @@ FAMILY = Family(
     matched,
     "wrapper: the inner scheme with so many newest and first tokens exact, whatever it has itself",
     "kvdelta; sinks as in Xiao et al. 2023, arXiv 2309.17453",
-    formula="tail: the newest tokens that stay exact, where the inner scheme's window was; keys quantized in groups of 32 tokens "
-    "keep 0 to 31 more. sinks: the first tokens that do. −1: as the inner scheme has it.",
-    good="telling a quantizer from its exact tokens: `compare --match-tail N --match-sinks N` puts it around every scheme.",
-    fails="rows whose groups of tokens are long (a tile of 128) keep more exact tokens than others still; measured bits say how "
-    "much that costs.",
+    formula="tail: the newest tokens that stay exact, where the inner scheme's window was; block: tokens that leave it together, so "
+    "that tail to tail + block − 1 are exact; 0: a group of the inner scheme. sinks: the first tokens that stay exact. −1: as the "
+    "inner scheme has it.",
+    good="telling a quantizer from its exact tokens: `compare --match-tail N --match-sinks N` puts it around every scheme, with one "
+    "block for all, so that every row has the same exact tokens whatever its groups.",
+    fails="sinks alone shift the groups behind them, and what fills no group is exact: rows with long groups then have more exact "
+    "tokens than others.",
     keeps_rules=True,
     compared="with nothing: it chooses which tokens are exact, and changes no number",
 )

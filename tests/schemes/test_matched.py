@@ -33,6 +33,18 @@ def test_tokens_between_are_those_of_the_quantizer(spec, tail, sinks):
         assert torch.equal(read[:, :, sinks:end], rule.quantizer.quantize(X[:, :, sinks:end]).dequantize())
 
 
+@pytest.mark.parametrize("length", [100, 160, 199])
+def test_with_one_block_all_have_the_same_exact_tokens(length):
+    specs = ["int4", "kivi2", "turbo4", "asym2:key_axis=channel,group_size=16", "kvarn:tile=32", "k4v3"]
+    exact = set()
+    for spec in specs:
+        for side in parse_scheme(f"matched({spec}):tail=20,sinks=4,block=64").sides.values():
+            store = TokenStore(side)
+            store.append(X[:, :, :length])
+            exact.add((store.sink_tokens, store.tail_tokens))
+    assert exact == {(4, 20 + (length - 24) % 64)}
+
+
 def test_what_is_not_given_stays_as_it_is():
     kivi = parse_scheme("kivi2")
     assert parse_scheme("matched(kivi2)").sides == kivi.sides
@@ -46,6 +58,19 @@ def test_a_whole_scheme_keeps_its_rules():
     assert scheme.key.keep_recent == 8
     assert scheme.for_layer(0).lossless
     assert parse_scheme(scheme.name) == scheme
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("matched(int4):block=-1,tail=8", "block=-1"),
+        ("matched(int4):block=8", "give tail too"),
+        ("matched(kivi2):tail=8,block=48", "does not divide the block of 48 tokens"),
+    ],
+)
+def test_a_block_that_cannot_be_is_refused(spec, said):
+    with pytest.raises(UserError, match=said):
+        parse_scheme(spec)
 
 
 def test_a_negative_number_of_tokens_is_refused():

@@ -49,7 +49,7 @@ def test_matched_rows_and_maps_too(kvdelta, hybrid, tmp_path):
     )
     assert code == 0
     names = [row["name"] for row in json.loads(out)["rows"]]
-    assert names[1] == "matched(symmetric:bits=4,group_size=16):tail=8,layers=all"
+    assert names[1] == "matched(symmetric:bits=4,group_size=16):tail=8,block=1,layers=all"
     assert len(names) == 2  # the map says the same
 
 

@@ -41,10 +41,23 @@ def test_matched_tails_and_sinks(kvdelta):
     _, out, _ = kvdelta("compare", *SMALL, "--match-tail", "16", "--match-sinks", "4", "--format", "json")
     rows = json.loads(out)["rows"]
     assert [row["scheme"] for row in rows] == ["exact", *SMALL[3::2]]  # as typed
-    assert rows[1]["name"] == "matched(symmetric:bits=4,group_size=16):tail=16,sinks=4"
+    assert rows[1]["name"] == "matched(symmetric:bits=4,group_size=16):tail=16,sinks=4,block=1"
     assert rows[1]["bits"] == pytest.approx((76 * 5 + 20 * 16) / 96)
     _, out, _ = kvdelta("compare", *SMALL, "--match-tail", "16", "--match-sinks", "4")
     assert "the first 4 and the newest 16 tokens are exact" in out
+
+
+def test_rows_with_longer_groups_have_no_longer_tail(kvdelta):
+    """96 tokens of prefix: 4 sinks and a tail of 16 leave 76, of which 9 groups of 8 leave the tail in every row."""
+    words = ["--scheme", "kivi:bits=2,group_size=8,residual_length=32", "--match-tail", "16", "--match-sinks", "4"]
+    _, out, _ = kvdelta("compare", *SMALL, *words)
+    assert "the first 4 and the newest 20 tokens are exact" in out
+    _, out, _ = kvdelta("compare", *SMALL, *words, "--protocol", "stepwise", "--step", "8")
+    assert "the first 4 and the newest 16 to 23 tokens are exact" in out
+    _, out, _ = kvdelta("compare", *SMALL, *words, "--format", "json")
+    rows = json.loads(out)["rows"][1:]
+    assert len(rows) == 3
+    assert len({tuple(row["coverage"].values()) for row in rows}) == 1
 
 
 def test_schemes_that_differ_in_their_tails_alone_are_one_then(kvdelta):
@@ -77,7 +90,9 @@ def test_the_second_trap(kvdelta, files):
     sizes = ["--window-length", "128", "--score-length", "32", "--windows", "4"]
     words = ["--scheme", "int2:group_size=16", "--step", "4", "--match-tail", "32", "--out", "run"]
     code, out, _ = kvdelta("reproduce", "decoding", *subject, *sizes, *words)
-    assert "matched(int2:group_size=16):tail=32" in out
+    assert "int2:group_size=16 (matched)" in out
+    _, table, _ = kvdelta("show", "run/two-pass")
+    assert "in the rows marked (matched) the newest 32 tokens are exact" in table
     assert "KL step 4" in out
     assert (code, "KL is so many times that of two passes" in out) in [
         (0, True),
