@@ -213,7 +213,7 @@ def _completed(runner: Runner, together: Processes, wall: float) -> None:
         run.noise_floor = NoiseFloor.of(run.noise_floor.routes, len(run.windows) * (run.settings.score_length - 1))
     set_tails(run, folder)
     run.status = "complete"
-    seconds = together.gather(runner.passes.timings)
+    seconds = together.gather(runner.passes.watch.seconds)
     if together.rank == 0:
         save_timings(
             Timings.joined([runner.spent, *(Timings(0, one) for one in seconds), Timings(wall, {})]),

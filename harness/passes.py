@@ -1,12 +1,10 @@
 """One contender over a batch of windows: its cache filled, with its record and controls the first time, then scored."""
 
 import copy
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -18,10 +16,13 @@ from kvdelta.harness.protocols import single_pass_logits, suffix_logits
 from kvdelta.harness.recorded import WORTH, Recorded
 from kvdelta.harness.records.run import Run
 from kvdelta.harness.scoring import NotFinite, Reference, Scores, not_finite
+from kvdelta.harness.stopwatch import Stopwatch
 from kvdelta.harness.subject.probing import kv_shapes
 from kvdelta.harness.subject.windows import Batch
 
 LayersRead = dict[int, Reads]  # by layer
+Later = Callable[[], "Outcome"]
+"""Waits for the device: to be called once it has been given more to do."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,18 @@ class Outcome:
 @dataclass
 class Passes:
     """The passes of one run. `contenders[0]` is the exact baseline. with_controls: of several processes only the first runs
-    them. timings: seconds by what they were spent on."""
+    them. watch: seconds by what they were spent on."""
 
     model: Any
     contenders: Sequence[Contender]
     with_controls: bool = True
-    timings: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.watch = Stopwatch(self.model)
         self._recording: tuple[int, Recorded] | None = None
         self._reference: Reference | None = None
 
-    def over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache) -> Outcome:
+    def over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache) -> Later:
         """A contender over all windows of the batch: together, or one after another where it must have them so. The exact
         baseline goes first."""
         contender = self.contenders[position]
@@ -72,8 +73,9 @@ class Passes:
             if outcomes and outcomes[-1].error:
                 outcomes.append(Outcome.none(Batch(batch.windows[i:])))
                 break
-            outcomes.append(self._over(position, run, one, rows_of(prefilled, here), here))
-        return Outcome.joined(outcomes)
+            outcomes.append(self._over(position, run, one, rows_of(prefilled, here), here)())
+        joined = Outcome.joined(outcomes)
+        return lambda: joined
 
     def forget(self) -> None:
         """What memory is held beside the model between batches."""
@@ -87,33 +89,38 @@ class Passes:
         """What says that it changes nothing is tested row by row; the exact baseline has a control of its own."""
         return contender.foreign or (contender.lossless and contender is not self.contenders[0])
 
-    def _over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache, windows: slice) -> Outcome:
+    def _over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache, windows: slice) -> Later:
         """windows: which of the reference's these are."""
         settings = run.settings
         logits, reads = self._logits(position, run, batch, prefilled)
         if position == 0:
             if self.with_controls and not run.windows:
-                started = time.perf_counter()
+                started = self.watch.start()
                 controls.check_identity(run.audit, self.model, batch, prefilled, logits, settings)
-                self.time("control: identity", started)
+                self.watch.stop("control: identity", started)
             self._reference = Reference(logits)
         assert self._reference is not None
         reference = self._reference.of_windows(windows)
-        started = time.perf_counter()
-        scores = reference.score(logits, batch.targets) if position else reference.itself(batch.targets)
-        self.time("scoring", started)
-        if error := not_finite(scores, batch, settings.dtype):
-            return Outcome(
-                scores.until(error.first), [reads if i < error.first else {} for i in range(len(batch))], error
-            )
-        left = controls.FLOOR_WINDOWS - len(run.windows)
-        if self.with_controls and position == 0 and left > 0:
-            started = time.perf_counter()
-            run.noise_floor = controls.noise_floor(
-                run.noise_floor, self.model, batch, prefilled, reference, scores, settings, left
-            )
-            self.time("control: noise floor", started)
-        return Outcome(scores, [reads for _ in batch.windows])
+        started = self.watch.start()
+        scores = reference.score_later(logits if position else None, batch.targets)
+        self.watch.stop("scoring", started)
+
+        def later() -> Outcome:
+            found = scores()
+            if error := not_finite(found, batch, settings.dtype):
+                return Outcome(
+                    found.until(error.first), [reads if i < error.first else {} for i in range(len(batch))], error
+                )
+            left = controls.FLOOR_WINDOWS - len(run.windows)
+            if self.with_controls and position == 0 and left > 0:
+                started = self.watch.start()
+                run.noise_floor = controls.noise_floor(
+                    run.noise_floor, self.model, batch, prefilled, reference, found, settings, left
+                )
+                self.watch.stop("control: noise floor", started)
+            return Outcome(found, [reads for _ in batch.windows])
+
+        return later
 
     def _logits(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache) -> tuple[Tensor, LayersRead]:
         """And what each layer read for a window. The first time the contender leaves its record, and its filled cache goes
@@ -127,33 +134,33 @@ class Passes:
         if settings.protocol == "single-pass":
             observer = observer or Observer(cache, scored, layers, declared)
             observer.watch()
-            started = time.perf_counter()
+            started = self.watch.start()
             logits = single_pass_logits(self.model, cache, batch.tokens, settings.score_length)
             if first:
                 self._record(contender, run, cache, None)
         else:
-            started = time.perf_counter()
+            started = self.watch.start()
             contender.fill(cache, self.model, batch, prefilled)
-            self.time(f"{contender.name} fill", started)
+            self.watch.stop(f"{contender.name} fill", started)
             if first:
                 self._first_filled(contender, run, cache, batch, prefilled)
             observer = observer or Observer(cache, scored, layers, declared)
             observer.watch()
-            started = time.perf_counter()
+            started = self.watch.start()
             logits = suffix_logits(self.model, cache, batch.suffix, settings.step, self._recorded(run, len(batch)))
-        self.time(f"{contender.name} score", started)
+        self.watch.stop(f"{contender.name} score", started)
         return logits, observer.stop().reads
 
     def _first_filled(self, contender: Contender, run: Run, cache: Any, batch: Batch, prefilled: DynamicCache) -> None:
         """Its record, as of one window; the destructive control on the first few."""
-        started = time.perf_counter()
+        started = self.watch.start()
         one = cache if len(batch) == 1 else rows_of(cache, slice(0, 1))
         self._record(contender, run, one, prefilled)
         if self.with_controls and not (contender.lossless or contender.foreign):
             few = batch.first(controls.FLOOR_WINDOWS)
             some = copy.deepcopy(cache) if len(few) == len(batch) else rows_of(cache, slice(0, len(few)))
             controls.check_zeroed_codes(run.audit, contender, self.model, few, some, run.settings.step)
-        self.time("control: zeroed codes", started)
+        self.watch.stop("control: zeroed codes", started)
 
     def _record(self, contender: Contender, run: Run, cache: Any, prefilled: DynamicCache | None) -> None:
         record = contender.record(self.model, cache, prefilled)
@@ -169,8 +176,3 @@ class Passes:
         if self._recording is None or self._recording[0] != windows:
             self._recording = (windows, Recorded(self.model))  # those of other sizes are let go
         return self._recording[1]
-
-    def time(self, what: str, started: float) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        self.timings.setdefault(what, []).append(round(time.perf_counter() - started, 4))

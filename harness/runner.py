@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from kvdelta.harness.audit import total
 from kvdelta.harness.batching import halved, in_batches
 from kvdelta.harness.caches.contenders import stores_sliding
 from kvdelta.harness.failures import failures
-from kvdelta.harness.passes import Outcome, Passes
+from kvdelta.harness.passes import Later, Outcome, Passes
 from kvdelta.harness.protocols import prefill
 from kvdelta.harness.records import journal
 from kvdelta.harness.records.run import Entry, Run, WindowRecord
@@ -25,6 +28,8 @@ from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.windows import Batch, Window
 from kvdelta.harness.time_limit import TookTooLong, at_most
 from kvdelta.schemes.errors import UserError
+
+WRITERS = 16  # files of tokens at once
 
 
 @dataclass
@@ -85,31 +90,50 @@ class Runner:
         torch.manual_seed(self.run.settings.seed)
         before = self.elsewhere + len(self.run.windows)
         outcomes: list[Outcome] = []
+        waiting: list[tuple[int, Later]] = []
         for position, contender in enumerate(self.passes.contenders):
-            outcome = Outcome.none(batch)
             if contender.label in self.dropped and not self._failed(position):
                 self._fail(position, f"dropped after {before} windows (--drop)")
-            if not self._failed(position):
-                try:
-                    with at_most(self.time_limit if position else None):
-                        outcome = self.passes.over(position, self.run, batch, prefilled)
-                except (
-                    Exception,
-                    SystemExit,
-                    TookTooLong,
-                ) as error:  # a foreign cache may raise what it likes, and exit()
-                    # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
-                    if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
-                        raise
-                    self._fail(position, f"{type(error).__name__}: {one_line(error)}")
-                if outcome.error:
-                    self._not_finite(position, outcome.error)
-            outcomes.append(outcome)
-            nll = outcome.scores.nll.double().mean().item()
-            self.progress.on_pass(range(before, before + len(batch)), position, contender.label, nll)
+            # a GPU works on the next contender while the scores of the last one are looked at
+            prompt = self._prompt(position)
+            waiting.append((position, self._begun(position, batch, prefilled, prompt)))
+            while len(waiting) > (0 if prompt else 1):
+                outcomes.append(self._arrived(*waiting.pop(0), before, batch))
+        outcomes += [self._arrived(*one, before, batch) for one in waiting]
+        self.passes.watch.settle()
         started = time.perf_counter()
         self._keep(batch, outcomes)
-        self.passes.time("record", started)
+        self.passes.watch.seconds.setdefault("record", []).append(round(time.perf_counter() - started, 4))
+
+    def _prompt(self, position: int) -> bool:
+        """Whether its scores are waited for at once: of what may end the run, or hang."""
+        on_gpu = self.passes.model.device.type == "cuda"
+        return not (on_gpu and position) or self.time_limit is not None or self.passes.contenders[position].foreign
+
+    def _begun(self, position: int, batch: Batch, prefilled: DynamicCache, prompt: bool) -> Later:
+        """A contender over the batch; what it raises fails its row."""
+        if self._failed(position):
+            return partial(Outcome.none, batch)
+        try:
+            with at_most(self.time_limit if position else None):
+                later = self.passes.over(position, self.run, batch, prefilled)
+                outcome = later() if prompt else None
+        except (Exception, SystemExit, TookTooLong) as error:  # a foreign cache may raise what it likes, and exit()
+            # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
+            if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
+                raise
+            self._fail(position, f"{type(error).__name__}: {one_line(error)}")
+            return partial(Outcome.none, batch)
+        return later if outcome is None else lambda: outcome
+
+    def _arrived(self, position: int, later: Later, before: int, batch: Batch) -> Outcome:
+        """before: windows that were scored."""
+        outcome = later()
+        if outcome.error:
+            self._not_finite(position, outcome.error)
+        nll = outcome.scores.nll.double().mean().item()
+        self.progress.on_pass(range(before, before + len(batch)), position, self.passes.contenders[position].label, nll)
+        return outcome
 
     def mark(self) -> "Mark":
         """Where the run is now."""
@@ -147,17 +171,22 @@ class Runner:
         self.progress.on_note(f"{contender.label} failed, the others go on: {reason}")
 
     def _keep(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        for i, window in enumerate(batch.windows):
+        def tokens(i: int, window: Window) -> tuple[str, dict[str, Any]]:
+            """Of a window, on disk; their hash, and their sums."""
             arrays = {
                 name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes]) for name in PER_TOKEN
             }
-            sha256 = save_tokens(self.folder, window.index, arrays)
+            return save_tokens(self.folder, window.index, arrays), sums_of(arrays)
+
+        with ThreadPoolExecutor(WRITERS) as pool:  # a disk takes long to say that it has a file, and has many at once
+            kept = list(pool.map(tokens, range(len(batch)), batch.windows))
+        for i, (window, (sha256, sums)) in enumerate(zip(batch.windows, kept, strict=True)):
             reads = [total(outcome.reads[i].values()) for outcome in outcomes]
             self.run.windows.append(
                 WindowRecord(
                     index=window.index,
                     start=window.start,
-                    **sums_of(arrays),
+                    **sums,
                     key_pairs=[r.key for r in reads],
                     value_pairs=[r.value for r in reads],
                     pairs=[r.pairs for r in reads],
@@ -179,11 +208,13 @@ class Runner:
             contenders=self.run.contenders if said != self._said else None,
             audit=self.run.audit,
             noise_floor=self.run.noise_floor,
-            seconds={name: new for name, all in self.passes.timings.items() if (new := all[self._told.get(name, 0) :])},
+            seconds={
+                name: new for name, all in self.passes.watch.seconds.items() if (new := all[self._told.get(name, 0) :])
+            },
             wall=round(time.perf_counter() - self._moment, 4),
         )
         journal.append(journal_of(self.folder, self.file), entry.model_dump_json())
-        self._said, self._told = said, {name: len(all) for name, all in self.passes.timings.items()}
+        self._said, self._told = said, {name: len(all) for name, all in self.passes.watch.seconds.items()}
         self._moment = time.perf_counter()
 
 
@@ -199,9 +230,10 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
         """Or nothing of it in the records, where memory runs out."""
         before = [runner.mark() for runner in runners]
         try:
-            started = time.perf_counter()
+            batch = batch.on(passes.model.device)
+            started = passes.watch.start()
             prefilled = prefill(passes.model, batch.prefix, whole=any(map(stores_sliding, passes.contenders)))
-            passes.time("prefill", started)
+            passes.watch.stop("prefill", started)
             for runner in runners:
                 runner.batch(batch, prefilled)
         except torch.OutOfMemoryError:

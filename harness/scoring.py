@@ -1,7 +1,7 @@
 """From logits to scores: loss, and KL, TVD and top-1 agreement with exact, of each scored token, in float32 by rows."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -105,12 +105,30 @@ class Reference:
 
     def itself(self, targets: Int64[Tensor, "batch scored"]) -> Scores:
         """The exact cache's own scores: KL 0, and the losses that equal logits have."""
-        return _scores(self._scored(None, targets))
+        return self.score_later(None, targets)()
 
     def score(self, logits: Logits, targets: Int64[Tensor, "batch all_scored"]) -> Scores:
         """Of the first tokens of each window, as many as there are `logits`, which are left as they are. KL and TVD as
         `kl_and_tvd` has them."""
-        return _scores(self._scored(logits, targets[:, : logits.shape[1]]))
+        return self.score_later(logits, targets)()
+
+    def score_later(self, logits: Logits | None, targets: Int64[Tensor, "batch all_scored"]) -> Callable[[], Scores]:
+        """The same, on their way from the device, which the call of what is returned waits for. None: of the exact cache's own
+        logits."""
+        rows = self._scored(logits, targets if logits is None else targets[:, : logits.shape[1]])
+        if rows.device.type != "cuda":
+            return lambda: _scores(rows)
+        here = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        with torch.cuda.device(rows.device):
+            here.copy_(rows, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+
+        def later() -> Scores:
+            arrived.synchronize()
+            return _scores(here)
+
+        return later
 
     def sums(self, logits: Logits | None, targets: Int64[Tensor, "batch scored"]) -> Float64[Tensor, "2 batch"]:
         """Loss and KL of each window summed over its tokens, on the device, which nobody waits for. None: of the exact
@@ -136,7 +154,7 @@ class Reference:
 
 
 def _scores(rows: Float[Tensor, "4 batch scored"]) -> Scores:
-    nll, kl, tvd, agrees = rows.cpu()
+    nll, kl, tvd, agrees = rows.cpu()  # as it is where it is there
     return Scores(nll, kl, tvd, agrees.bool())
 
 

@@ -58,7 +58,7 @@ def _of_one_batch(
         started = time.perf_counter()
         score([Runner(passes, subject.loaded.name, run, Path(folder))], windows)
         seconds = time.perf_counter() - started
-    timings, count = passes.timings, len(windows)
+    timings, count = passes.watch.seconds, len(windows)
     controls = sum(sum(taken) for name, taken in timings.items() if name.startswith("control"))
     beside = {"controls": controls} if with_controls else {}
     parts = {"prefill": timings["prefill"], "suffix": timings["exact score"], "scoring": timings["scoring"]}

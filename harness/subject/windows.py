@@ -6,7 +6,7 @@ predicted by the prefix's exact logits, the same under every scheme, so it is no
 `score_length − 1` tokens are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64
@@ -69,6 +69,11 @@ class Batch:
     @property
     def targets(self) -> Int64[Tensor, "batch scored"]:
         return torch.stack([window.targets for window in self.windows])
+
+    def on(self, device: torch.device) -> "Batch":
+        """With its tokens there: what is sent anew for every forward is waited for each time."""
+        tokens = self.tokens.to(device)
+        return Batch(tuple(replace(window, tokens=row) for window, row in zip(self.windows, tokens, strict=True)))
 
     def first(self, count: int) -> "Batch":
         return Batch(self.windows[:count])
