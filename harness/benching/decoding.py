@@ -38,7 +38,7 @@ def time_steps(
         times += turns.take({name: one.step for name, one in decoders.items()}, context, warm_up=WARM_UP)
         for name, one in decoders.items():
             if name not in (AGAIN, *turns.left_out):
-                held.append(Held(name=name, context=context, resident=one.resident(), transient=one.transient()))
+                held.append(Held(name=name, context=context, resident=one.resident(), transient=one.peak))
     return times, held
 
 
@@ -67,25 +67,28 @@ class _Decoder:
     def __init__(self, model: Any, cache: Any, batch: Batch):
         self.model, self.cache, self.clock = model, cache, Clock(model.device)
         self.token = batch.suffix[:, :1].to(model.device)
+        self.peak = 0 if model.device.type == "cuda" else None  # bytes beyond what was held when a step began, of all steps
 
     @torch.inference_mode()
     def step(self) -> Parts:
+        held = self._held()
         self.clock.lap()
         logits = forward(self.model, self.token, self.cache, logits_to_keep=1).logits
         self.token = logits[:, -1:].argmax(dim=-1)
-        return {"step": self.clock.lap()}
+        seconds = self.clock.lap()
+        if self.peak is not None:
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.model.device) - held)
+        return {"step": seconds}
+
+    def _held(self) -> int:
+        """Bytes on the device now, from where on the peak is counted."""
+        if self.peak is None:
+            return 0
+        torch.cuda.reset_peak_memory_stats(self.model.device)
+        return torch.cuda.memory_allocated(self.model.device)
 
     def resident(self) -> int | None:
         try:
             return sum(size for _, size in storages(self.cache, skipped=()).values()) or None
         except Opaque:
             return None
-
-    def transient(self) -> int | None:
-        device = self.model.device
-        if device.type != "cuda":
-            return None
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        self.step()
-        return torch.cuda.max_memory_allocated(device) - before
