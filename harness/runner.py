@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from kvdelta.harness.records.run import Entry, Run, WindowRecord
 from kvdelta.harness.records.run_folder import RUN_FILE, journal_of
 from kvdelta.harness.records.timings import Timings
 from kvdelta.harness.records.tokens import save_tokens, sums_of
+from kvdelta.harness.records.writing import write_file
 from kvdelta.harness.scoring import PER_TOKEN, NotFinite
 from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.windows import Batch, Window
@@ -171,30 +171,33 @@ class Runner:
         self.progress.on_note(f"{contender.label} failed, the others go on: {reason}")
 
     def _keep(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        def tokens(i: int, window: Window) -> tuple[str, dict[str, Any]]:
-            """Of a window, on disk; their hash, and their sums."""
-            arrays = {
-                name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes]) for name in PER_TOKEN
-            }
-            return save_tokens(self.folder, window.index, arrays), sums_of(arrays)
+        with ThreadPoolExecutor(WRITERS) as pool:  # a disk takes long to say that it has a file, and takes many at once
+            writing: list[Future[None]] = []
 
-        with ThreadPoolExecutor(WRITERS) as pool:  # a disk takes long to say that it has a file, and has many at once
-            kept = list(pool.map(tokens, range(len(batch)), batch.windows))
-        for i, (window, (sha256, sums)) in enumerate(zip(batch.windows, kept, strict=True)):
-            reads = [total(outcome.reads[i].values()) for outcome in outcomes]
-            self.run.windows.append(
-                WindowRecord(
-                    index=window.index,
-                    start=window.start,
-                    **sums,
-                    key_pairs=[r.key for r in reads],
-                    value_pairs=[r.value for r in reads],
-                    pairs=[r.pairs for r in reads],
-                    tokens=sha256,
+            def write(path: Path, content: bytes) -> None:
+                writing.append(pool.submit(write_file, path, content))
+
+            for i, window in enumerate(batch.windows):
+                arrays = {
+                    name: np.stack([getattr(outcome.scores, name)[i].numpy() for outcome in outcomes])
+                    for name in PER_TOKEN
+                }
+                reads = [total(outcome.reads[i].values()) for outcome in outcomes]
+                self.run.windows.append(
+                    WindowRecord(
+                        index=window.index,
+                        start=window.start,
+                        **sums_of(arrays),
+                        key_pairs=[r.key for r in reads],
+                        value_pairs=[r.value for r in reads],
+                        pairs=[r.pairs for r in reads],
+                        tokens=save_tokens(self.folder, window.index, arrays, write),
+                    )
                 )
-            )
-            for contender, outcome in zip(self.passes.contenders, outcomes, strict=True):
-                self.run.audit.add_reads(contender.label, outcome.reads[i])
+                for contender, outcome in zip(self.passes.contenders, outcomes, strict=True):
+                    self.run.audit.add_reads(contender.label, outcome.reads[i])
+            for one in writing:
+                one.result()
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
         self._log(len(batch))

@@ -67,7 +67,9 @@ class _Decoder:
     def __init__(self, model: Any, cache: Any, batch: Batch):
         self.model, self.cache, self.clock = model, cache, Clock(model.device)
         self.token = batch.suffix[:, :1].to(model.device)
-        self.peak = 0 if model.device.type == "cuda" else None  # bytes beyond what was held when a step began, of all steps
+        self.peak = (
+            0 if model.device.type == "cuda" else None
+        )  # bytes beyond what was held when a step began, of all steps
 
     @torch.inference_mode()
     def step(self) -> Parts:

@@ -155,9 +155,11 @@ class SchemeContender:
             for part, size in store.nbytes().items():
                 total.held[part] = total.held.get(part, 0) + size
             total.counted += store.counted_bytes()
-            # of a sliding window, what is still held of groups that it left in part has a cost and no use
-            visible: Any = cache.layers[layer]
-            total.elements += store.elements * visible.past_tokens // max(1, store.length - store.dropped)
+            if filled:
+                # of a sliding window, what is still held of groups that it left in part has a cost and no use
+                here: Any = cache.layers[layer]
+                batch, heads, _, channels = here.emptied()[side].shape
+                total.elements += batch * heads * here.past_tokens * channels
         return ContenderRecord(
             label=self.label,
             name=self.name,

@@ -1,6 +1,6 @@
 """What each scored token of a run has: one file of arrays a window, from which its sums are made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ SUMS = ("nll", "kl", "tvd", "top1", "probability")
 ROUNDING = 1e-9  # relative: other processors add in another order
 
 
-def save_tokens(folder: Path, window: int, arrays: Arrays) -> str:
-    """The SHA-256 of the file."""
+def save_tokens(folder: Path, window: int, arrays: Arrays, write: Callable[[Path, bytes], object] = write_file) -> str:
+    """The SHA-256 of the file. write: writes it, or has it written."""
     # losses hardly compress, by a fifth, and trying takes longer than scoring a window on a GPU
     content = packed_arrays(arrays, compressed=False)
-    write_file(_file(folder, window), content)
+    write(_file(folder, window), content)
     return hashes.of_bytes(content)
 
 
