@@ -15,7 +15,8 @@ from .comparing import FLOATS, HALF, INPUTS, assert_equal_but_for_ties, side_of
 
 GROUP = 64
 cases = pytest.mark.parametrize(
-    ("name", "axis", "bits"), [(name, axis, bits) for name in INPUTS for axis in ("token", "channel") for bits in (2, 3, 4)]
+    ("name", "axis", "bits"),
+    [(name, axis, bits) for name in INPUTS for axis in ("token", "channel") for bits in (2, 3, 4)],
 )
 
 
@@ -84,7 +85,7 @@ def test_zeros_of_groups_of_their_own(name, axis, bits):
 @pytest.mark.parametrize("name", INPUTS)
 def test_minmax_is_another_zero(name):
     """The zero that the solver starts from is none of the package's; on Qwen's loud keys, where beta shrinks little, they are near."""
-    quantizer, rows = quantizer_and_groups(name, "token", 3, "stop=reference")
+    _, rows = quantizer_and_groups(name, "token", 3, "stop=reference")
     zero = package(rows, 3)[2].flatten()
     started = -rows.amin(-1) * 7 / (rows.amax(-1) - rows.amin(-1))
     assert ((zero - started).abs() > 1e-3).float().mean() > 0.9
