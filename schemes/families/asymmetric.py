@@ -35,6 +35,6 @@ FAMILY = Family(
     good="the plain grid to compare others with; key_axis=channel holds loud channels of keys apart.",
     fails="per-token groups over loud channels of keys at 2 and 3 bits; per-channel groups of values.",
     short={f"asym{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
-    compared="float zero with KIVI's published code, integer zero with OScaR's, which took QuaRot's functions: equal but for ties "
-    "(kivi, oscar)",
+    compared="float zero with KIVI's published code and QuaRot's 4-bit cache, integer zero with QuaRot's quantizer and OScaR's: equal but for "
+    "ties (kivi, hadamard, oscar)",
 )

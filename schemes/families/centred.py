@@ -50,4 +50,6 @@ FAMILY = Family(
     "(hadamard inside centred: the mean goes first).",
     fails="a block of `block` tokens must fill first, so up to that many stay exact. Adds nothing to per-channel groups, "
     "whose own offset is the same thing.",
+    compared="with no published reference: SageAttention takes away one mean of all keys, and never adds it; tested against its formula, "
+    "the inner scheme on x − m plus m.",
 )

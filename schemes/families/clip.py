@@ -47,4 +47,7 @@ FAMILY = Family(
     good="bell-shaped groups at 2 and 3 bits, as after a rotation: c = 0.8 to 0.92 lowers the error by 5 to 15 %.",
     fails="groups far from 0, such as per-channel keys with an offset: c·max may cut the whole group. At 4 bits and more "
     "the clipped ends cost more than the finer step gives.",
+    compared="with QuaRot's quantizer (spcl/QuaRot, 5008669; its clip_ratio), run on real keys and values around an integer zero, rotated and "
+    "not: codes but for ties. Departs: a group of one sign keeps its end nearest 0, where the range there is [c·min, c·max]; around symmetric "
+    "the smaller end is cut too; its code clips nothing by default.",
 )

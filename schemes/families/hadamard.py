@@ -33,6 +33,9 @@ FAMILY = Family(
     good="few loud channels and per-token groups: their energy is spread over the whole width, so the range falls.",
     fails="around per-channel groups, which hold a loud channel apart already: the rotation mixes it into all others. Of "
     "smooth data it changes nothing.",
-    compared="with vLLM's rotation (int4_per_token_head, turboquant-vllm) and llama.cpp's, in front of their grids. QuaRot's own code was not "
-    "run.",
+    compared="with QuaRot's code (spcl/QuaRot, 5008669), run on real keys and values: what is rotated to the order of sums, and codes but "
+    "for ties of the quantizers behind it, symmetric, asymmetric with an integer zero, clipped, and the float zero of its 4-bit cache. "
+    "Also with vLLM's rotation (int4_per_token_head, turboquant-vllm) and llama.cpp's, in front of their grids. Departs: values are rotated by "
+    "the weights there, by the scheme here; a group of keys is a token of one head (its k_groupsize of a head's width), by default there "
+    "of all heads; widths that are no power of two are refused there.",
 )

@@ -119,6 +119,8 @@ FAMILY = Family(
     fails="numbers of size 10 and more, where beta = 10 shrinks nothing (normalize=true helps); 4 bits, where the loss is "
     "that of min–max and KL a tenth lower. Costs the time of 20 quantizations.",
     short={f"hqq{bits}": {"bits": bits} for bits in (1, 2, 3, 4, 8)},
-    compared="with the hqq package: stop=reference gives its codes bit for bit on a CPU in float32, before scale and zero are rounded. Departs "
-    "by default: each group keeps the zero with the least error of its own, where the package stops all groups at once.",
+    compared="with the hqq package, run on real keys and values: stop=reference gives its codes bit for bit on a CPU in float32, before "
+    "scale and zero are rounded. Departs by default: of the zeros of all steps each group keeps the one with the least error of its own, "
+    "where the package stops all groups at once and takes the zero behind that step: the mean error is the package's to 1 %, and no group "
+    "has a larger one with one step more (iters=21).",
 )

@@ -47,4 +47,7 @@ FAMILY = Family(
     good="groups that look normal around 0: values, rotated keys. At 4.50 bits its error on normal data is .087 (groups of "
     "32), that of plain asymmetric .090 (groups of 64).",
     fails="groups with an offset, such as keys per token, unless asymmetric (which costs as much as a smaller group).",
+    compared="with bitsandbytes' quantize_4bit (0.50.2, on a CPU), run on real keys and values in blocks of 64: absmax rounded to float16, "
+    "and codes but for those near a boundary. Departs: levels have four decimals, there those of float32, 5e-5 of absmax apart at most; "
+    "absmax has 16 bits, there 32, or 8 with QLoRA's double quantization. asymmetric=true has no published reference.",
 )

@@ -68,6 +68,7 @@ FAMILY = Family(
     good="8 bits; values; hardware that multiplies integers.",
     fails='keys with an offset, and 2 bits, where one of four codes is unused and another is 0: bits=4 is "naive INT4".',
     short={f"int{bits}": {"bits": bits} for bits in (2, 3, 4, 8)},
-    compared="with vLLM's int8_per_token_head (8 bits, group_size=all), transcribed and run on real keys and values. Departs: vLLM cuts codes "
-    "to whole numbers, which are rounded here, and has float32 scales.",
+    compared="with QuaRot's quantizer (4 bits, a head, behind its rotation), run on real keys and values: codes but for ties; and with vLLM's "
+    "int8_per_token_head (8 bits, group_size=all), transcribed. Departs: vLLM cuts codes to whole numbers, which are rounded here; both have "
+    "float32 scales.",
 )

@@ -10,6 +10,7 @@ from kvdelta.schemes.rotation import rotate
 from .cases import FAMILIES, rebuild
 
 WRAPPERS = [family.name for family in FAMILIES if family.wraps]
+SPARSE = f"sparse(asym2:axis=channel,group_size=32):fraction={5 / 2048}"
 CHANGES_NUMBERS = "clip"  # clamps before the inner quantizer: no inverse
 
 
@@ -69,6 +70,24 @@ def test_a_mean_is_subtracted_from_keys_alone():
     x[..., ::2] += 9
     errors = [(rebuild(parse_scheme(spec).key.quantizer, x) - x).norm() for spec in ("asym2", "centred(asym2)")]
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_mean_is_that_of_a_channel_over_a_block():
+    x = torch.randn(1, 2, 256, 64) + 9 * torch.randn(1, 2, 1, 64)
+    mean = x.unflatten(2, (2, 128)).mean(3, keepdim=True).half().float().expand(1, 2, 2, 128, 64).flatten(2, 3)
+    inner, outer = (parse_scheme(spec).key.quantizer for spec in ("asym2", "centred(asym2)"))
+    assert torch.allclose(rebuild(outer, x), rebuild(inner, x - mean) + mean, rtol=0, atol=1e-5)
+
+
+def test_the_rest_is_what_the_inner_scheme_makes_of_it():
+    """With the median of a channel over the block in the place of what is kept."""
+    x = torch.randn(1, 1, 32, 64)
+    x[0, 0, 3, :5] = 50.0
+    inner, outer = (parse_scheme(spec).key.quantizer for spec in ("asym2:axis=channel,group_size=32", SPARSE))
+    kept = torch.zeros(32 * 64, dtype=torch.bool).index_fill(0, x.abs().flatten().topk(5).indices, True).view(32, 64)
+    filled = torch.where(kept, x[0, 0].median(0).values, x[0, 0])[None, None]
+    assert torch.equal(rebuild(outer, x)[0, 0][~kept], rebuild(inner, filled)[0, 0][~kept])
+    assert torch.equal(rebuild(outer, x)[0, 0][kept], x[0, 0][kept])
 
 
 def test_clipping_is_clamping():

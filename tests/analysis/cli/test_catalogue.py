@@ -34,6 +34,7 @@ def test_detail_explains_a_scheme(name):
     flat = " ".join(text.split())
     for part in (family.summary, family.formula, family.good, family.fails, family.source, family.compared):
         assert " ".join(part.split()) in flat
+    assert family.compared
     assert all(f"  {field}=" in text for field in fields_of(family))
     assert "bits K / V" in text
     assert max(map(len, text.splitlines())) <= 150
