@@ -10,7 +10,7 @@ from kvdelta.analysis.reading.racing import Standing, loses_more, race, rounds
 from kvdelta.harness.records.run_folder import load_run
 
 MARKS = rounds(16)
-RECORD = Path(__file__).parents[3] / "results/decoding-h100/stepwise-16"
+RECORD = Path(__file__).parents[3] / "results/decoding-h200/stepwise-16"
 
 
 def of(data):

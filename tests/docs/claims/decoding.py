@@ -3,13 +3,13 @@
 from tests.docs.claiming import Claim, Unchecked
 from tests.docs.records import decoded, replayed, rows, run
 
-H100, CPU = "decoding-h100", "decoding-cpu"
+RECORD, CPU = "decoding-h200", "decoding-cpu"
 LAST = "stepwise (step 1)"
 SCHEMES = ("int4", "asym4", "hqq4", "turbo4", "hadamard(asym4)", "kivi4", "turbo2", "kivi2", "kvarn:bits=2", "oscar")
 
 
 def of(scheme, protocol=LAST):
-    return decoded(H100)[scheme][protocol]
+    return decoded(RECORD)[scheme][protocol]
 
 
 def range_of_times(form="{}"):
@@ -53,7 +53,7 @@ def first_row():
         of("int4").delta_nll,
         128,
         of("kivi4").times,
-        len(run(f"{H100}/stepwise-1").windows),
+        len(run(f"{RECORD}/stepwise-1").windows),
     )
 
 
@@ -94,15 +94,15 @@ CLAIMS = (
     Claim(
         "Perplexity of the same {} windows of the WikiText-2 test set", lambda: [len(run("trap-h100/two-pass").windows)]
     ),
-    Claim("ΔNLL on the same {} windows of the WikiText-2 test set", lambda: [len(run(f"{H100}/two-pass").windows)]),
-    Claim("`kvdelta show results/decoding-h100` prints all {} rows", lambda: [len(decoded(H100))]),
+    Claim("ΔNLL on the same {} windows of the WikiText-2 test set", lambda: [len(run(f"{RECORD}/two-pass").windows)]),
+    Claim("`kvdelta show results/decoding-h200` prints all {} rows", lambda: [len(decoded(RECORD))]),
     Claim(
         "Two passes say that `turbo2` loses less than `kivi2`, and `int4` a third of `oscar`; token by token `turbo2` loses {} times what `kivi2` does, and `int4` more than `oscar`",
         turned,
     ),
     Claim(
         "two passes understate by {} to {} times instead of {} to {}",
-        lambda: [*range_of_times("matched({}):tail=128,sinks=4"), *range_of_times()],
+        lambda: [*range_of_times("{} (matched)"), *range_of_times()],
     ),
     Claim(
         "gives int4 {} times the KL of two passes [{}, {}] token by token, {} [{}, {}] with its newest {} tokens exact, and kivi2 {} either way",

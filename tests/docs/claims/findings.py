@@ -13,12 +13,13 @@ from tests.docs.records import (
     verified,
 )
 
-FAMILIES = "families-h200"
+FAMILIES, SINKS = "families-h200", "sinks-h200"
 LAYOUT4, LAYOUT3, LAYOUT2 = (f"asym{bits}:key_axis=channel,group_size=32" for bits in (4, 3, 2))
 K4V2, K2V4 = (
     f"asymmetric:key_bits={key},value_bits={value},key_axis=channel,group_size=32" for key, value in ((4, 2), (2, 4))
 )
 K4V3 = "kcvt:key_bits=4,value_bits=3,sink_tokens=4"
+KCVT43 = "kcvt:key_bits=4,value_bits=3"
 SMOLLM2, QWEN = "SmolLM2", "qwen"
 ROTATED = ("turbo4", "hadamard(asym4)", "llama.cpp:type=q4_0", "vllm/int4_per_token_head", "exllamav3:bits=4")
 
@@ -56,6 +57,21 @@ def recommended():
         kivi[0]["bits"],
         *(one["more"] for one in kivi),
     ]
+
+
+def sinks_setting():
+    settings = [run(place).settings for place in places(SINKS)]
+    lengths = {one.window_length - one.score_length for one in settings}
+    assert len(lengths) == 1
+    assert (lengths.copy().pop() - 4) % 128 == 0  # the longest block of its schemes
+    return lengths.pop(), 4, len(run(places(SINKS)[0]).contenders) - 1
+
+
+def sinks_of(scheme):
+    """KL in the four cells without and with four sinks, and the bits that they cost."""
+    with_sinks = f"{scheme}{',' if ':' in scheme else ':'}sink_tokens=4"
+    more = four(SINKS)[0][with_sinks].bits - four(SINKS)[0][scheme].bits
+    return [*kls(SINKS, scheme), *kls(SINKS, with_sinks), more]
 
 
 def per_token_4_bits():
@@ -177,13 +193,17 @@ CLAIMS = (
         "on {} windows of Qwen2.5 `int4` has a ΔNLL of {} [{}, {}] and KL {}, where steps of 16 give {}, `asym4` {} and {}, `kivi4` {} and {}",
         token_by_token,
     ),
+    Claim("With {} tokens cached, so that {} sinks cut no group ([records], {} rows)", sinks_setting),
     Claim(
-        "four exact first tokens take it at 2 bits from {}, {}, {} and {} to {}, {}, {} and {}, for {} bits",
-        lambda: [
-            *kls(FAMILIES, LAYOUT2),
-            *kls(FAMILIES, f"{LAYOUT2},sink_tokens=4"),
-            bits(f"{LAYOUT2},sink_tokens=4") - bits(LAYOUT2),
-        ],
+        "they take its KL at 2 bits from {}, {}, {} and {} to {}, {}, {} and {} for {} bits", lambda: sinks_of(LAYOUT2)
+    ),
+    Claim(
+        "that of KCVT with K 4, V 3 bits from {}, {}, {} and {} to {}, {}, {} and {}, and do less for rotations (`turbo4` on SmolLM2 from {} and {} to {} and {})",
+        lambda: [*sinks_of(KCVT43)[:-1], *sinks_of("turbo4")[:2], *sinks_of("turbo4")[4:6]],
+    ),
+    Claim(
+        "Behind {} tokens they shift the groups, and the newest tokens, which then fill none, stay exact: {} in groups of 32, {} in blocks of 64, {} in blocks of 128",
+        lambda: [1536, *((1536 - 4) % block for block in (32, 64, 128))],
     ),
     Claim(
         "`sink-window:bits=4` has {} to {} times the KL of KCVT with K 4, V 3 bits at the same {} bits",
