@@ -9,12 +9,13 @@ from kvdelta.analysis.reading.tables import Table, interval, signed
 NAMED = 6  # rows in a sentence
 REVERSED = "⇅"  # marks a row whose place among the others changes from protocol to protocol
 LEGEND = f"""ΔNLL: nats a token more than exact by the same protocol, 95 % interval over windows. times: what the protocol costs over what
-the first does, ΔNLL or KL, where that is above 0 and above the noise floor; 95 % interval, paired by window. {REVERSED}: loses less than another row by one
-protocol and more by another, both beyond the 95 % interval of the pair."""
+the first does, ΔNLL or KL, where that is above 0 and above the noise floor; 95 % interval, paired by window. same: 1 − TVD, the share of next tokens
+that agree where both draw as alike as they can; 99.9 %: quantile of KL over tokens. {REVERSED}: loses less than another row by one protocol
+and more by another, both beyond the 95 % interval of the pair; rows of the same matched(…) among themselves, the others likewise."""
 
 
 def protocol_tables(found: Sequence[Sequence[ProtocolRow]]) -> list[Table]:
-    """ΔNLL by every protocol and how many times the first; then KL in the same way."""
+    """ΔNLL by every protocol and how many times the first; then KL in the same way; then 1 − TVD and the tail of KL."""
     ways = [row.protocol for row in found[0]] if found else []
     tables = []
     for what, cells in (("ΔNLL", _delta_cells), ("KL", _kl_cells)):
@@ -26,7 +27,18 @@ def protocol_tables(found: Sequence[Sequence[ProtocolRow]]) -> list[Table]:
             for line in found
         ]
         tables.append((header, body))
-    return tables
+    return [*tables, _tails(found, ways)]
+
+
+def _tails(found: Sequence[Sequence[ProtocolRow]], ways: Sequence[str]) -> Table:
+    """A table of its own: beside KL it would not fit into a terminal."""
+    header = ["scheme", "bits", *(f"{what} {_short(way)}" for what in ("same %", "99.9 %") for way in ways)]
+    body = []
+    for line in found:
+        same = ["–" if row.refused or row.same is None else f"{row.same:.1f}" for row in line]
+        tails = ["–" if row.refused or row.kl_999 is None else f"{row.kl_999:.2g}" for row in line]
+        body.append([*_names(line), *same, *tails])
+    return header, body
 
 
 def _names(line: Sequence[ProtocolRow]) -> list[str]:

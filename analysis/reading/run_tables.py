@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from kvdelta.analysis.reading.escaping import markdown
+from kvdelta.analysis.reading.matching import matching_lines
 from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
 from kvdelta.analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
@@ -153,7 +154,7 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
             whose = f", {named(one.settings)}" if len(runs) > 1 else ""
             said = f"|ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats"
             lines.append(f"noise floor (exact by another route{whose}): {said}")
-    lines += _matched(run)
+    lines += matching_lines(run)
     if settings.until_se is not None:
         lines += [run.ended] if run.ended else []
         lines.append(_looked(stopping.looks(settings)))
@@ -183,20 +184,6 @@ def _layers(run: Run) -> list[str]:
         for kind, layers in by_kind.items()
     ]
     return [f"quantized: layers {'; '.join(said)} of {run.layers}; the others are kept as they are"]
-
-
-def _matched(run: Run) -> list[str]:
-    """Which exact tokens every scheme of the run has, where that was asked for; none else."""
-    lossy = [contender.name for contender in run.contenders if not contender.lossless]
-    rules = {name.rpartition("):")[2] if name.startswith("matched(") else "" for name in lossy}
-    if len(rules) != 1 or "" in rules:
-        return []
-    counts = dict(item.split("=") for item in rules.pop().split(",") if item.startswith(("tail=", "sinks=")))
-    which = {"sinks": "first", "tail": "newest"}
-    said = " and ".join(f"the {which[name]} {count}" for name, count in sorted(counts.items()))
-    return [
-        f"in every scheme {said} tokens are exact, and those after the newest that fill no group; its own window is not"
-    ]
 
 
 def legend(run: Run) -> str:
