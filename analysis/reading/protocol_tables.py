@@ -21,7 +21,7 @@ def protocol_tables(found: Sequence[Sequence[ProtocolRow]]) -> list[Table]:
     for what, cells in (("ΔNLL", _delta_cells), ("KL", _kl_cells)):
         header = ["scheme", "bits"]
         for k, way in enumerate(ways):
-            header += [f"{what} {_short(way)}", "times"] if k else [f"{what} {_short(way)}"]
+            header += [f"{what} {short(way)}", "times"] if k else [f"{what} {short(way)}"]
         body = [
             [*_names(line), *(cell for k, row in enumerate(line) for cell in cells(row)[: 1 + bool(k)])]
             for line in found
@@ -32,7 +32,7 @@ def protocol_tables(found: Sequence[Sequence[ProtocolRow]]) -> list[Table]:
 
 def _tails(found: Sequence[Sequence[ProtocolRow]], ways: Sequence[str]) -> Table:
     """A table of its own: beside KL it would not fit into a terminal."""
-    header = ["scheme", "bits", *(f"{what} {_short(way)}" for what in ("same %", "99.9 %") for way in ways)]
+    header = ["scheme", "bits", *(f"{what} {short(way)}" for what in ("same %", "99.9 %") for way in ways)]
     body = []
     for line in found:
         same = ["–" if row.refused or row.same is None else f"{row.same:.1f}" for row in line]
@@ -55,7 +55,8 @@ def _kl_cells(row: ProtocolRow) -> list[str]:
     return ["–" if row.refused else f"{row.kl:.2g}", _many(row.kl_times, row.kl_times_low, row.kl_times_high)]
 
 
-def _short(way: str) -> str:
+def short(way: str) -> str:
+    """A protocol in the head of a column."""
     return way.removeprefix("stepwise (").removesuffix(")")
 
 
