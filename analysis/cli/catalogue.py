@@ -8,7 +8,7 @@ import torch
 
 from kvdelta.analysis.reading import tables
 from kvdelta.schemes import SCHEMES, TokenStore, parse_scheme
-from kvdelta.schemes.engines import ENGINES, presets
+from kvdelta.schemes.engines import ENGINES, LEFT_OUT, presets
 from kvdelta.schemes.errors import UserError
 from kvdelta.schemes.family import Family
 from kvdelta.schemes.fields import RULES, Field, alternatives, shown
@@ -53,13 +53,22 @@ def _measured(spec: str, channels: int) -> str:
 
 
 def engine_names(engine: str, format: str) -> str:
-    """The names of an engine, with what they resolve to, bits and where that departs, as table (for people), md, json or
-    csv. UserError for an engine that is not known."""
+    """The names of an engine, with what they resolve to, bits, its flags and where that departs, as table (for people), md, json
+    or csv; then those that are left out, and why. UserError for an engine that is not known."""
     body = [
-        [f"{engine}/{name}", preset.spec, _measured(preset.spec, LISTED_CHANNELS), preset.note or "–"]
+        [
+            f"{engine}/{name}",
+            preset.spec,
+            _measured(preset.spec, LISTED_CHANNELS),
+            preset.flags or "–",
+            preset.departs or "–",
+        ]
         for name, preset in presets(engine).items()
     ]
-    return _printed(["scheme", "spec", "bits K / V", "departs"], body, format)
+    body += [
+        [f"{engine}/{name}", "none", "–", "–", f"left out: {why}"] for name, why in LEFT_OUT.get(engine, {}).items()
+    ]
+    return _printed(["scheme", "spec", "bits K / V", "flags", "departs"], body, format)
 
 
 def listing(format: str) -> str:

@@ -1,5 +1,6 @@
 """The races of `recommend`: who is left is scored on the next windows by decoding; each round is a run record."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from kvdelta.analysis.reading.verifying import Verified
 from kvdelta.harness.caches.contenders import contenders_of
 from kvdelta.harness.options import Options
 from kvdelta.harness.records.run import Run, named
+from kvdelta.harness.records.tokens import load_each
 from kvdelta.harness.subject.prepared import Subject
 from kvdelta.schemes import parse_scheme
 
@@ -46,9 +48,13 @@ class Scorer:
         self.asked, self.options, self.folder, self.models = asked, options, folder, models
         self.runs: list[Run] = []
 
-    def race(self, ran: Sequence[Candidate], subjects: Sequence[Subject]) -> tuple[list[Standing], list[str]]:
-        """How each stands, and why one that failed did."""
+    def race(
+        self, ran: Sequence[Candidate], subjects: Sequence[Subject]
+    ) -> tuple[list[Standing], list[str], list[list[tuple[float, float]]]]:
+        """How each stands, why one that failed did, and by candidate and model 1 − TVD in % and the 99.9 % quantile of KL over
+        all tokens that it was scored on."""
         refused = [""] * len(ran)
+        tokens = [[([], []) for _ in subjects] for _ in ran]
 
         def score(left: Sequence[int], first: int, last: int) -> np.ndarray:
             specs = [ran[s].spec for s in left]
@@ -59,11 +65,17 @@ class Scorer:
                 (cell,) = self._cells(specs, some, model, f"race/{first + 1}-{last}", ["stepwise"])
                 names = [parse_scheme(spec).identity for spec in specs]
                 losses.append(cell.losses(names, self.asked.by))
+                scored = [load_each(cell.folder, cell.run, what) for what in ("tvd", "kl")]
                 for s, name in zip(left, names, strict=True):
                     refused[s] = refused[s] or cell.why_not(name)
+                    if name in cell.rows:
+                        for kept, each in zip(tokens[s][model], scored, strict=True):
+                            kept.append(each[cell.rows[name][0]])
             return np.stack(losses, axis=1)
 
-        return race(len(ran), score, rounds(self.asked.windows)), refused
+        standings = race(len(ran), score, rounds(self.asked.windows))
+        agreement = [[agreement_of(*kept) for kept in models] for models in tokens]
+        return standings, refused, agreement
 
     def verify(
         self, bits: dict[str, float], baseline: Candidate | None, subjects: Sequence[Subject]
@@ -108,3 +120,10 @@ class Scorer:
         runs = make_runs(contenders_of(specs), ways, subject)
         self.runs += [run for run, _ in runs]
         return [Cell(folder, run, named(run.settings), {}) for run, folder in runs]
+
+
+def agreement_of(tvd: Sequence[np.ndarray], kl: Sequence[np.ndarray]) -> tuple[float, float]:
+    """1 − TVD in %, and the 99.9 % quantile of KL, over the tokens of all rounds; NaN of what failed or was not scored."""
+    if not tvd:
+        return math.nan, math.nan
+    return 100 * (1 - float(np.concatenate(tvd).mean())), float(np.quantile(np.concatenate(kl), 0.999))

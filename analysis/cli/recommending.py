@@ -52,9 +52,9 @@ def run_race(asked: Race, options: Options, subjects: Sequence[Subject], format:
     scorer = Scorer(asked, options, folder, _names(subjects))
     candidates = _within(asked, options, subjects)
     ran, predicted = _screened(asked, candidates.within, racing)
-    standings, refused = scorer.race(ran, racing)
+    standings, refused, agreement = scorer.race(ran, racing)
     rows = recommending.race_rows(
-        [one.spec for one in ran], [one.bits for one in ran], predicted, standings, refused, scorer.models
+        [one.spec for one in ran], [one.bits for one in ran], predicted, standings, refused, scorer.models, agreement
     )
     left = [row for row in rows if not row.lost_to and not row.refused]
     failed = [f"{row.scheme}: {row.refused}" for row in rows if row.refused]

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from kvdelta.analysis.cli.flags import Caches, Format, Layers, Schemes, Style, check_style, takes_options
+from kvdelta.analysis.cli.flags import (
+    Caches,
+    Format,
+    Layers,
+    MatchSinks,
+    MatchTail,
+    Schemes,
+    Style,
+    check_style,
+    takes_options,
+)
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.harness.options import Options
 from kvdelta.harness.replaying.options import ReplayOptions
@@ -31,7 +41,13 @@ def replay(
         ),
     ] = None,
     prompt_count: Annotated[int, typer.Option(help="how many prompts: the unit of all intervals")] = 4,
-    prompt_length: Annotated[int, typer.Option(help="tokens that each prompt is cut to")] = 256,
+    prompt_length: Annotated[
+        int,
+        typer.Option(
+            help="tokens that each prompt is cut to, and has: shorter ones are left out; of a longer chat the first "
+            "token and the last ones stay"
+        ),
+    ] = 256,
     tokens: Annotated[int, typer.Option(help="tokens that are scored after each prompt")] = 64,
     step: Annotated[int, typer.Option(help="tokens per forward; 1 is decoding")] = 1,
     greedy: Annotated[bool, typer.Option("--greedy", help="write the likeliest tokens")] = False,
@@ -42,6 +58,16 @@ def replay(
     free_run: Annotated[
         bool, typer.Option("--free-run", help="each scheme also writes by itself: length, repetition, departure")
     ] = False,
+    sampled: Annotated[
+        str | None,
+        typer.Option(
+            "--sampled",
+            metavar="RUN",
+            help="take the text of a replay of the same prompts, model and sampling, with other schemes, instead of sampling again",
+        ),
+    ] = None,
+    match_tail: MatchTail = None,
+    match_sinks: MatchSinks = None,
     layers: Layers = None,
     style: Style = None,
     format: Format = "table",
@@ -52,21 +78,23 @@ def replay(
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     check_style(style)
-    how = ReplayOptions(prompts, prompt_count, prompt_length, tokens, step, greedy, temperature, top_p, free_run)
+    how = ReplayOptions(
+        prompts, prompt_count, prompt_length, tokens, step, greedy, temperature, top_p, free_run, sampled
+    )
     from kvdelta.harness.records.provenance import versions
     from kvdelta.harness.subject.imports import import_quickly
 
     versions()
     import_quickly()
     from kvdelta.analysis.cli import terminal
-    from kvdelta.harness.caches.contenders import contenders_of
+    from kvdelta.harness.caches.contenders import contenders_of, merged
     from kvdelta.harness.caches.foreign import user_cache
-    from kvdelta.harness.caches.variants import by_layers
+    from kvdelta.harness.caches.variants import by_layers, matched
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
     from kvdelta.harness.replaying.replay import replay as run_replay
 
-    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
-    contenders = by_layers(contenders, layers or ["full"])
+    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     _, folder = run_replay(contenders, options, how, progress=terminal.progress, on_note=note)
     code = show_replay(folder, format)
     from kvdelta.analysis.plots import figures

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kvdelta.analysis.cli.ending import AUDIT_FAILED
-from kvdelta.analysis.cli.flags import MatchSinks, takes_options
+from kvdelta.analysis.cli.flags import Layers, MatchSinks, takes_options
 from kvdelta.analysis.cli.starting import load_subject, note, say
 from kvdelta.harness.options import Options
 
@@ -55,6 +55,7 @@ def reproduce_decoding(
         int, typer.Option("--match-tail", min=0, help="exact newest tokens of the rows that have them alike")
     ] = 128,
     match_sinks: MatchSinks = None,
+    layers: Layers = None,
 ) -> int:
     """Show what two passes leave out: the same schemes decoding, with their own exact tails and with equal ones."""
     from kvdelta.harness.caches.specs import canonical
@@ -70,9 +71,10 @@ def reproduce_decoding(
     from kvdelta.analysis.reading.protocol_tables import verdict
     from kvdelta.analysis.reading.protocols import protocol_rows
     from kvdelta.harness.caches.contenders import contenders_of
-    from kvdelta.harness.caches.variants import and_matched
+    from kvdelta.harness.caches.variants import and_matched, by_layers
 
-    contenders = and_matched(contenders_of(schemes, note), match_tail, match_sinks)
+    own = by_layers(contenders_of(schemes, note), layers or ["full"])
+    contenders = and_matched(own, match_tail, match_sinks)
     runs = [run for run, _ in make_runs(contenders, protocols, load_subject(options))]
     show_protocols(runs, "table")
     shown, sentences = verdict(protocol_rows(runs))

@@ -9,24 +9,36 @@ from kvdelta.analysis.reading.tables import Table, interval, signed
 NAMED = 6  # rows in a sentence
 REVERSED = "⇅"  # marks a row whose place among the others changes from protocol to protocol
 LEGEND = f"""ΔNLL: nats a token more than exact by the same protocol, 95 % interval over windows. times: what the protocol costs over what
-the first does, ΔNLL or KL, where that is above 0 and above the noise floor; 95 % interval, paired by window. {REVERSED}: loses less than another row by one
-protocol and more by another, both beyond the 95 % interval of the pair."""
+the first does, ΔNLL or KL, where that is above 0 and above the noise floor; 95 % interval, paired by window. same: 1 − TVD, the share of next tokens
+that agree where both draw as alike as they can; 99.9 %: quantile of KL over tokens. {REVERSED}: loses less than another row by one protocol
+and more by another, both beyond the 95 % interval of the pair; rows of the same matched(…) among themselves, the others likewise."""
 
 
 def protocol_tables(found: Sequence[Sequence[ProtocolRow]]) -> list[Table]:
-    """ΔNLL by every protocol and how many times the first; then KL in the same way."""
+    """ΔNLL by every protocol and how many times the first; then KL in the same way; then 1 − TVD and the tail of KL."""
     ways = [row.protocol for row in found[0]] if found else []
     tables = []
     for what, cells in (("ΔNLL", _delta_cells), ("KL", _kl_cells)):
         header = ["scheme", "bits"]
         for k, way in enumerate(ways):
-            header += [f"{what} {_short(way)}", "times"] if k else [f"{what} {_short(way)}"]
+            header += [f"{what} {short(way)}", "times"] if k else [f"{what} {short(way)}"]
         body = [
             [*_names(line), *(cell for k, row in enumerate(line) for cell in cells(row)[: 1 + bool(k)])]
             for line in found
         ]
         tables.append((header, body))
-    return tables
+    return [*tables, _tails(found, ways)]
+
+
+def _tails(found: Sequence[Sequence[ProtocolRow]], ways: Sequence[str]) -> Table:
+    """A table of its own: beside KL it would not fit into a terminal."""
+    header = ["scheme", "bits", *(f"{what} {short(way)}" for what in ("same %", "99.9 %") for way in ways)]
+    body = []
+    for line in found:
+        same = ["–" if row.refused or row.same is None else f"{row.same:.1f}" for row in line]
+        tails = ["–" if row.refused or row.kl_999 is None else f"{row.kl_999:.2g}" for row in line]
+        body.append([*_names(line), *same, *tails])
+    return header, body
 
 
 def _names(line: Sequence[ProtocolRow]) -> list[str]:
@@ -43,7 +55,8 @@ def _kl_cells(row: ProtocolRow) -> list[str]:
     return ["–" if row.refused else f"{row.kl:.2g}", _many(row.kl_times, row.kl_times_low, row.kl_times_high)]
 
 
-def _short(way: str) -> str:
+def short(way: str) -> str:
+    """A protocol in the head of a column."""
     return way.removeprefix("stepwise (").removesuffix(")")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int8
 from scipy import special
 
+from kvdelta.analysis.reading.matching import exact_tokens
 from kvdelta.analysis.reading.rows import Row
 from kvdelta.analysis.reading.summary import SummaryRow, summarize
 from kvdelta.harness import statistics, stopping
@@ -18,8 +19,9 @@ from kvdelta.schemes.errors import UserError
 @dataclass(frozen=True)
 class ProtocolRow(Row):
     """One scheme by one protocol. times: its ΔNLL, kl_times: its KL, over those of the first protocol, with 95 % intervals;
-    None of the first, and where the first costs nothing to speak of, or has a KL within its noise floor. reversed: the schemes before which it is by the first protocol
-    and behind by this one, or the other way round."""
+    None of the first, and where the first costs nothing to speak of, or has a KL within its noise floor. reversed: the schemes of the same
+    exact tokens before which it is by the first protocol and behind by this one, or the other way round. kl_999, same: as in
+    `SummaryRow`; None in older records."""
 
     scheme: str
     name: str
@@ -37,6 +39,8 @@ class ProtocolRow(Row):
     kl_times: float | None = None
     kl_times_low: float | None = None
     kl_times_high: float | None = None
+    kl_999: float | None = None
+    same: float | None = None
 
 
 def alike(runs: Sequence[Run]) -> bool:
@@ -101,6 +105,8 @@ def _row(
         kl_times=kl_times[0],
         kl_times_low=kl_times[1],
         kl_times_high=kl_times[2],
+        kl_999=row.kl_999,
+        same=row.same,
     )
 
 
@@ -126,12 +132,15 @@ def ratio_of_means(
 
 
 def _reversed(first: Run, other: Run, rows: Sequence[SummaryRow]) -> dict[int, tuple[str, ...]]:
-    """By row, those whose order to it differs by the two protocols."""
+    """By row, those whose order to it differs by the two protocols. Rows with a `matched(…)` around them are compared among those of the
+    same exact tokens, and the others, as published, among themselves: a tail that differs changes the order by itself."""
     compared = [i for i, row in enumerate(rows) if i and not row.refused and not other.contenders[i].error]
     turned: dict[int, list[str]] = {}
     orders = _orders(first, compared) * _orders(other, compared)
     for a, b in np.argwhere(np.triu(orders < 0)):
         i, j = compared[a], compared[b]
+        if exact_tokens(rows[i].name) != exact_tokens(rows[j].name):
+            continue
         turned.setdefault(i, []).append(rows[j].scheme)
         turned.setdefault(j, []).append(rows[i].scheme)
     return {i: tuple(names) for i, names in turned.items()}

@@ -6,6 +6,7 @@ from math import nan
 import numpy as np
 from scipy import special
 
+from kvdelta.analysis.reading.protocols import ratio_of_means
 from kvdelta.analysis.reading.rows import Row
 from kvdelta.analysis.reading.summary import SummaryRow, summarize
 from kvdelta.harness import statistics
@@ -16,11 +17,13 @@ from kvdelta.harness.records.run import Run
 @dataclass(frozen=True)
 class PositionRow(Row):
     """One scheme over the positions first to last, and over prompts, which are the unit of all intervals (95 %, t). kl, with
-    its interval: nats a token; one_forward_kl: of the same tokens in one forward, times: how many times that kl is. same:
-    1 − TVD in %; top1: %. error: why it failed; audit: why it cannot be believed, or ok.
+    its interval: nats a token; one_forward_kl: of the same tokens in one forward, times: how many times that kl is, with the interval of a ratio of
+    means of pairs (`ratio_of_means`). same: 1 − TVD in %; top1: %. error: why it failed; audit: why it cannot be believed, or ok.
 
-    Of all positions only: bits; slope: of KL, nats a token for every 100 tokens more; departs: after how many tokens half of
-    coupled samples have departed, None where fewer do; agree_last: in %, how many have not at the end. free_length,
+    Of all positions only: bits; kl_999: the 99.9 % quantile of KL over tokens, nats, None in older records; slope: of KL, nats a token for
+    every 100 tokens more; departs: after how many tokens half of coupled samples have departed, None where fewer do; departs_low,
+    departs_high: the tokens at which the interval of that half ends, one more than there are for an end beyond the last, None of one
+    prompt and in older records; agree_last: in %, how many have not at the end. free_length,
     free_distinct, free_departs: of its own texts the mean length, share of 4-grams that are no repetition, in %, and the
     median of where they leave exact's text.
     """
@@ -34,15 +37,20 @@ class PositionRow(Row):
     kl_high: float
     one_forward_kl: float
     times: float
+    times_low: float
+    times_high: float
     same: float
     top1: float
     audit: str
     error: str | None
     bits: float | None = None
+    kl_999: float | None = None
     slope: float | None = None
     slope_low: float | None = None
     slope_high: float | None = None
     departs: int | None = None
+    departs_low: int | None = None
+    departs_high: int | None = None
     agree_last: float | None = None
     free_length: float | None = None
     free_distinct: float | None = None
@@ -60,9 +68,12 @@ def whole_rows(replay: Replay, steps: Run) -> list[PositionRow]:
     rows = []
     for kept, said in zip(replay.rows, summarize(steps), strict=True):
         slope, low, high = mean_interval(100 * np.array(kept.slope))
-        row = _row(replay, kept, said, slice(None))
-        row = replace(row, bits=said.bits, slope=slope, slope_low=low, slope_high=high)
+        row = _row(replay, steps, kept, said, slice(None))
+        row = replace(row, bits=said.bits, kl_999=said.kl_999, slope=slope, slope_low=low, slope_high=high)
         row = replace(row, departs=kept.departs, agree_last=100 * kept.agree[-1], note=kept.note or None)
+        if kept.departs_interval:
+            ends = [replay.tokens + 1 if at is None else at for at in kept.departs_interval]
+            row = replace(row, departs_low=ends[0], departs_high=ends[1])
         if kept.free_run:
             departs = [replay.tokens + 2 if at is None else at for at in kept.free_run.departs]
             row = replace(
@@ -78,13 +89,13 @@ def whole_rows(replay: Replay, steps: Run) -> list[PositionRow]:
 def bin_rows(replay: Replay, steps: Run) -> list[PositionRow]:
     """One row a scheme and bin of positions."""
     return [
-        _row(replay, kept, said, slice(i, i + 1))
+        _row(replay, steps, kept, said, slice(i, i + 1))
         for kept, said in zip(replay.rows, summarize(steps), strict=True)
         for i in range(len(replay.edges))
     ]
 
 
-def _row(replay: Replay, kept: ReplayRow, said: SummaryRow, bins: slice) -> PositionRow:
+def _row(replay: Replay, steps: Run, kept: ReplayRow, said: SummaryRow, bins: slice) -> PositionRow:
     ends = [0, *replay.edges]
     first, last = ends[:-1][bins][0] + 1, replay.edges[bins][-1]
     count = last - first + 1
@@ -92,8 +103,12 @@ def _row(replay: Replay, kept: ReplayRow, said: SummaryRow, bins: slice) -> Posi
     def means(sums: list[list[float]] | list[list[int]] | None) -> np.ndarray:
         return np.full(1, nan) if sums is None else np.array(sums, dtype=float)[:, bins].sum(axis=1) / count
 
-    kl, low, high = mean_interval(means(kept.kl))
-    once = float(means(kept.one_forward_kl).mean())
+    by_steps, at_once = means(kept.kl), means(kept.one_forward_kl)
+    kl, low, high = mean_interval(by_steps)
+    once = float(at_once.mean())
+    times: tuple[float | None, ...] = (nan, nan, nan)
+    if once > 0 and np.isfinite(kl):
+        times = ratio_of_means(steps, at_once.tolist(), by_steps.tolist(), sure=True)
     return PositionRow(
         scheme=kept.label,
         name=kept.name,
@@ -103,7 +118,9 @@ def _row(replay: Replay, kept: ReplayRow, said: SummaryRow, bins: slice) -> Posi
         kl_low=low,
         kl_high=high,
         one_forward_kl=once,
-        times=kl / once if once > 0 else nan,
+        times=nan if times[0] is None else times[0],
+        times_low=nan if times[1] is None else times[1],
+        times_high=nan if times[2] is None else times[2],
         same=100 * (1 - float(means(kept.tvd).mean())),
         top1=100 * float(means(kept.top1).mean()),
         audit=said.audit,

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 
 from kvdelta.analysis.reading.escaping import markdown
+from kvdelta.analysis.reading.matching import matching_lines
 from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
 from kvdelta.analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
 from kvdelta.harness import stopping
-from kvdelta.harness.records.run import MATCHED, Run, named
+from kvdelta.harness.records.run import Run, named
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
@@ -153,7 +154,7 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
             whose = f", {named(one.settings)}" if len(runs) > 1 else ""
             said = f"|ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats"
             lines.append(f"noise floor (exact by another route{whose}): {said}")
-    lines += _matched(run)
+    lines += matching_lines(run)
     if settings.until_se is not None:
         lines += [run.ended] if run.ended else []
         lines.append(_looked(stopping.looks(settings)))
@@ -183,40 +184,6 @@ def _layers(run: Run) -> list[str]:
         for kind, layers in by_kind.items()
     ]
     return [f"quantized: layers {'; '.join(said)} of {run.layers}; the others are kept as they are"]
-
-
-def _matched(run: Run) -> list[str]:
-    """Which exact tokens every scheme of the run, or every one whose label says so, has alike, where that was asked for."""
-    rules = {
-        contender.label: contender.name.rpartition("):")[2] if contender.name.startswith("matched(") else ""
-        for contender in run.contenders
-        if not contender.lossless
-    }
-    given = set(rules.values()) - {""}
-    if len(given) != 1:
-        return []
-    own = [label for label, rule in rules.items() if not rule]
-    if own and not all(label.endswith(MATCHED) for label, rule in rules.items() if rule):
-        return []
-    counts = {name: int(count) for name, _, count in (item.partition("=") for item in given.pop().split(","))}
-    tail, sinks, block = (counts.get(name) for name in ("tail", "sinks", "block"))
-    said = [] if sinks is None else [f"the first {sinks}"]
-    if tail is not None:
-        said.append(f"the newest {_newest(run, tail, sinks or 0, block)}")
-    which = f"in the rows marked {MATCHED.strip()}" if own else "in every scheme"
-    rest = "; its own window is not" if tail is not None else ", and those that fill no group behind them"
-    return [f"{which} {' and '.join(said)} tokens are exact{rest}"]
-
-
-def _newest(run: Run, tail: int, sinks: int, block: int | None) -> str:
-    """How many of the newest tokens are exact where tokens leave the tail in blocks."""
-    if block is None:  # of records from before there were blocks, and of specs without: each row by its own groups
-        return f"{tail}, and those before them that fill no group of the row,"
-    settings = run.settings
-    if settings.protocol != "two-pass":
-        return f"{tail} to {tail + block - 1}"
-    past = settings.window_length - settings.score_length - sinks - tail
-    return str(tail + past % block)
 
 
 def legend(run: Run) -> str:

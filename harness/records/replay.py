@@ -1,5 +1,5 @@
-"""The record of a replay, replay.json: how the text was sampled, and sums by prompt, scheme and position. The token ids lie
-beside it (sampled.npz), and the two runs that the sums are from in a folder each."""
+"""The record of a replay, replay.json: how the text was sampled, and sums by prompt, scheme and position. The token ids and their
+log-probabilities lie beside it (sampled.npz), and the two runs that the sums are from in a folder each."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,9 @@ from kvdelta.harness.records.writing import load_arrays, save_arrays
 
 REPLAY_FILE = "replay.json"
 SAMPLED_FILE, FREE_FILE = "sampled.npz", "free-run.npz"
-"""Prompts with what the model wrote after them, [prompts, prompt + written]; what each row writes by itself, [rows, prompts, written]."""
+"""tokens: prompts with what the model wrote after them, [prompts, prompt + written], and log_probabilities of what it wrote, natural, by
+the exact model at temperature 1 while it wrote, float32 [prompts, written], none in older records; tokens that each row writes by
+itself, [rows, prompts, written]."""
 STEPS, ONE_FORWARD = "stepwise", "two-pass"
 """The folders of the runs: token by token, and the same tokens in one forward."""
 
@@ -40,7 +42,9 @@ class FreeRun(Typed):
 class ReplayRow(Typed):
     """One contender. kl, tvd, top1: sums by prompt and bin of positions; one_forward_kl: of the same tokens in one forward.
     slope: by prompt, least squares of KL over position, nats a token for each token more. agree: S(t), the mean over
-    prompts of Π(1 − TVD), at the record's grid, with its standard error. departs: where S(t) is ½ or less; None: nowhere."""
+    prompts of Π(1 − TVD), at the record's grid, with its standard error. departs: where S(t) is ½ or less; None: nowhere.
+    departs_interval: the first and the last position where the 95 % t interval of S(t) over prompts holds ½, None of an end that is nowhere;
+    None for both of one prompt, and in older records."""
 
     label: str
     name: str
@@ -52,6 +56,7 @@ class ReplayRow(Typed):
     agree: list[Sum]
     agree_se: list[Sum]
     departs: int | None
+    departs_interval: tuple[int | None, int | None] | None = None
     note: str = ""  # what was stored of the text, where that is not all
     free_run: FreeRun | None = None
 
@@ -64,6 +69,7 @@ class Replay(Header):
     edges: list[int]
     grid: list[int]
     skipped: int = 0  # prompts that were too short
+    cut: int = 0  # chats without their middle
     rows: list[ReplayRow] = Field(default_factory=list)
 
     @property
@@ -94,12 +100,22 @@ def load_steps(folder: str | Path) -> Run:
     return load_run(Path(folder) / STEPS)
 
 
-def save_texts(replay: Replay, folder: Path, name: str, tokens: np.ndarray) -> None:
+def save_texts(
+    replay: Replay, folder: Path, name: str, tokens: np.ndarray, log_probabilities: np.ndarray | None = None
+) -> None:
     """Token ids in a file beside the record, whose hash it then knows."""
-    replay.files[name] = save_arrays(folder / name, {"tokens": tokens.astype(np.int32)})
+    arrays: dict[str, np.ndarray] = {"tokens": tokens.astype(np.int32)}
+    if log_probabilities is not None:
+        arrays["log_probabilities"] = log_probabilities.astype(np.float32)
+    replay.files[name] = save_arrays(folder / name, arrays)
     save_replay(replay, folder)
 
 
 def load_texts(replay: Replay, folder: Path, name: str) -> np.ndarray:
     """UserError where they are not there, or not as they were written."""
     return load_arrays(folder / name, replay.files.get(name, ""))["tokens"].astype(np.int64)
+
+
+def load_log_probabilities(replay: Replay, folder: Path) -> np.ndarray | None:
+    """Of the sampled text; None in older records. UserError as `load_texts`."""
+    return load_arrays(folder / SAMPLED_FILE, replay.files.get(SAMPLED_FILE, "")).get("log_probabilities")

@@ -45,7 +45,7 @@ def has_tokens(folder: Path) -> bool:
 
 
 def load_each(folder: Path, run: Run, what: str) -> np.ndarray:
-    """ "nll" or "kl" of every scored token in nats, float64 [contenders, windows × scored]; UserError where a file is gone."""
+    """ "nll" or "kl" of every scored token in nats, or "tvd", float64 [contenders, windows × scored]; UserError where a file is gone."""
     arrays = [load_tokens(folder, window.index)[what] for window in run.windows]
     return np.concatenate(arrays, axis=1).astype(np.float64)
 

@@ -11,7 +11,8 @@ class ReplayOptions:
     """prompts: a text, a file, JSON lines or a data set (harness.replaying.prompts); None is the packaged text. Lengths in
     tokens: every prompt is cut to `prompt_length`, and `tokens` next tokens are scored. step: tokens per forward. greedy,
     temperature, top_p: how the text is sampled; without them as the model's generation config says, or from its
-    distribution as it is. free_run: each scheme also writes a text of its own."""
+    distribution as it is. free_run: each scheme also writes a text of its own. sampled: a replay of the same prompts, model and
+    sampling, whose text is taken instead of sampling again."""
 
     prompts: str | None = None
     prompt_count: int = 4
@@ -22,6 +23,7 @@ class ReplayOptions:
     temperature: float | None = None
     top_p: float | None = None
     free_run: bool = False
+    sampled: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_count < 1:

@@ -4,7 +4,7 @@ JSON lines file, or rows of a data set."""
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,19 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What outputs call them, where they are from (names and hashes), and their token ids. skipped: how many were too short."""
+    """What outputs call them, where they are from (names and hashes), and their token ids. skipped: how many were too short; cut: how many
+    are chats without their middle."""
 
     name: str
     source: dict[str, str]
     tokens: Int64[Tensor, "prompts tokens"]
     skipped: int = 0
+    cut: int = 0
 
 
 def load_prompts(source: str | None, count: int, length: int, tokenizer: Any, bos: int | None = None) -> Prompts:
-    """`count` prompts of `length` tokens; those that are shorter are left out. bos: begins each that is no chat.
+    """`count` prompts of `length` tokens; those that are shorter are left out. Of a longer text its first tokens are kept; of a longer chat
+    its first token and its last ones, so that the model's turn comes next: its system turn may be gone. bos: begins each that is no chat.
 
     source: a known text (None: the packaged one) or text file, whose paragraphs begin prompts at places spread over it; a
     JSON lines file; or a data set, NAME, NAME:SPLIT or NAME:SPLIT:FIELD (hf: may stand before it). TextError for what cannot be had or used.
@@ -46,13 +49,19 @@ def load_prompts(source: str | None, count: int, length: int, tokenizer: Any, bo
         text = load_text(source)
         found = _spread(_of_paragraphs(text, length, tokenizer, bos), count)
         return _enough(found, [], count, length, Prompts(text.name, text.source, torch.empty(0, 0).long()))
-    found, short = [], []
+    found, short, cut = [], [], 0
     for row in rows:
-        ids = _ids(row, length, tokenizer, bos)
-        (found if len(ids) == length else short).append(ids)
+        ids = _ids(row, tokenizer, bos)
+        if len(ids) < length:
+            short.append(ids)
+        elif isinstance(row, str):
+            found.append(ids[:length])
+        else:
+            found.append([*ids[:1], *ids[len(ids) - length + 1 :]])
+            cut += len(ids) > length
         if len(found) == count:
             break
-    return _enough(found, short, count, length, given)
+    return replace(_enough(found, short, count, length, given), cut=cut)
 
 
 def _enough(found: list[list[int]], short: list[list[int]], count: int, length: int, given: Prompts) -> Prompts:
@@ -85,15 +94,14 @@ def _spread(found: list[list[int]], count: int) -> list[list[int]]:
     return found if len(found) < count else [found[i * len(found) // count] for i in range(count)]
 
 
-def _ids(row: Any, length: int, tokenizer: Any, bos: int | None) -> list[int]:
-    """The first tokens of a text; of a chat the last, so that the model's turn comes next."""
+def _ids(row: Any, tokenizer: Any, bos: int | None) -> list[int]:
+    """Of a text, or of a chat with the beginning of the model's turn."""
     if isinstance(row, str):
         ids = tokenizer(row, add_special_tokens=False, verbose=False)["input_ids"]
-        return [*([] if bos is None else [bos]), *ids][:length]
+        return [*([] if bos is None else [bos]), *ids]
     if not getattr(tokenizer, "chat_template", None):
         raise TextError("these prompts are chats, and this model's tokenizer has no chat template; give them as text")
-    ids = tokenizer.apply_chat_template(row, add_generation_prompt=True, return_dict=False)
-    return list(ids)[-length:]
+    return list(tokenizer.apply_chat_template(row, add_generation_prompt=True, return_dict=False))
 
 
 def _json_lines(path: Path) -> tuple[Iterator[Any], Prompts]:

@@ -24,6 +24,7 @@ from kvdelta.harness.records.replay import (
     Replay,
     ReplayRow,
     Sampling,
+    load_log_probabilities,
     load_replay,
     load_texts,
     save_replay,
@@ -43,7 +44,7 @@ from kvdelta.harness.settings import header_of, settings_of
 from kvdelta.harness.subject.model import LoadedModel
 from kvdelta.harness.subject.prepared import Subject, bos_of, load_named
 from kvdelta.harness.subject.probing import continues
-from kvdelta.harness.subject.text import Text
+from kvdelta.harness.subject.text import Text, token_sha256
 from kvdelta.harness.subject.windows import Batch, Window
 from kvdelta.schemes.errors import UserError
 
@@ -73,13 +74,25 @@ def replay(
     given = _subject(loaded, prompts, prompts.tokens, how, bos)
     sampling = sampling_of(how, loaded.model)
     measured = {"sampling": sampling.model_dump(), "free_run": how.free_run}
+    taken = _taken(how, options, given, sampling) if how.sampled else None
+    if taken is not None:
+        measured["sampled"] = token_sha256(torch.from_numpy(taken[0]))
+    if prompts.cut:
+        on_note(
+            f"{prompts.cut} of {how.prompt_count} chats are longer than {how.prompt_length} tokens: of these the first token and the last "
+            f"{how.prompt_length - 1} are kept, so that a system turn may be gone; --prompt-length keeps more"
+        )
     settings = settings_of(options, given, [contender.name for contender in contenders], measured)
     with ExitStack() as held:
         folder, record = open_folder(
             options.out, REPLAY_FILE, settings, load_replay, holding(held, options.wait, on_note)
         )
         if record is None:
-            header = header_of(options, given, settings) | {"sampling": sampling, "skipped": prompts.skipped}
+            header = header_of(options, given, settings) | {
+                "sampling": sampling,
+                "skipped": prompts.skipped,
+                "cut": prompts.cut,
+            }
             grid = sums.edges_of(how.tokens, sums.GRID)
             record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
             save_replay(record, folder)
@@ -88,7 +101,7 @@ def replay(
                 on_note(f"{folder} holds this replay already, complete; its record is printed again")
                 return record, folder
             on_note(f"{folder} is damaged, and made whole again: {', '.join(wrong)}")
-        tokens = _sampled(record, folder, given, options, how, sampling, on_note)
+        tokens = _sampled(record, folder, given, options, how, taken, on_note)
         subject = _subject(loaded, prompts, tokens, how, bos)
         runs = {}
         for protocol in (STEPS, ONE_FORWARD) if continues(loaded.model) else (STEPS,):
@@ -154,24 +167,67 @@ def _subject(
     return Subject(loaded, Text(name, "", prompts.source), tokens.flatten(), windows, bos)
 
 
+def _taken(
+    how: ReplayOptions, options: Options, given: Subject, sampling: Sampling
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Tokens and log-probabilities of another replay's text. UserError where it is not what the exact model would be asked for here."""
+    folder = Path(str(how.sampled))
+    folder = folder.parent if folder.name == SAMPLED_FILE else folder
+    other = load_replay(folder)
+    mine = settings_of(options, given, [])
+    theirs = other.settings
+    differs = [name for name in ("model", "dtype", "seed") if getattr(mine, name) != getattr(theirs, name)]
+    differs += ["sampling"] * (sampling != other.sampling)
+    if (how.prompt_length, how.tokens) != (other.prompt_length, other.tokens):
+        differs.append("lengths")
+    tokens = load_texts(other, folder, SAMPLED_FILE)
+    prompts = torch.stack([window.prefix[0] for window in given.windows]).numpy()
+    if not differs and not np.array_equal(tokens[:, : how.prompt_length], prompts):
+        differs.append("prompts")
+    if differs:
+        raise UserError(
+            f"the text in {folder} was sampled with other {', '.join(differs)}; give the same, or sample again without --sampled"
+        )
+    return tokens, load_log_probabilities(other, folder)
+
+
 def _sampled(
-    record: Replay, folder: Path, given: Subject, options: Options, how: ReplayOptions, sampling: Sampling, on_note: Any
+    record: Replay,
+    folder: Path,
+    given: Subject,
+    options: Options,
+    how: ReplayOptions,
+    taken: tuple[np.ndarray, np.ndarray | None] | None,
+    on_note: Any,
 ) -> torch.Tensor:
     """Prompts and what the exact model writes after them, made once, or again where the file is not as it was written."""
     try:
         return torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
     except UserError:
+        if taken is not None:
+            on_note(f"the text is that of {how.sampled}")
+            save_texts(record, folder, SAMPLED_FILE, *taken)
+            return torch.from_numpy(taken[0])
         model, count = given.loaded.model, how.tokens + 1
         found: list[torch.Tensor] = []
+        losses: list[torch.Tensor] = []
 
         def work(batch: Batch) -> None:
-            pick = picker(sampling, options.seed, [window.index for window in batch.windows])
-            found.append(torch.cat([batch.prefix, written(model, batch, count, pick)], dim=1))
+            pick = picker(record.sampling, options.seed, [window.index for window in batch.windows])
+            each: list[torch.Tensor] = []
+
+            def pick_and_keep(logits: torch.Tensor, step: int) -> torch.Tensor:
+                token = pick(logits, step)
+                each.append(logits.float().log_softmax(-1).gather(1, token[:, None].to(logits.device))[:, 0].cpu())
+                return token
+
+            found.append(torch.cat([batch.prefix, written(model, batch, count, pick_and_keep)], dim=1))
+            losses.append(torch.stack(each, dim=1))
 
         on_note(f"the exact model writes {count} tokens after each of {how.prompt_count} prompts")
         size = batch_size(options.batch, model, how.length, 2, step=1)  # it needs the logits of one token
         in_batches(given.windows, size, work, lambda windows, size: None)
-        save_texts(record, folder, SAMPLED_FILE, torch.cat(found).numpy())
+        save_texts(record, folder, SAMPLED_FILE, torch.cat(found).numpy(), torch.cat(losses).numpy())
         return torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
 
 
@@ -206,4 +262,5 @@ def row_of(
         agree=agree.mean(axis=0)[places].tolist(),
         agree_se=sums.standard_errors(agree)[places].tolist(),
         departs=sums.departure(agree.mean(axis=0)),
+        departs_interval=sums.departure_interval(agree),
     )

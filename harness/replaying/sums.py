@@ -7,6 +7,7 @@ from math import sqrt
 
 import numpy as np
 from jaxtyping import Float64
+from scipy import special
 
 BINS = 8
 GRID = 64
@@ -43,6 +44,15 @@ def departure(agree: Float64[np.ndarray, "tokens"]) -> int | None:
     """The first position where half or more have departed; None: beyond the last, or of NaN."""
     below = np.flatnonzero(agree <= 0.5)
     return int(below[0]) + 1 if below.size else None
+
+
+def departure_interval(agree: PerToken) -> tuple[int | None, int | None] | None:
+    """The first and the last position where the 95 % t interval of the mean over prompts holds ½, since that mean only falls; an end of
+    None is beyond the last position. None of one prompt, and of NaN."""
+    if len(agree) == 1 or np.isnan(agree).any():
+        return None
+    mean, half = agree.mean(axis=0), float(special.stdtrit(len(agree) - 1, 0.975)) * standard_errors(agree)
+    return departure(mean - half), departure(mean + half)
 
 
 def standard_errors(values: PerToken) -> Float64[np.ndarray, "tokens"]:

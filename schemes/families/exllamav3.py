@@ -13,7 +13,7 @@ from kvdelta.schemes.errors import UserError
 from kvdelta.schemes.family import Family
 from kvdelta.schemes.rotated_runs import RotatedRunsQuantizer
 
-Bits = Literal[2, 3, 4, 8]
+Bits = Literal[2, 3, 4, 5, 6, 7, 8]
 SIZE = 32  # channels of a group, and of a rotation
 
 
@@ -52,5 +52,5 @@ FAMILY = Family(
     good="values and keys alike at 4 bits and 4.5 in all: the rotation evens out a group, and all 2^b codes are used.",
     fails="keys whose loud channels are alone in their 32: they are spread over 32 neighbours, not over the head.",
     compared="with its CUDA kernels, transcribed and run in float32 on real keys and values: codes but for those near a boundary. "
-    "Departs: codes are taken with the rounded scale; 5, 6 and 7 bits and the compander (off unless asked for) are missing.",
+    "Departs: codes are taken with the rounded scale; the compander (off unless asked for) is missing.",
 )

@@ -223,7 +223,8 @@ class Layout:
 
     @property
     def works(self) -> bool:
-        return power_of_two(self.group) and self.unit <= self.group <= MOST
+        """Codes of 5, 6 and 7 bits, which two engines alone have, are left to the torch code."""
+        return self.bits in (1, 2, 3, 4, 8) and power_of_two(self.group) and self.unit <= self.group <= MOST
 
     def _constants(self, tile: int) -> dict[str, int]:
         return {

@@ -104,6 +104,13 @@ def decoding(label: str) -> Figures:
     ]
 
 
+def second_trap(label: str) -> Figures:
+    return [
+        [row.delta_nll, row.delta_nll_low, row.delta_nll_high]
+        for row in records.decoded("decoding-h200")[label].values()
+    ]
+
+
 TRAP = {
     "exact": "exact",
     "transformers, HQQ 8 bit": "transformers-hqq8",
@@ -171,6 +178,7 @@ REGISTERED = (
         ("options", "bits", "SmolLM2: two passes", "step 16", "Qwen2.5: two passes", "step 16"),
         option,
     ),
+    Registered("decoding-h200", ("ΔNLL [95 %]", "two passes", "step 16", "step 1"), second_trap),
     Registered("trap-h100", ("cache", "one pass", "two passes"), trap),
     Registered("explained-h100", ("error measure", "ρ with KL"), measure),
     Registered("llama-cpp", ("KL, nats a token", "llama.cpp", "row that does the same", "two passes", "step 16", "step 1"), engine),

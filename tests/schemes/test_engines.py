@@ -26,6 +26,17 @@ def test_without_the_engine():
         parse_scheme("fp8_e4m3")
 
 
+def test_every_width_that_engines_have():
+    for bits in (5, 6):
+        assert parse_scheme(f"mlx-lm/kv-bits-{bits}") == parse_scheme(f"mlx:bits={bits}")
+    for bits in (5, 6, 7):
+        assert parse_scheme(f"exllamav3/cq{bits}") == parse_scheme(f"exllamav3:bits={bits}")
+    assert parse_scheme("kvarn_k4v2_g128") == parse_scheme("kvarn-vllm")
+    assert parse_scheme("vllm-kvarn/kvarn_k4v4_g64").key.sink_tokens == 64
+    with pytest.raises(ValueError, match="not one of 2, 3, 4, 5, 6, 8"):
+        parse_scheme("mlx:bits=7")
+
+
 def test_its_fields_give_way_to_what_is_spelled_out():
     assert parse_scheme("vllm/turboquant_3bit_nc:exact_first_layers=0,exact_last_layers=0,key_bits=4") == parse_scheme(
         "turboquant-vllm:key_bits=4,value_bits=3"

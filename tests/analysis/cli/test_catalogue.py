@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvdelta.analysis.cli.catalogue import catalogue, detail, engine_names, listing
-from kvdelta.schemes import SCHEMES
+from kvdelta.schemes import SCHEMES, parse_scheme
 from kvdelta.schemes.engines import ENGINES
 from kvdelta.schemes.registry import fields_of
 
@@ -51,14 +51,23 @@ def test_detail_of_a_short_name_and_of_none():
 @pytest.mark.usefixtures("measured_once")
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_names_of_an_engine(engine):
-    """Name, spec, bits and what departs, of each; the list of schemes says which engines there are."""
+    """Name, spec, bits, flags and what departs, of each; the list of schemes says which engines there are."""
     rows = json.loads(engine_names(engine, "json"))
-    assert {row["scheme"]: row["spec"] for row in rows} == {
-        f"{engine}/{name}": preset.spec for name, preset in ENGINES[engine].items()
+    assert {row["scheme"]: (row["spec"], row["flags"]) for row in rows if row["spec"] != "none"} == {
+        f"{engine}/{name}": (preset.spec, preset.flags or "–") for name, preset in ENGINES[engine].items()
     }
+    assert not any(row["departs"].startswith("-") for row in rows)
     assert all(all(row.values()) for row in rows)
     assert all(row["scheme"] in engine_names(engine, "table") for row in rows)
     assert engine in listing("table")
+
+
+def test_what_is_left_out_says_why():
+    *_, row = json.loads(engine_names("tensorrt-llm", "json"))
+    assert (row["scheme"], row["spec"]) == ("tensorrt-llm/int8", "none")
+    assert "one calibrated scale for the queries, keys and values" in row["departs"]
+    with pytest.raises(ValueError, match="tensorrt-llm/int8 is left out: one calibrated scale"):
+        parse_scheme("tensorrt-llm/int8")
 
 
 def test_bits_of_an_engine_and_no_such_engine():

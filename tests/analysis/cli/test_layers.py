@@ -53,6 +53,20 @@ def test_matched_rows_and_maps_too(kvdelta, hybrid, tmp_path):
     assert len(names) == 2  # the map says the same
 
 
+def test_the_second_trap_of_windows_too(kvdelta, hybrid, files):
+    """Rows with and without equal tails, of each kind of layers."""
+    words = ["--step", "8", "--match-tail", "8", "--layers", "full", "--layers", "all", "--out", "run"]
+    words += ["--window-length", "128", "--score-length", "32", "--text", str(files / "text.txt"), "--device", "cpu"]
+    code, out, err = kvdelta("reproduce", "decoding", *hybrid, *INT4, *words)
+    assert code in (0, 3), err  # 3: two windows of a tiny model show no trap
+    assert "audit failed" not in err
+    assert "quantized: layers 1 (layers=full); 0, 1 (layers=all) of 2" in out
+    _, out, _ = kvdelta("show", "run/stepwise-8", "--format", "json")
+    names = [row["scheme"] for row in json.loads(out)["rows"]]
+    equal = f"matched({INT4[3]}):tail=8"
+    assert names[1:] == [INT4[3], f"{INT4[3]},layers=all", equal, f"{equal},layers=all"]
+
+
 def test_replay_stores_windows_too(kvdelta, hybrid):
     words = ["--prompt-count", "2", "--prompt-length", "40", "--tokens", "8", "--free-run", "--format", "json"]
     code, out, _ = kvdelta("replay", *hybrid, "--scheme", INT4[3], "--layers", "full", "--layers", "all", *words)

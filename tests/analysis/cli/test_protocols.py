@@ -26,8 +26,9 @@ def test_two_protocols_side_by_side(kvdelta):
     assert [row["protocol"] for row in rows] == ["two-pass", "stepwise (step 8)"] * 2
     _, text, _ = kvdelta("show", "run", "--format", "json")
     assert len(json.loads(text)) == 4
+    assert all(50 < row["same"] < 100 and row["kl_999"] > row["kl"] for row in json.loads(text))
     _, text, _ = kvdelta("show", "run", "--format", "md")
-    assert text.count("|---|") == 2
+    assert text.count("|---|") == 3
 
 
 def test_two_passes_alone_say_what_they_leave_out(kvdelta):

@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
+from kvdelta.analysis.reading.summary import summarize
 from kvdelta.harness.records.run_folder import load_run
+from kvdelta.harness.records.tokens import load_each
 
 from ...conftest import tiny_config
 
@@ -43,6 +46,13 @@ def test_the_planted_winner(kvdelta, tmp_path, small_kivi):
     assert not scored[0] & scored[1]
     assert small_kivi in [contender.label for contender in fresh.contenders]
     assert re.search(r"[Uu]niform KIVI \(kivi:bits=2,group_size=16,residual_length=16, \d", out)
+    verified = next(
+        row for row in said["verified"] if row["scheme"] == said["recommended"] and row["protocol"] != "two-pass"
+    )
+    there = summarize(fresh, nll=None)[1]
+    assert there.name == "asymmetric:bits=4,group_size=16"
+    assert (verified["same"], verified["kl_999"]) == (there.same, there.kl_999)
+    assert out.count("99.9 %   same %") == 2
     assert kvdelta("show", "run") == (0, out, "")
     for format in ("md", "json", "csv"):
         again = kvdelta("recommend", "--budget", "6.1", *GIVEN, *FEW, "--out", "run", "--format", format)
@@ -50,13 +60,18 @@ def test_the_planted_winner(kvdelta, tmp_path, small_kivi):
         assert shown[:2] == again[:2]
 
 
-def test_two_equal_ones(kvdelta):
-    """The same quantizer, groups cut alike: neither can be better."""
+def test_two_equal_ones(kvdelta, tmp_path):
+    """The same quantizer, groups cut alike: neither can be better. Their tokens are those of all rounds."""
     same = ["--scheme", "asym4:group_size=16", "--scheme", "asym4:group_size=all"]
     code, out, _ = kvdelta("recommend", "--budget", "6.1", *same, *FEW, "--out", "run")
     assert code == 0
     assert "Not compared with uniform KIVI, which cannot be used here: scheme kivi:bits=2,group_size=32" in out
     assert "No difference on fresh windows from asym4:group_size=" in out
+    rounds = [tmp_path / f"run/race/{part}/1-model" for part in ("1-4", "5-6")]
+    kl, tvd = (np.concatenate([load_each(one, load_run(one), what)[1] for one in rounds]) for what in ("kl", "tvd"))
+    raced = json.loads((tmp_path / "run/recommend.json").read_text())["race"]
+    assert [row["kl_999"] for row in raced] == pytest.approx([np.quantile(kl, 0.999)] * 2)
+    assert [row["same"] for row in raced] == pytest.approx([100 * (1 - tvd.mean())] * 2)
 
 
 def test_the_same_command_goes_on(kvdelta, tmp_path):

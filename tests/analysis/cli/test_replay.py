@@ -44,9 +44,29 @@ def test_a_replay_is_shown_and_drawn_again_from_its_record(kvdelta, replayed, tm
     assert json.loads(kvdelta("show", "run", "--format", "json")[1])[1]["scheme"] == rows[1]["scheme"]
     asym = [row for row in rows if row["scheme"] == SCHEMES[1]]
     assert [(row["first"], row["last"]) for row in asym[:3]] == [("1", "24"), ("1", "3"), ("4", "6")]
+    assert float(asym[0]["times_low"]) < float(asym[0]["times"]) < float(asym[0]["times_high"])
+    assert float(asym[0]["kl_999"]) > float(asym[0]["kl"])
+    low, at, high = (int(asym[0][name]) for name in ("departs_low", "departs", "departs_high"))
+    assert low <= at <= high
+    assert f"{at} [{low}, {high if high <= 24 else '>24'}]" in out
+    table = out[out.index("KL by tokens written") :]
+    assert f"{float(asym[1]['kl']):.2g} ±{100 * (float(asym[1]['kl_high']) / float(asym[1]['kl']) - 1):.0f}%" in table
     whole, *bins = (float(row["kl"]) for row in asym)
     assert whole == pytest.approx(sum(bins) / 8)
     assert float(asym[0]["kl_low"]) < whole < float(asym[0]["kl_high"])
+
+
+def test_the_same_exact_tokens_and_another_replays_text(kvdelta, replayed, files, tmp_path):
+    """What is matched is said above the table, and changes the scores of the same text."""
+    words = ["--model", str(files / "model"), "--prompts", str(files / "paragraphs.txt"), "--device", "cpu", *SIZES]
+    matched = ["--scheme", SCHEMES[1], "--match-tail", "16", "--match-sinks", "4", "--sampled", "run"]
+    code, out, err = kvdelta("replay", *words, *matched, "--out", "more")
+    assert code == 0, err
+    assert "the exact model writes" not in err
+    assert "in every scheme the first 4 and the newest 16 tokens are exact" in out
+    (_, own, _), (_, equal) = (load_replay(tmp_path / name).rows for name in ("run", "more"))
+    assert equal.name == "matched(asymmetric:bits=2,group_size=16):tail=16,sinks=4"
+    assert sum(map(sum, equal.kl)) < sum(map(sum, own.kl))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,36 @@ def test_an_order_that_the_windows_do_not_tell_is_no_order(runs):
     assert not any(row.reversed for line in protocols.protocol_rows(runs) for row in line)
 
 
+@pytest.mark.parametrize(
+    "names", [("{}", "matched({}):tail=128"), ("matched({}):sinks=4", "matched({}):tail=128,sinks=4")]
+)
+def test_rows_of_other_exact_tokens_have_no_order(runs, names):
+    for run in runs:
+        for contender, form in zip(run.contenders[2:], names, strict=True):
+            contender.name = form.format(contender.name)
+    assert not any(row.reversed for line in protocols.protocol_rows(runs) for row in line)
+    for run in runs:
+        for contender in run.contenders[2:]:
+            contender.name = "matched(hadamard(asymmetric:bits=4)):tail=128,sinks=4"
+    assert protocols.protocol_rows(runs)[1][1].reversed == ("kivi2",)
+
+
+def test_agreement_and_the_tail_of_kl_stand_in_a_table(runs):
+    for run, share, tail in zip(runs, (0.04, 0.1), (0.25, 1.5), strict=True):
+        run.contenders[2].kl_999 = tail
+        for window in run.windows:
+            window.tvd = [0.0, 0.0, share * window.count, 0.0]
+    _, int4, kivi2 = found = protocols.protocol_rows(runs)
+    assert [(row.same, row.kl_999) for row in int4] == [(pytest.approx(96), 0.25), (pytest.approx(90), 1.5)]
+    assert kivi2[0].kl_999 is None
+    header, body = protocol_tables.protocol_tables(found)[2]
+    assert header == ["scheme", "bits", "same % two-pass", "same % step 16", "99.9 % two-pass", "99.9 % step 16"]
+    assert body[1][2:] == ["96.0", "90.0", "0.25", "1.5"]
+    assert body[2][2:] == ["100.0", "100.0", "–", "–"]
+    runs[1].windows[0].tvd = []  # an older record
+    assert protocol_tables.protocol_tables(protocols.protocol_rows(runs))[2][1][1][2:4] == ["96.0", "–"]
+
+
 def test_what_costs_nothing_has_no_times(runs):
     for i, window in enumerate(runs[0].windows):
         window.nll[2] = 100 + (-1, 1, 0)[i]

@@ -121,8 +121,15 @@ def test_rows_of_the_race():
         standing(2, 4, (1,)),
         Standing(np.full((1, 4), np.nan), failed=True),
     ]
+    agreement = [[(90.0 + s, s / 10)] for s in range(4)]
     rows = race_rows(
-        ["a", "b", "c", "d"], [4.0, 4.5, 4.5, 4.0], [0.3, 0.1, 0.2, 0.4], standings, ["", "", "", "it raised"], ["m"]
+        ["a", "b", "c", "d"],
+        [4.0, 4.5, 4.5, 4.0],
+        [0.3, 0.1, 0.2, 0.4],
+        standings,
+        ["", "", "", "it raised"],
+        ["m"],
+        agreement,
     )
     assert [row.scheme for row in rows] == ["b", "c", "a", "d"]
     assert [row.front for row in rows] == [True, False, True, False]
@@ -130,7 +137,8 @@ def test_rows_of_the_race():
     assert rows[3].refused == "it raised"
     _, body = race_table(rows, "KL")
     assert [line[0] for line in body] == ["1. b", "2. c", "3. a", "4. d"]
-    assert [line[5] for line in body] == ["–", "1", "1", "–"]
+    assert [line[7] for line in body] == ["–", "1", "1", "–"]
+    assert [line[5:7] for line in body] == [["0.10", "91.0"], ["0.20", "92.0"], ["0", "90.0"], ["–", "–"]]
     assert body[3][4] == "it raised"
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import DynamicCache
 
 from kvdelta.harness import ReplayOptions, replay
 from kvdelta.harness.options import Options
-from kvdelta.harness.records.replay import SAMPLED_FILE, Sampling, load_replay, load_texts
+from kvdelta.harness.records.replay import SAMPLED_FILE, Sampling, load_log_probabilities, load_replay, load_texts
 from kvdelta.harness.records.run_folder import load_run
 from kvdelta.harness.records.tokens import load_tokens
 from kvdelta.harness.records.verify import verify
@@ -57,11 +58,16 @@ def test_exact_by_steps_is_one_forward_within_the_floor(done, loaded):
     record, folder = done
     ids = torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
     assert ids.shape == (3, 40 + 24 + 1)
+    kept = load_log_probabilities(record, folder)
+    assert kept.shape == (3, 25)
+    first = loaded.model(ids[:, :40]).logits[:, -1].double().log_softmax(-1).gather(1, ids[:, 40:41])
+    assert np.abs(kept[:, :1] - first.numpy()).max() < 2e-5
     whole = loaded.model(ids).logits[:, 40:-1].double().log_softmax(-1)
     expected = -whole.gather(2, ids[:, 41:, None])[..., 0]
     for protocol in ("stepwise", "two-pass"):
         nll = np.stack([load_tokens(folder / protocol, i)["nll"][0] for i in range(3)])
         assert np.abs(nll - expected.numpy()).max() < 2e-5  # float32 round-off of a loss near 5
+    assert np.abs(kept[:, 1:] + expected.numpy()).max() < 2e-5
     steps = load_run(folder / "stepwise")
     assert steps.noise_floor.kl < 1e-9
     assert steps.audit.failures == {}
@@ -86,6 +92,7 @@ def test_the_record_is_that_of_the_tokens(done):
     assert row.departs == int(np.argmax(agree <= 0.5)) + 1
     assert np.sum(row.one_forward_kl) < np.sum(row.kl)
     assert record.rows[2].departs is None  # int8
+    assert row.departs_interval == sums.departure_interval(np.cumprod(1 - tvd, axis=1))
 
 
 def test_agreement_is_that_of_coupled_samples():
@@ -169,6 +176,59 @@ def test_free_run_and_a_complete_replay(loaded, prompts, tmp_path):
     text, other = np.array([[1, 2, 3, 4, 1, 2, 3, 4, 9, 0]]), np.array([[1, 2, 3, 4, 1, 7, 3, 4, 9, 0]])
     found = compared(text, other, {9})
     assert (found.length, found.departs, found.distinct) == ([8], [6], [4 / 5])
+
+
+def test_the_text_of_another_replay(done, loaded, prompts, tmp_path, refused):
+    """Taken with its log-probabilities, not sampled again; the same schemes then have the same scores."""
+    record, folder = done
+    notes = []
+    how = replace(HOW, prompts=prompts, sampled=str(folder / SAMPLED_FILE))
+    options = Options(device="cpu", out=str(tmp_path / "more"))
+    again, place = replay([*SPECS, "int4:group_size=16"], options, how, loaded=loaded, on_note=notes.append)
+    assert not [note for note in notes if "the exact model writes" in note]
+    assert np.array_equal(load_texts(again, place, SAMPLED_FILE), load_texts(record, folder, SAMPLED_FILE))
+    assert np.array_equal(load_log_probabilities(again, place), load_log_probabilities(record, folder))
+    assert [row.kl for row in again.rows[:3]] == [row.kl for row in record.rows]
+    for changed, message in (
+        (replace(how, tokens=20), "other lengths"),
+        (replace(how, greedy=True), "other sampling"),
+        (replace(how, prompts=None), "other prompts"),
+        (replace(how, sampled=str(tmp_path)), "no run folder"),
+    ):
+        with refused(message):
+            replay(SPECS, replace(options, out=str(tmp_path / "other")), changed, loaded=loaded)
+    with refused("other seed"):
+        replay(SPECS, replace(options, seed=1, out=str(tmp_path / "other")), how, loaded=loaded)
+
+
+def test_a_long_chat_keeps_its_first_token_and_its_end(loaded, tmp_path):
+    """Which the model takes for a sink; what is lost is said."""
+    tokenizer = loaded.tokenizer
+    tokenizer.chat_template = "w9 {% for one in messages %}{{ one.content }} {% endfor %}w8"
+    long, short = (
+        {"messages": [{"role": "user", "content": " ".join(f"w{i}" for i in range(10, 10 + n))}]} for n in (60, 38)
+    )
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (long, short)))
+    found = load_prompts(str(path), 2, 40, tokenizer)
+    words = [tokenizer.convert_ids_to_tokens(row) for row in found.tokens.tolist()]
+    assert words[0] == ["w9", *(f"w{i}" for i in range(32, 70)), "w8"]
+    assert words[1] == ["w9", *(f"w{i}" for i in range(10, 48)), "w8"]
+    assert (found.cut, found.skipped) == (1, 0)
+    assert load_prompts(str(path), 1, 1, tokenizer).tokens.shape == (1, 1)
+
+
+def test_the_interval_of_a_departure():
+    """Where a t interval of S(t) over prompts still holds ½, by direct computation."""
+    rng = np.random.default_rng(0)
+    agree = sums.agreement(rng.uniform(0, 0.05, (8, 60)))
+    low, high = sums.departure_interval(agree)
+    ends = [stats.t.interval(0.95, 7, one.mean(), stats.sem(one)) for one in agree.T]
+    assert low == next(t for t, (below, _) in enumerate(ends, 1) if below <= 0.5)
+    assert high == next(t for t, (_, above) in enumerate(ends, 1) if above <= 0.5)
+    assert low < sums.departure(agree.mean(axis=0)) < high
+    assert sums.departure_interval(agree[:1]) is None
+    assert sums.departure_interval(agree[:, :5]) == (None, None)
 
 
 def test_prompts(loaded, files, prompts, tmp_path, refused):
