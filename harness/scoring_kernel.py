@@ -46,21 +46,22 @@ def _score_rows(
         larger = tl.maximum(here, p_max)
         p_sum = p_sum * tl.exp(p_max - larger) + tl.sum(tl.exp(p - larger), 0)
         p_max = larger
-    q_log, p_log = q_max + tl.log(q_sum), p_max + tl.log(p_sum)
+    # p and q are divided by their sums: a rounded log Z would scale all of a row, and its KL; in δ it does no harm
+    shift = (q_max - p_max) + (tl.log(q_sum) - tl.log(p_sum))
     kl, tvd = 0.0, 0.0
     for start in range(0, VOCABULARY, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        log_q = tl.load(q_at + at, mask=at < VOCABULARY, other=0.0).to(tl.float32) - q_log
-        log_p = tl.load(p_at + at, mask=at < VOCABULARY, other=0.0).to(tl.float32) - p_log
-        d = log_q - log_p
+        y = tl.load(q_at + at, mask=at < VOCABULARY, other=0.0).to(tl.float32)
+        x = tl.load(p_at + at, mask=at < VOCABULARY, other=0.0).to(tl.float32)
+        d = (y - x) - shift
         near = tl.minimum(d, FAR)
         short = near * near * (0.5 + near * (1 / 6 + near * (1 / 24 + near * (1 / 120 + near * (1 / 720)))))
-        p, q = tl.exp(log_p), tl.exp(log_q)
+        p, q = tl.exp(x - p_max) / p_sum, tl.exp(y - q_max) / q_sum
         term = tl.where(tl.abs(d) < SERIES, short, tl.exp(near) - 1.0 - near) * p
         kl += tl.sum(tl.where(at < VOCABULARY, tl.where(d > FAR, q, term), 0.0), 0)
         tvd += tl.sum(tl.where(at < VOCABULARY, tl.abs(q - p), 0.0), 0) / 2
     target = tl.load(q_at + tl.load(targets + row)).to(tl.float32)
-    tl.store(out + row, q_log - target)
+    tl.store(out + row, (q_max - target) + tl.log(q_sum))
     tl.store(out + total + row, kl)
     tl.store(out + 2 * total + row, tvd)
     tl.store(out + 3 * total + row, tl.where(q_top == p_top, 1.0, 0.0))

@@ -21,6 +21,7 @@ from kvdelta.harness.caches.contenders import SchemeContender, stores_sliding
 from kvdelta.harness.caches.layers import SchemeLayer
 from kvdelta.harness.caches.scheme import SchemeCache
 from kvdelta.harness.protocols import prefilled_with_logits
+from kvdelta.harness.scoring import losses
 from kvdelta.harness.subject.forward import forward
 from kvdelta.harness.subject.probing import check_continues
 
@@ -109,7 +110,7 @@ class Answers:
             for answers, continuation in zip(found, continuations, strict=True):
                 rows, reads = self._rows(cache, context, fed, continuation, first)
                 targets = torch.tensor(continuation, device=rows.device)
-                nll = -rows.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+                nll = losses(rows, targets)
                 greedy = bool((rows.argmax(-1) == targets).all())
                 answers.append(Scored(reads, len(context), counted, elements, -float(nll.sum()), greedy))
         return found

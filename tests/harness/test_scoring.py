@@ -115,11 +115,51 @@ def test_the_first_window_that_is_not_finite_is_named(subject):
     assert f"window {subject.windows[1].index} " in str(error)
 
 
+def check_large(vocabulary, noise, device="cpu", tokens=24):
+    """KL from .02 to 1 nats over a large vocabulary, where a sum of one number after another is off by 1e-5 of itself."""
+    generator = torch.Generator().manual_seed(1)
+    p = 3 * torch.randn(1, tokens, vocabulary, generator=generator)
+    q = p + noise * torch.randn(p.shape, generator=generator)
+    targets = torch.randint(vocabulary, (1, tokens), generator=generator)
+    exact_p, exact_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    kl = (exact_p.exp() * (exact_p - exact_q)).sum(-1)
+    assert 0.01 < kl.mean() < 1.2
+    reference = Reference(p.to(device))
+    found, itself = reference.score(q.to(device), targets), reference.itself(targets)
+    off = found.kl.double() - kl
+    assert off.mean().abs() < 1e-7, off
+    assert (off.abs() < 1e-7 + 1e-6 * kl).all(), off
+    tvd = (exact_p.exp() - exact_q.exp()).abs().sum(-1) / 2
+    assert torch.allclose(found.tvd.double(), tvd, rtol=0, atol=1e-6), found.tvd - tvd
+    for scores, exact in (found, exact_q), (itself, exact_p):
+        expected = -exact.gather(2, targets[..., None])[..., 0]
+        # float32's rounding of losses of 8 to 32, and of their logits
+        assert torch.allclose(scores.nll.double(), expected, rtol=0, atol=3e-6), scores.nll - expected
+    assert (itself.kl == 0).all()
+
+
+LARGE = [(49152, 0.2), (49152, 0.6), (49152, 1.4), (262144, 0.2), (262144, 1.4)]
+
+
+@pytest.mark.parametrize(("vocabulary", "noise"), LARGE)
+def test_large_vocabularies_against_float64(vocabulary, noise):
+    check_large(vocabulary, noise)
+
+
+def test_losses_over_a_large_vocabulary():
+    x = 3 * torch.randn(8, 262144, generator=torch.Generator().manual_seed(2))
+    targets = torch.arange(8)
+    expected = -x.double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    assert torch.allclose(scoring.losses(x, targets).double(), expected, rtol=0, atol=3e-6)
+
+
 INTERPRETED = """
 import torch
-from tests.harness.test_scoring import check, pair
+from tests.harness.test_scoring import check, check_large, pair
 from kvdelta.harness import scoring_kernel
 from kvdelta.harness.scoring import Reference
+for vocabulary, noise in ((49152, 0.2), (49152, 1.4), (262144, 0.6)):
+    check_large(vocabulary, noise, tokens=6)
 scoring_kernel.BLOCK = 16
 for vocabulary in (64, 50):
     for dtype in (torch.float32, torch.float16):
@@ -166,3 +206,5 @@ def test_the_kernel_on_a_gpu():
         x, y = p.to(dtype), q.to(dtype)
         assert kernels.available(y.device, y.numel())
         check(Reference(x.clone()).score(y, targets), x.cpu(), y.cpu(), targets.cpu())
+    for vocabulary, noise in LARGE:
+        check_large(vocabulary, noise, "cuda")
