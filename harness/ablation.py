@@ -12,6 +12,7 @@ from torch.nn import ModuleList
 from transformers import DynamicCache
 
 from kvdelta.harness.capture import exact_view
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.protocols import suffix_logits
 from kvdelta.harness.subject.kinds import full_layers
 from kvdelta.harness.subject.windows import Batch
@@ -68,10 +69,10 @@ class SharedSuffix:
         """Whether taking the lower layers from the exact pass gives the same logits, bit for bit."""
         try:
             shared = self.ablated(layer, other)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a layer above reads what a skipped one would have left (Gemma 3n: its keys and values)
-            return False
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return False  # a layer above reads what a skipped one would have left (Gemma 3n: its keys and values)
         return torch.equal(shared, self.ablated(layer, other, share=False))
 
 

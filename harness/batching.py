@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from kvdelta.harness.caches.layers import SchemeLayer, WholeSlidingLayer
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.probing import kv_shapes
 from kvdelta.harness.subject.windows import Batch, Window
@@ -81,7 +82,9 @@ def in_batches(
         batch = Batch(tuple(left[:size]))
         try:
             work(batch)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             needed = one_line(error)
         else:
             left = left[size:]

@@ -15,6 +15,7 @@ from kvdelta.harness.audit import total
 from kvdelta.harness.batching import halved, in_batches
 from kvdelta.harness.caches.contenders import stores_sliding
 from kvdelta.harness.failures import failures
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.passes import Later, Outcome, Passes
 from kvdelta.harness.protocols import prefill
 from kvdelta.harness.records import journal
@@ -120,7 +121,7 @@ class Runner:
                 outcome = later() if prompt else None
         except (Exception, SystemExit, TookTooLong) as error:  # a foreign cache may raise what it likes, and exit()
             # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
-            if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
+            if position == 0 or (out_of_memory(error) and len(batch) > 1):
                 raise
             self._fail(position, f"{type(error).__name__}: {one_line(error)}")
             return partial(Outcome.none, batch)
@@ -239,9 +240,10 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
             passes.watch.stop("prefill", started)
             for runner in runners:
                 runner.batch(batch, prefilled)
-        except torch.OutOfMemoryError:
-            for runner, mark in zip(runners, before, strict=True):
-                runner.go_back(mark)
+        except Exception as error:
+            if out_of_memory(error):
+                for runner, mark in zip(runners, before, strict=True):
+                    runner.go_back(mark)
             raise
 
     def halve(count: int, size: int) -> None:

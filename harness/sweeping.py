@@ -14,6 +14,7 @@ from kvdelta.harness.axes import Axes
 from kvdelta.harness.caches.contenders import Contender, contenders_of
 from kvdelta.harness.comparison import compare_protocols
 from kvdelta.harness.leaks import check_calibrations
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.options import Options
 from kvdelta.harness.records.provenance import OtherRun, commit, versions
 from kvdelta.harness.records.run import Run
@@ -70,8 +71,10 @@ def sweep(
             cell.status = "complete"
         except OtherRun:
             raise
-        except (UserError, torch.OutOfMemoryError) as error:
-            memory = isinstance(error, torch.OutOfMemoryError)
+        except Exception as error:
+            memory = out_of_memory(error)
+            if not (memory or isinstance(error, UserError)):
+                raise
             cell.status, cell.error = "failed", "no memory left on the device" if memory else one_line(error)
             on_note(f"{cell.folder} failed, the others go on: {cell.error}")
         record.put(cell)

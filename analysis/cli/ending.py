@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from kvdelta.analysis.cli.starting import complain, note
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.schemes.errors import UserError
 
 FAULT, USER_ERROR, AUDIT_FAILED, ROW_FAILED, INTERRUPTED, CLOSED = 1, 2, 3, 4, 130, 141
@@ -42,7 +43,7 @@ def exit_code(app: typer.Typer) -> int:
         complain("interrupted; finished windows are kept: the same command goes on")
         return INTERRUPTED
     except Exception as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             traceback.print_exc()
             complain("this is a fault of kvdelta, not of yours: please report it, with these lines and the command")
             return FAULT
@@ -51,8 +52,3 @@ def exit_code(app: typer.Typer) -> int:
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
         )
     return USER_ERROR
-
-
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # not imported here: most commands that fail do so without it
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)

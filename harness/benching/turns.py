@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.records.bench import AGAIN, BASELINE, PREFILL, Times
 from kvdelta.harness.subject.errors import one_line
 
@@ -71,5 +72,5 @@ class Turns:
         """From here on, and why."""
         self.left_out[name] = f"{context} tokens: {type(error).__name__}: {one_line(error)}"
         self.on_note(f"{name} is left out from here on, {self.left_out[name]}")
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             torch.cuda.empty_cache()

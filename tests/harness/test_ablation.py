@@ -101,13 +101,14 @@ def test_without_a_list_of_layers_every_pass_is_whole(deep, batch, monkeypatch):
     )
 
 
-def test_for_want_of_memory_nothing_is_concluded(deep, batch, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_for_want_of_memory_nothing_is_concluded(deep, batch, monkeypatch, error):
     """A batch that is too large says nothing about the model: it is begun again in halves."""
     shared = SharedSuffix(deep, batch, prefill(deep, batch.prefix))
 
     def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("kvdelta.harness.ablation.suffix_logits", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         shared.shares_exactly(1, stored(shared, 1, SCHEME))

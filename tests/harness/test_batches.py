@@ -107,10 +107,13 @@ class Hungry(SchemeContender):
     """Takes so many windows at a time and no more."""
 
     most = 1
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
     def fill(self, cache, model, batch, prefilled):
         if len(batch) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+            if self.error is None:
+                torch.empty(2**50)  # what a CPU says to that
+            raise self.error
         super().fill(cache, model, batch, prefilled)
 
 
@@ -162,6 +165,48 @@ def test_one_window_that_is_too_much_says_what_was_needed(subject, options, monk
             replace(options, batch="1", out=f"{options.out}-2"),
             subject=subject,
         )
+
+
+OUT_OF_MEMORY = {
+    "CPU": (None, "can't allocate memory: you tried to allocate"),
+    "Python": (MemoryError(), "MemoryError"),
+    "cuBLAS": (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    ),
+    "driver": (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"), "CUDA error: out of memory"),
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_every_allocator_is_understood(subject, options, monkeypatch, refused, kind):
+    """A batch is halved; a single window that is too much fails its row, and of exact ends the run."""
+    error, said = OUT_OF_MEMORY[kind]
+    monkeypatch.setattr(Hungry, "error", error)
+    hungry = Hungry("hungry", parse_scheme("int4:group_size=16"))
+    run, _ = compare([hungry], replace(options, batch="3"), subject=subject)
+    assert run.batches == [1, 1, 1]
+    assert run.contenders[1].error is None
+    monkeypatch.setattr(Hungry, "most", 0)
+    run, _ = compare([hungry], replace(options, batch="2", out=f"{options.out}-row"), subject=subject)
+    assert run.batches == [1, 1, 1]
+    assert said in run.contenders[1].error
+    with refused(f"one window at a time is too much for the memory of this device: .*{said}"):
+        compare(
+            [Hungry("exact", parse_scheme("exact"))],
+            replace(options, batch="2", out=f"{options.out}-exact"),
+            subject=subject,
+        )
+
+
+def test_another_error_is_no_want_of_memory(subject, options, monkeypatch):
+    """It fails its row at once, and the batch is not halved."""
+    monkeypatch.setattr(Hungry, "error", RuntimeError("out of resource: shared memory"))
+    run, _ = compare(
+        [Hungry("hungry", parse_scheme("int4:group_size=16"))], replace(options, batch="3"), subject=subject
+    )
+    assert run.batches == [3]
+    assert run.contenders[1].error == "RuntimeError: out of resource: shared memory"
 
 
 def test_a_foreign_cache_that_is_too_much_alone_fails_its_row(subject, options):

@@ -115,10 +115,15 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(options, axes, files, l
     assert (cells[2].model, cells[2].text) == ("model", "short.txt")  # no path of this machine
 
 
-def test_no_memory_ends_a_cell_and_not_the_sweep(options, axes):
+def no_room():
+    raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("allocate", [no_room, lambda: torch.empty(2**50)])
+def test_no_memory_ends_a_cell_and_not_the_sweep(options, axes, allocate):
     def score(contenders, ways, subject):
         if ways[0].window_length == 64:
-            raise torch.OutOfMemoryError
+            allocate()
         return sweeping._compare(contenders, ways, subject)
 
     cells, _, _ = sweep(SPECS, options, axes(window_lengths=[64, 48]), score)

@@ -63,8 +63,16 @@ def test_a_user_error_is_one_line_whatever_is_in_it(kvdelta, monkeypatch):
     assert kvdelta("schemes") == (2, "", "kvdelta: no file 'a\\nb\\x1b[2J'\n")
 
 
-def test_a_device_without_memory_is_one_line(kvdelta, monkeypatch):
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_a_device_without_memory_is_one_line(kvdelta, monkeypatch, error):
     monkeypatch.setattr(catalogue, "listing", raising(error))
     code, out, err = kvdelta("schemes")
     assert (code, out, err.count("\n")) == (2, "", 1)
