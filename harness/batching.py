@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvdelta.harness.caches.layers import SchemeLayer, WholeSlidingLayer
 from kvdelta.harness.no_memory import out_of_memory
+from kvdelta.harness.scoring import keeps_probabilities
 from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.probing import kv_shapes
 from kvdelta.harness.subject.windows import Batch, Window
@@ -51,21 +52,23 @@ def batch_size(
 
 
 def window_bytes(model: Any, window_length: int, score_length: int, backward: bool = False) -> int:
-    """About how much one window takes: the exact cache, a scheme's, the logits of both, a layer's activations. backward: what
+    """About how much one window takes: the exact cache, a scheme's, the logits of both and what scoring keeps beside them, a
+    layer's activations. backward: what
     the gradient is of, what attention read, and the gradient; that of the logits; the suffix's activations in all layers."""
     config, size = model.config.get_text_config(decoder=True), model.dtype.itemsize
     shapes = kv_shapes(model, "all").values()
     numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]
     caches = 3 * sum(numbers) * size + FLOAT32_COPIES * 4 * max(numbers)
-    logits = 2 * score_length * config.vocab_size * size
+    kept = keeps_probabilities(model.device, model.dtype)
+    logits = (2 + kept) * score_length * config.vocab_size * size
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     wide = max(max(inner) if isinstance(inner, list) else inner, config.hidden_size)  # a list: by layer
     activations = window_length * (8 * config.hidden_size + 3 * wide) * size
     if backward:
         caches += 3 * sum(numbers) * size
         logits += 2 * score_length * config.vocab_size * size
-        kept = 16 * config.hidden_size + 4 * wide  # norms in float32
-        activations += score_length * config.num_hidden_layers * kept * size
+        in_float32 = 16 * config.hidden_size + 4 * wide  # norms in float32
+        activations += score_length * config.num_hidden_layers * in_float32 * size
     return int(caches + logits + activations)
 
 

@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from kvdelta.analysis.plots.style import BASE, WIDTH, floored, look, scheme_label
@@ -157,8 +157,23 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
 def settle(figure: Figure) -> None:
     """Lay the figure out, for good: labels are placed in what room there is."""
     if layout := figure.get_layout_engine():
-        layout.execute(figure)  # alone: drawing all of it, which lays it out too, takes three times as long
+        with _without_minor_ticks(figure):
+            layout.execute(figure)  # alone: drawing all of it, which lays it out too, takes three times as long
     _keep_layout(figure)
+
+
+@contextmanager
+def _without_minor_ticks(figure: Figure) -> Iterator[None]:
+    """They have no labels, so no layout needs them, and on log axes they are most of what it would measure."""
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    minor = [(one, one.get_minor_locator()) for one in axes if isinstance(one.get_minor_formatter(), NullFormatter)]
+    for axis, _ in minor:
+        axis.set_minor_locator(NullLocator())
+    try:
+        yield
+    finally:
+        for axis, locator in minor:
+            axis.set_minor_locator(locator)
 
 
 def _keep_layout(figure: Figure) -> None:

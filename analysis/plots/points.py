@@ -46,8 +46,8 @@ def measure_scatter(points: Sequence[Series], target_label: str, title: str) -> 
             f"{edge.sum()} at the edge: ≤ 0" if edge.any() else "",
             f"{lost} not finite" if lost else "",
         ]
-        # above the panel, where no point can be
-        axes.set_title("; ".join(filter(None, notes)), fontsize=7)
+        # above the panel, where no point can be; y: there are no ticks above it that it must be moved off
+        axes.set_title("; ".join(filter(None, notes)), fontsize=7, y=1.0)
         tidy_log(axes.xaxis)
         tidy_log(axes.yaxis)
     for axes in panels[:, 0]:

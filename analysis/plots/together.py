@@ -1,5 +1,6 @@
 """Figures drawn in several processes: one takes a second or two, and none needs another."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ def draw_together(draw: Callable[[JobT], list[Path]], jobs: Sequence[JobT]) -> I
             yield from draw(job)
         return
     # spawned, since the process may hold threads and a GPU, which a fork does not survive
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
     try:
         for paths in pool.map(draw, jobs):
             yield from paths
@@ -37,5 +38,6 @@ def draw_together(draw: Callable[[JobT], list[Path]], jobs: Sequence[JobT]) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of interrupts
+    gc.set_threshold(200_000)  # else an eighth of the time goes into looking for garbage among a figure's many parts

@@ -36,7 +36,7 @@ def _newest(run: Run, tail: int, sinks: int, block: int | None) -> str:
     if block is None:  # of records from before there were blocks, and of specs without: each row by its own groups
         return f"{tail}, and those before them that fill no group of the row,"
     settings = run.settings
-    if settings.protocol != "two-pass":
+    if settings.protocol != "two-pass" and block > 1:
         return f"{tail} to {tail + block - 1}"
     past = settings.window_length - settings.score_length - sinks - tail
     return str(tail + past % block)

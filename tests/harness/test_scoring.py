@@ -153,6 +153,31 @@ def test_losses_over_a_large_vocabulary():
     assert torch.allclose(scoring.losses(x, targets).double(), expected, rtol=0, atol=3e-6)
 
 
+LARGE_WINDOW = """
+import resource
+import torch
+from kvdelta.harness.scoring import Reference
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+x = torch.randn(1, 512, 262144)
+y = torch.randn(x.shape).mul_(0.1).add_(x)
+targets = torch.zeros(1, 512, dtype=torch.long)
+Reference(x[:, :2].clone()).score(y[:, :2], targets[:, :2])
+before = most()
+scores = Reference(x).score(y, targets)
+assert scores.finite().all()
+print((most() - before) / x.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its module resource is of Unix")
+def test_a_window_of_512_tokens_over_262144_words():
+    """Beside the logits of exact and of the scheme, the probabilities are the only thing of their size."""
+    done = subprocess.run([sys.executable, "-c", "import sys" + LARGE_WINDOW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0.9 < float(done.stdout) < 1.1
+
+
 INTERPRETED = """
 import torch
 from tests.harness.test_scoring import check, check_large, pair

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
 from kvdelta.analysis import plots
+from kvdelta.analysis.plots import canvas
 from kvdelta.analysis.plots.style import HUES, SIDE_LOOKS, binned, floored, scheme_label, scheme_style, spread
 from kvdelta.harness.records.measurement import Measurement
 from kvdelta.harness.records.run import Settings
@@ -418,3 +419,20 @@ def test_an_unknown_style_is_one_line_with_a_guess():
     with pytest.raises(ValueError, match=r"did you mean 'ggplot'\? .*classic") as caught, plots.styled("gplot"):
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_layout_needs_no_minor_ticks():
+    """It is that of all ticks, and the ticks are there afterwards; labels between powers of ten count."""
+    for tidy in (True, False):
+        places = []
+        for settle in (canvas.settle, lambda figure: figure.get_layout_engine().execute(figure)):
+            figure, panels = canvas.grid_figure("a title", 2, 2, 2.1)
+            for axes in panels.flat:
+                axes.plot([1e-4, 3.0], [2e-5, 7e-5])
+                axes.set(xscale="log", yscale="log", xlabel="x", ylabel="y")
+                for axis in (axes.xaxis, axes.yaxis) if tidy else ():
+                    canvas.tidy_log(axis)
+            settle(figure)
+            places.append([axes.get_position().bounds for axes in panels.flat])
+            assert len(panels[0, 0].xaxis.get_minorticklocs()) > 20
+        assert places[0] == places[1]
