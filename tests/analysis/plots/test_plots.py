@@ -433,6 +433,7 @@ def test_a_layout_needs_no_minor_ticks():
                 for axis in (axes.xaxis, axes.yaxis) if tidy else ():
                     canvas.tidy_log(axis)
             settle(figure)
-            places.append([axes.get_position().bounds for axes in panels.flat])
-            assert len(panels[0, 0].xaxis.get_minorticklocs()) > 20
+            ticks = [tuple(axes.xaxis.get_minorticklocs()) for axes in panels.flat]
+            places.append(([axes.get_position().bounds for axes in panels.flat], ticks))
+            assert not tidy or len(ticks[0]) > 20
         assert places[0] == places[1]
