@@ -8,7 +8,15 @@ import stat
 from pathlib import Path
 from typing import Any
 
-MOST = {"map": 2**24, "configuration": 2**20, "calibration": 2**30, "text": 2**31, "record": 2**30}
+MOST = {
+    "map": 2**24,
+    "configuration": 2**20,
+    "calibration": 2**30,
+    "text": 2**31,
+    "record": 2**30,
+    "journal": 2**32,
+    "file of arrays": 2**32,
+}
 """Bytes of a file of a kind, far above any that is meant so."""
 
 
