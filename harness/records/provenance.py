@@ -79,17 +79,6 @@ def open_folder(
     return folder, record
 
 
-def empty_folder(out: Path) -> None:
-    """Make a folder for a new record; UserError where there is something in it, or it cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if set(os.listdir(out)) - set(OURS):
-            raise UserError(f"{out} is not empty; choose another folder with --out")
-    except OSError as error:
-        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"the run folder {out} cannot be used: {reason}; choose another with --out") from None
-
-
 def host() -> dict[str, Any]:
     """What the timings were taken on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
