@@ -1,17 +1,23 @@
 """Damage is found and named, and what is damaged is scored again: bits of the files of a run, and figures that were edited."""
 
+import io
 import json
+import os
+import re
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kvdelta.analysis.measuring.errors import measure_errors
 from kvdelta.harness import comparison, scoring_again
 from kvdelta.harness.caches.contenders import SchemeContender
 from kvdelta.harness.comparison import compare
-from kvdelta.harness.records import hashes, journal
+from kvdelta.harness.records import hashes, journal, writing
+from kvdelta.harness.records.measurement import has_window, measured_arrays, window_file
 from kvdelta.harness.records.record import save_record
 from kvdelta.harness.records.run_folder import RUN_FILE, journal_of, load_run, load_whole
 from kvdelta.harness.records.verify import verify
@@ -71,6 +77,97 @@ def test_no_flipped_bit_of_the_tokens_goes_unnoticed(done):
     path.unlink()
     with pytest.raises(UserError, match=f"window {last}: tokens/{path.name} is not there. .* kvdelta verify"):
         load_run(folder)
+
+
+def header_of(shape, descr="<f4"):
+    """What a file of arrays says of one."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def zipped(content, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("nll.npy", content)
+
+
+def place(kind, path):
+    """What stands in the place of a file of arrays."""
+    path.unlink()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "no end":
+        path.symlink_to("/dev/zero")
+    elif kind == "a claim":
+        zipped(header_of((10**13,)) + bytes(100), path)
+    elif kind == "a claim that overflows":
+        zipped(header_of((2**62, 4)) + bytes(100), path)
+    elif kind == "fewer than none":
+        zipped(header_of((-1, -25)) + bytes(100), path)
+    elif kind == "objects":
+        zipped(header_of((1,), "|O") + bytes(8), path)
+    elif kind == "no arrays":
+        zipped(b"nothing at all", path)
+    elif kind == "words":
+        np.savez(path, **dict.fromkeys(("nll", "kl", "tvd", "top1"), np.array([["a"] * 31] * 3)))
+    elif kind == "one row":
+        np.savez(path, **dict.fromkeys(("nll", "kl", "tvd", "top1"), np.zeros(31, dtype=[("a", "f4")])))
+    elif kind == "a bomb":
+        zipped(header_of((2**20,)) + bytes(2**22), path)
+
+
+PLACED = {
+    "a pipe": "a pipe or a device",
+    "no end": "a pipe or a device",
+    "a claim": r"says that it is of \(10000000000000,\) numbers of 4 bytes, and is not",
+    "a claim that overflows": "says that it is of",
+    "fewer than none": "says that it is of",
+    "objects": "Object arrays cannot be loaded",
+    "no arrays": "magic string is not correct",
+    "words": "has no arrays of tokens",
+    "one row": "has no arrays of tokens",
+    "a bomb": "its arrays are larger than 1 MiB",
+}
+
+
+@pytest.mark.parametrize("kind", PLACED)
+@pytest.mark.parametrize("hashed", ["with hashes", "without"])
+def test_what_is_no_file_of_arrays_is_named(done, monkeypatch, kind, hashed):
+    """Without its hash, as an older record has none, it is looked into."""
+    run, folder = done
+    monkeypatch.setattr(writing, "MOST_UNPACKED", 2**20)
+    if hashed == "without":
+        run.windows[1].tokens = ""
+        save_record(run, folder / RUN_FILE)
+    place(kind, folder / file_of(run, 1))
+    (lost,) = load_whole(folder).lost
+    looked_into = hashed == "without" or kind in ("a pipe", "no end")
+    assert re.search(PLACED[kind] if looked_into else "is not as it was written", str(lost))
+    assert [one.damage for one in verify(folder)] == [[str(lost)]]
+
+
+@pytest.mark.parametrize("kind", PLACED)
+def test_what_is_no_file_of_measured_arrays_is_named(subject, options, kind, monkeypatch):
+    monkeypatch.setattr(writing, "MOST_UNPACKED", 2**20)
+    record, folder = measure_errors(SPECS, options, subject)
+    window = record.settings.windows[1]
+    place(kind, folder / window_file("errors", window))
+    assert not has_window(record, folder, window)
+    assert [len(one.damage) for one in verify(folder)] == [1]
+    with pytest.raises(UserError, match=f"{window:06d}.npz cannot be read: "):
+        measured_arrays(folder, record)
+    record.files.clear()
+    if kind not in ("words", "one row"):
+        assert not has_window(record, folder, window)
+
+
+def test_what_is_no_journal_is_named(subject, options):
+    _, _, path = stopped(subject, options, after=2)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"run\.journal cannot be read: .*a pipe or a device"):
+        load_run(path.parent)
+    assert [len(one.damage) for one in verify(path.parent)] == [1]
 
 
 def leaves(content, path=()):
