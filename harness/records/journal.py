@@ -9,7 +9,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from kvdelta.harness.records.writing import cannot_write
+from kvdelta.harness.records.writing import cannot_write, sync_names
 from kvdelta.schemes.given import read_bytes
 
 
@@ -23,6 +23,8 @@ def append(path: Path, content: str) -> None:
             file.write(b"%08x %b\n" % (zlib.crc32(line), line))
             file.flush()
             os.fsync(file.fileno())
+        if not before:
+            sync_names(path.parent)
     except OSError as error:
         with suppress(OSError):
             cut(path, before)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from kvdelta.harness.records.record import Typed
 from kvdelta.harness.records.run_folder import RECORD_FILES, RUN_FILE
 from kvdelta.harness.records.writer import OURS
-from kvdelta.harness.records.writing import UNFINISHED
+from kvdelta.harness.records.writing import UNFINISHED, make_folder
 from kvdelta.schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
@@ -58,7 +58,7 @@ def open_folder(
     kind = "compare" if file == RUN_FILE else file.removesuffix(".json")
     folder = Path(out) if out else Path("runs") / f"{kind}-{name}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         writable = os.access(folder, os.W_OK)
         if writable:
             hold(folder)

@@ -21,8 +21,8 @@ UNFINISHED = ".kvdelta-part"  # of files that are being written; no user names a
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, and its folder, so that readers see all of it or nothing; OSError where it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file, and its folder, so that readers see all of it or nothing, after a power cut too; OSError where it cannot be written."""
+    make_folder(path.parent)
     if path.parent not in _cleaned:
         _cleaned.add(path.parent)
         _clean(path.parent)
@@ -37,6 +37,26 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    sync_names(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """And those above it; OSError where one cannot be made."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync_names(one.parent)
+
+
+def sync_names(folder: Path) -> None:
+    """Names that were made or replaced in a folder outlive a power cut from here on: a file's own fsync promises its content alone. Where the
+    file system, or the system, does not do this, they are as safe as it makes them."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 _cleaned: set[Path] = set()  # by this process
