@@ -18,6 +18,7 @@ from kvdelta.schemes.given import parse_json
 RUN_FILE = "run.json"
 RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")  # of which several may lie in a folder
 NAMED = 3  # windows of a message
+PARTS = "processes"  # folder of what other processes have scored, in that of the run
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def journal_of(folder: Path, file: str = RUN_FILE) -> Path:
     return (folder / file).with_suffix(".journal")
 
 
+def parts_of(folder: Path) -> list[str]:
+    """The records that other processes keep beside that of the first."""
+    return [f"{PARTS}/{path.name}" for path in sorted((folder / PARTS).glob("*.json"))]
+
+
 def entries_of(folder: Path, file: str = RUN_FILE) -> list[Entry | None]:
     """What the journal has, None for a line that was damaged; UserError where it is another version's."""
     path = journal_of(folder, file)
@@ -91,20 +97,9 @@ def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
 
 def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
     """What is whole of a run folder. UserError where that cannot be known, since run.json itself, its windows aside, is damaged."""
-    folder, path = Path(folder), Path(folder) / file
-    content = read_content(folder, file)
-    changed, wrong = hashes.damaged(content)
-    if changed:
-        raise not_as_written(path)
-    lost = [Lost(i, _index(content["windows"][i]), "it is not as it was written") for i in wrong]
-    if lost:
-        content["windows"] = [one for i, one in enumerate(content["windows"]) if i not in set(wrong)]
-    run = of_kind(path, content, Run)
-    if run.status != "complete":
-        lost += _add_entries(run, lost, entries_of(folder, file), journal_of(folder, file))
-    count = len(run.windows) + len(lost)
-    _check(run, path, count)
-    whole, keeps = [], tokens.has_tokens(folder)
+    folder = Path(folder)
+    run, lost = read_run(folder, file)
+    count, whole, keeps = len(run.windows) + len(lost), [], tokens.has_tokens(folder)
     places = sorted(set(range(count)) - {one.position for one in lost})
     for position, window in zip(places, run.windows, strict=True):
         reason = tokens.damage(folder, window) if keeps else None
@@ -116,6 +111,23 @@ def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
         if bad and contender.error is None:
             contender.error = f"NaN or infinite losses or KL in window {bad[0]}"
     return Damaged(run, sorted(lost, key=lambda one: one.position))
+
+
+def read_run(folder: Path, file: str) -> tuple[Run, list[Lost]]:
+    """A record with what its journal adds, and the windows that they lost; its tokens are not looked at. UserError as of `load_whole`."""
+    path = folder / file
+    content = read_content(folder, file)
+    changed, wrong = hashes.damaged(content)
+    if changed:
+        raise not_as_written(path)
+    lost = [Lost(i, _index(content["windows"][i]), "it is not as it was written") for i in wrong]
+    if lost:
+        content["windows"] = [one for i, one in enumerate(content["windows"]) if i not in set(wrong)]
+    run = of_kind(path, content, Run)
+    if run.status != "complete":
+        lost += _add_entries(run, lost, entries_of(folder, file), journal_of(folder, file))
+    _check(run, path, len(run.windows) + len(lost))
+    return run, lost
 
 
 def _index(window: object) -> int | None:
