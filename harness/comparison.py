@@ -18,7 +18,7 @@ from kvdelta.harness.passes import Passes
 from kvdelta.harness.processes import Processes, processes
 from kvdelta.harness.records.provenance import open_folder
 from kvdelta.harness.records.run import NoiseFloor, Run, Settings, named
-from kvdelta.harness.records.run_folder import RUN_FILE, Lost, load_whole, save_run
+from kvdelta.harness.records.run_folder import RUN_FILE, Lost, load_whole, parts_of, save_run
 from kvdelta.harness.records.timings import Timings, load_timings, save_timings
 from kvdelta.harness.records.tokens import set_tails
 from kvdelta.harness.records.writer import holding
@@ -270,7 +270,7 @@ def _found(
 
     folder, run = open_folder(options.out, RUN_FILE, settings, load, hold)
     goes_on = run is not None and run.status == "running"
-    spent = load_timings(folder, [RUN_FILE, *sharding.parts_of(folder)]) if goes_on else Timings()
+    spent = load_timings(folder, [RUN_FILE, *parts_of(folder)]) if goes_on else Timings()
     return folder, run, lost, spent
 
 

@@ -52,14 +52,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a run. run: without its windows. windows, batches: how many there were. size: of the journal, in bytes. said, told: of
-    the contenders and the timings in it."""
+    """A place in a run. run: without its windows. windows, batches: how many there were. size: of the journal, in bytes. told: how many of
+    the timings are in it."""
 
     run: Run
     windows: int
     batches: int
     size: int
-    said: list[str]
     told: dict[str, int]
 
 
@@ -82,8 +81,7 @@ class Runner:
     elsewhere: int = 0
     dropped: Collection[str] = ()
     time_limit: float | None = None
-    _said: list[str] = field(default_factory=list)  # of the contenders, in the journal
-    _told: dict[str, int] = field(default_factory=dict)  # how many of the timings
+    _told: dict[str, int] = field(default_factory=dict)  # how many of the timings are in the journal
     _moment: float = field(default_factory=time.perf_counter)  # of its last entry
 
     def batch(self, batch: Batch, prefilled: DynamicCache) -> None:
@@ -144,7 +142,6 @@ class Runner:
             len(self.run.windows),
             len(self.run.batches),
             journal.size(journal_of(self.folder, self.file)),
-            self._said,
             self._told,
         )
 
@@ -153,7 +150,7 @@ class Runner:
         windows, batches = self.run.windows[: mark.windows], self.run.batches[: mark.batches]
         self.run = mark.run.model_copy(update={"windows": windows, "batches": batches})
         journal.cut(journal_of(self.folder, self.file), mark.size)
-        self._said, self._told = mark.said, mark.told
+        self._told = mark.told
 
     def _failed(self, position: int) -> bool:
         return position < len(self.run.contenders) and self.run.contenders[position].error is not None
@@ -205,11 +202,11 @@ class Runner:
 
     def _log(self, count: int) -> None:
         """The last windows of the run into its journal."""
-        said = [contender.model_dump_json() for contender in self.run.contenders]
         entry = Entry(
+            before=len(self.run.windows) - count,
             windows=self.run.windows[-count:],
             batch=self.run.batch,
-            contenders=self.run.contenders if said != self._said else None,
+            contenders=self.run.contenders,
             audit=self.run.audit,
             noise_floor=self.run.noise_floor,
             seconds={
@@ -218,7 +215,7 @@ class Runner:
             wall=round(time.perf_counter() - self._moment, 4),
         )
         journal.append(journal_of(self.folder, self.file), entry.model_dump_json())
-        self._said, self._told = said, {name: len(all) for name, all in self.passes.watch.seconds.items()}
+        self._told = {name: len(all) for name, all in self.passes.watch.seconds.items()}
         self._moment = time.perf_counter()
 
 

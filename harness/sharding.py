@@ -13,13 +13,11 @@ from kvdelta.harness.failures import blank_after_failure, failures
 from kvdelta.harness.merging import batches_of
 from kvdelta.harness.processes import Processes
 from kvdelta.harness.records.run import Audit, Run
-from kvdelta.harness.records.run_folder import load_whole, save_run
+from kvdelta.harness.records.run_folder import PARTS, load_whole, parts_of, save_run
 from kvdelta.harness.records.tokens import forget_failed, has_tokens
 from kvdelta.harness.runner import Runner
 from kvdelta.harness.runner import score as score_batches
 from kvdelta.harness.subject.windows import Window
-
-PARTS = "processes"  # folder of the parts, in that of the run
 
 
 def score(runners: Sequence[Runner], windows: Sequence[Window], processes: Processes) -> None:
@@ -51,11 +49,6 @@ def score(runners: Sequence[Runner], windows: Sequence[Window], processes: Proce
 def _join(runner: Runner, order: Sequence[int], processes: Processes) -> None:
     first, *parts = processes.gather(runner.run)
     runner.run = processes.from_first(lambda: _kept(joined(first, parts, order), runner.folder))
-
-
-def parts_of(folder: Path) -> list[str]:
-    """The records that other processes of a stopped run left beside its own."""
-    return [f"{PARTS}/{path.name}" for path in sorted((folder / PARTS).glob("*.json"))]
 
 
 def with_parts(run: Run, folder: Path, order: Sequence[int]) -> Run:

@@ -8,7 +8,15 @@ import stat
 from pathlib import Path
 from typing import Any
 
-MOST = {"map": 2**24, "configuration": 2**20, "calibration": 2**30, "text": 2**31, "record": 2**30}
+MOST = {
+    "map": 2**24,
+    "configuration": 2**20,
+    "calibration": 2**30,
+    "text": 2**31,
+    "record": 2**30,
+    "journal": 2**32,
+    "file of arrays": 2**31,
+}
 """Bytes of a file of a kind, far above any that is meant so."""
 
 
@@ -21,8 +29,11 @@ def read_bytes(path: str | Path, kind: str) -> bytes:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
     most = MOST[kind]
-    with Path(path).open("rb") as file:
-        content = b"" if found.st_size > most else file.read(most + 1)
+    try:
+        with Path(path).open("rb") as file:
+            content = b"" if found.st_size > most else file.read(most + 1)
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "it is larger than the memory that is left", str(path)) from None
     if max(found.st_size, len(content)) > most:  # some, as those of /proc, say that they are empty
         raise OSError(errno.EFBIG, f"it is larger than a {kind} can be, {most >> 20} MiB", str(path))
     return content

@@ -9,9 +9,12 @@ import typer
 
 from kvdelta.analysis.cli.starting import complain, note
 from kvdelta.harness.no_memory import out_of_memory
+from kvdelta.harness.records import held
 from kvdelta.schemes.errors import UserError
 
 FAULT, USER_ERROR, AUDIT_FAILED, ROW_FAILED, INTERRUPTED, CLOSED = 1, 2, 3, 4, 130, 141
+
+NAMED = 3  # folders of a message, the last ones
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, or that of typer's copy of click
 
@@ -20,6 +23,7 @@ def exit_code(app: typer.Typer) -> int:
     """Run the command that was typed. What is neither the user's error nor a device without room keeps its traceback, and says
     what to do with it."""
     command: Any = typer.main.get_command(app)
+    held.FOLDERS.clear()
     try:
         # not app(): that turns an interrupt into an exit without a word
         with command.make_context("kvdelta", sys.argv[1:]) as context:
@@ -40,7 +44,7 @@ def exit_code(app: typer.Typer) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return CLOSED
     except KeyboardInterrupt:
-        complain("interrupted; finished windows are kept: the same command goes on")
+        complain(f"interrupted; {_kept()}")
         return INTERRUPTED
     except Exception as error:
         if not out_of_memory(error):
@@ -52,3 +56,18 @@ def exit_code(app: typer.Typer) -> int:
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
         )
     return USER_ERROR
+
+
+def _kept() -> str:
+    """What an interrupted command leaves, by folder."""
+    from kvdelta.harness.records.progress import progress
+    from kvdelta.harness.records.run_folder import RUN_FILE
+
+    runs = {folder for folder in held.FOLDERS if (folder / RUN_FILE).is_file()}
+    # within a run others may lie for a while, of its windows that are scored again
+    folders = [one for one in dict.fromkeys(held.FOLDERS) if not runs & set(one.parents)]
+    said = [f"{folder}, {how_far}" for folder in folders if (how_far := progress(folder))]
+    if not said:
+        return "no record was begun or added to: the same command begins as this one did"
+    more = len(said) - NAMED
+    return f"kept: {'; '.join(said[-NAMED:])}" + f"; and {more} more" * (more > 0) + "; the same command goes on"

@@ -1,6 +1,7 @@
 """Commands about records themselves, without a model: verify and merge."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,19 +55,18 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="folder of the run that they are joined to")],
     format: Format = "table",
 ) -> int:
-    """Join runs: of other schemes on the same windows, or of other windows by the same schemes."""
+    """Join runs: of other schemes on the same windows, or of other windows by the same schemes. Windows that several have must have the
+    same figures in them, to the bit."""
     from kvdelta.analysis.cli.runs import keep_summary, report_failures, show_run
     from kvdelta.harness.merging import Part, merged
-    from kvdelta.harness.records.provenance import empty_folder
     from kvdelta.harness.records.run_folder import load_run
-    from kvdelta.harness.records.writer import writing
+    from kvdelta.harness.records.writer import holding
 
     if len(runs) < 2:
         raise UserError(f"merge joins runs, and {runs[0]} is one: name two or more")
     parts = [Part(load_run(folder), folder) for folder in runs]
-    empty_folder(out)
-    with writing(out, wait=False):
-        run = merged(parts, out, typed())
+    with ExitStack() as held:
+        run = merged(parts, out, typed(), holding(held, wait=False), note)
         keep_summary(run, out)
     note(f"record: {out}")
     show_run(run, out, format)

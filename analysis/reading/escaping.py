@@ -9,7 +9,7 @@ surrogates (bytes of a file name that are no UTF-8), separators of lines and par
 
 _MARKUP = re.compile(
     r"""
-    [\\|`*~]                            # code, emphasis, struck out, and the end of a table's cell
+    [\\|`*~$]                           # code, emphasis, struck out, mathematics, and the end of a table's cell
     | <(?=[A-Za-z/!?])                  # a tag, but not a number that is less than another
     | &(?=\#?\w+;)                      # a character by its name
     | (?<=\])\(                         # a link

@@ -1,7 +1,5 @@
 """Tables of what the analyzer measured: for people, and every figure as json and csv for programs."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from kvdelta.analysis.reading.ablations import AblationRow, AdditivityRow
 from kvdelta.analysis.reading.agreement import AgreementRow
 from kvdelta.analysis.reading.error_measures import ErrorRow
 from kvdelta.analysis.reading.outliers import OutlierRow
-from kvdelta.analysis.reading.tables import Table, interval, number, overlap, signed, table, windows_of
+from kvdelta.analysis.reading.tables import Table, csv_text, interval, number, overlap, signed, table, windows_of
 from kvdelta.harness.records.measurement import Arrays, Measurement
 from kvdelta.harness.records.run import Header
 
@@ -27,12 +25,8 @@ def as_text(values: Sequence[Mapping[str, Any]], format: str) -> str:
     """json or csv, every figure of every row."""
     if format == "json":
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    out = io.StringIO()
     names = list(dict.fromkeys(name for row in values for name in row))
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(values)
-    return out.getvalue()
+    return csv_text(names, [[row.get(name) for name in names] for row in values])
 
 
 # errors

@@ -1,7 +1,5 @@
 """The table of a run: for a terminal, Markdown, JSON and CSV."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from kvdelta.analysis.reading.escaping import markdown
 from kvdelta.analysis.reading.matching import matching_lines
 from kvdelta.analysis.reading.rows import plain
 from kvdelta.analysis.reading.summary import SummaryRow
-from kvdelta.analysis.reading.tables import Table, as_markdown, chance, overlap, signed, windows_of
+from kvdelta.analysis.reading.tables import Table, as_markdown, chance, csv_text, overlap, signed, windows_of
 from kvdelta.harness import stopping
 from kvdelta.harness.records.run import Run, named
 
@@ -46,11 +44,7 @@ def as_text(run: Run, rows: Sequence[SummaryRow], baseline: int, format: str) ->
 
 
 def as_csv(rows: Sequence[SummaryRow]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(rows))
-    return out.getvalue()
+    return csv_text(CSV_COLUMNS, [[row.get(column) for column in CSV_COLUMNS] for row in plain(rows)])
 
 
 def as_json(run: Run, rows: Sequence[SummaryRow], baseline: int = 0) -> str:

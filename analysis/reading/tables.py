@@ -3,10 +3,10 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from kvdelta.analysis.reading.escaping import markdown
+from kvdelta.analysis.reading.escaping import markdown, printable
 from kvdelta.analysis.reading.rows import Row
 from kvdelta.harness.records.run import Settings
 
@@ -26,9 +26,11 @@ def as_markdown(header: list[str], body: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def csv_text(header: list[str], body: list[list[str]]) -> str:
+def csv_text(header: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
+    """A terminal shows it too, so no cell has what steers one."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *body])
+    lines = [[printable(cell) if isinstance(cell, str) else cell for cell in line] for line in [header, *body]]
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 

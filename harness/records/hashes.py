@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvdelta.schemes.given import read_bytes
+
 HASH = "sha256"
 
 
@@ -50,7 +52,7 @@ def damaged_files(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
     wrong = {}
     for name, sha256 in files.items():
         try:
-            if of_bytes((folder / name).read_bytes()) != sha256:
+            if of_bytes(read_bytes(folder / name, "file of arrays")) != sha256:
                 wrong[name] = "it is not as it was written"
         except OSError as error:
             wrong[name] = (

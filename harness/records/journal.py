@@ -1,7 +1,7 @@
 """A file that is added to while a run goes: a line an entry, each with its checksum, on disk before `append` returns.
 
 A line is the CRC-32 of its JSON, eight hexadecimal digits, and the JSON. A process that is killed, or a disk that fills, can leave the
-last line torn: reading ends before the first line that is not whole.
+end torn, which is how such a file ends. A line that is not whole with whole ones behind it is another thing: it was damaged since.
 """
 
 import os
@@ -9,7 +9,8 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from kvdelta.harness.records.writing import cannot_write
+from kvdelta.harness.records.writing import cannot_write, sync_names
+from kvdelta.schemes.given import read_bytes
 
 
 def append(path: Path, content: str) -> None:
@@ -22,6 +23,8 @@ def append(path: Path, content: str) -> None:
             file.write(b"%08x %b\n" % (zlib.crc32(line), line))
             file.flush()
             os.fsync(file.fileno())
+        if not before:
+            sync_names(path.parent)
     except OSError as error:
         with suppress(OSError):
             cut(path, before)
@@ -36,24 +39,28 @@ def _without_torn(path: Path, before: int) -> int:
         file.seek(-1, os.SEEK_END)
         if file.read() == b"\n":
             return before
-    whole = path.read_bytes().rfind(b"\n") + 1
+    whole = read_bytes(path, "journal").rfind(b"\n") + 1
     cut(path, whole)
     return whole
 
 
-def read(path: Path) -> list[str]:
-    """The entries that are whole, up to the first that is not; none where there is no file."""
+def read(path: Path) -> list[str | None]:
+    """An entry a line, None for one that was damaged: that is not whole, and has whole ones behind it. None at all where there is no
+    file. OSError for what is none."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # behind the last newline stands nothing, or what was not finished
+        # behind the last newline stands nothing, or what was not finished
+        lines = read_bytes(path, "journal").split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    entries = []
-    for line in lines:
-        checksum, _, content = line.partition(b" ")
-        if checksum != b"%08x" % zlib.crc32(content):
-            break
-        entries.append(content.decode())
+    entries = [_entry(line) for line in lines]
+    while entries and entries[-1] is None:
+        entries.pop()
     return entries
+
+
+def _entry(line: bytes) -> str | None:
+    checksum, _, content = line.partition(b" ")
+    return content.decode() if checksum == b"%08x" % zlib.crc32(content) else None
 
 
 def size(path: Path) -> int:

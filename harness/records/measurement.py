@@ -10,6 +10,7 @@ from kvdelta.harness.records.hashes import of_bytes
 from kvdelta.harness.records.record import read_record, save_record
 from kvdelta.harness.records.run import Header
 from kvdelta.harness.records.writing import arrays_of, load_arrays, save_arrays
+from kvdelta.schemes.given import read_bytes
 
 Kind = Literal["outliers", "errors", "sensitivity"]
 Arrays = dict[str, np.ndarray]
@@ -61,9 +62,9 @@ def has_window(record: Measurement, folder: Path, window: int) -> bool:
     """Whole, and as it was written where the record says how."""
     file = window_file(record.kind, window)
     try:
-        content = (folder / file).read_bytes()
+        content = read_bytes(folder / file, "file of arrays")
         arrays_of(content)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError):
         return False
     return record.files.setdefault(file, sha256 := of_bytes(content)) == sha256
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from kvdelta.harness.records.record import Typed
 from kvdelta.harness.records.run_folder import RECORD_FILES, RUN_FILE
 from kvdelta.harness.records.writer import OURS
-from kvdelta.harness.records.writing import UNFINISHED
+from kvdelta.harness.records.writing import UNFINISHED, make_folder
 from kvdelta.schemes.errors import UserError
 
 VERSIONED = ("torch", "transformers", "hqq", "kvdelta")  # a change of these may change the numbers
@@ -58,7 +58,7 @@ def open_folder(
     kind = "compare" if file == RUN_FILE else file.removesuffix(".json")
     folder = Path(out) if out else Path("runs") / f"{kind}-{name}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         writable = os.access(folder, os.W_OK)
         if writable:
             hold(folder)
@@ -77,17 +77,6 @@ def open_folder(
     if (record is None or record.status == "running") and not writable:  # said before hours are lost
         raise UserError(f"the run folder {folder} cannot be written; choose another with --out")
     return folder, record
-
-
-def empty_folder(out: Path) -> None:
-    """Make a folder for a new record; UserError where there is something in it, or it cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if set(os.listdir(out)) - set(OURS):
-            raise UserError(f"{out} is not empty; choose another folder with --out")
-    except OSError as error:
-        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"the run folder {out} cannot be used: {reason}; choose another with --out") from None
 
 
 def host() -> dict[str, Any]:

@@ -213,9 +213,11 @@ class Run(Header):
 
 
 class Entry(Typed):
-    """What a batch adds to a run: an entry of its journal. batch: windows a batch from here on. contenders: None where they are as
-    before. seconds: what the batch took, as in timings.json; wall: seconds since the entry before."""
+    """What a batch adds to a run, and how the run is with it: an entry of its journal, which can be read without those before it.
+    before: windows that the run had (None, and contenders None where they are as before, in older journals). batch: windows a batch from here
+    on. seconds: what the batch took, as in timings.json; wall: seconds since the entry before."""
 
+    before: Annotated[int, Field(ge=0)] | None = None
     windows: list[WindowRecord]
     batch: int
     contenders: list[ContenderRecord] | None

@@ -18,6 +18,7 @@ from kvdelta.schemes.given import parse_json
 RUN_FILE = "run.json"
 RECORD_FILES = (RUN_FILE, "outliers.json", "errors.json", "sensitivity.json")  # of which several may lie in a folder
 NAMED = 3  # windows of a message
+PARTS = "processes"  # folder of what other processes have scored, in that of the run
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,16 @@ def journal_of(folder: Path, file: str = RUN_FILE) -> Path:
     return (folder / file).with_suffix(".journal")
 
 
-def entries_of(folder: Path, file: str = RUN_FILE) -> list[Entry]:
-    """What the journal has; UserError where it is another version's."""
+def parts_of(folder: Path) -> list[str]:
+    """The records that other processes keep beside that of the first."""
+    return [f"{PARTS}/{path.name}" for path in sorted((folder / PARTS).glob("*.json"))]
+
+
+def entries_of(folder: Path, file: str = RUN_FILE) -> list[Entry | None]:
+    """What the journal has, None for a line that was damaged; UserError where it is another version's."""
     path = journal_of(folder, file)
     try:
-        return [Entry.model_validate(parse_json(line)) for line in journal.read(path)]
+        return [None if line is None else Entry.model_validate(parse_json(line)) for line in journal.read(path)]
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and its windows are scored again"
@@ -91,21 +97,11 @@ def load_run(folder: str | Path, file: str = RUN_FILE) -> Run:
 
 def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
     """What is whole of a run folder. UserError where that cannot be known, since run.json itself, its windows aside, is damaged."""
-    folder, path = Path(folder), Path(folder) / file
-    content = read_content(folder, file)
-    changed, wrong = hashes.damaged(content)
-    if changed:
-        raise not_as_written(path)
-    lost = [Lost(i, _index(content["windows"][i]), "it is not as it was written") for i in wrong]
-    if lost:
-        content["windows"] = [one for i, one in enumerate(content["windows"]) if i not in set(wrong)]
-    run = of_kind(path, content, Run)
-    if run.status != "complete":
-        _add_entries(run, entries_of(folder, file))
-    count = len(run.windows) + len(lost)
-    _check(run, path, count)
-    whole, keeps = [], tokens.has_tokens(folder)
-    for position, window in zip(sorted(set(range(count)) - set(wrong)), run.windows, strict=True):
+    folder = Path(folder)
+    run, lost = read_run(folder, file)
+    count, whole, keeps = len(run.windows) + len(lost), [], tokens.has_tokens(folder)
+    places = sorted(set(range(count)) - {one.position for one in lost})
+    for position, window in zip(places, run.windows, strict=True):
         reason = tokens.damage(folder, window) if keeps else None
         lost += [Lost(position, window.index, reason)] if reason else []
         whole += [] if reason else [window]
@@ -117,22 +113,68 @@ def load_whole(folder: str | Path, file: str = RUN_FILE) -> Damaged:
     return Damaged(run, sorted(lost, key=lambda one: one.position))
 
 
+def read_run(folder: Path, file: str) -> tuple[Run, list[Lost]]:
+    """A record with what its journal adds, and the windows that they lost; its tokens are not looked at. UserError as of `load_whole`."""
+    path = folder / file
+    content = read_content(folder, file)
+    changed, wrong = hashes.damaged(content)
+    if changed:
+        raise not_as_written(path)
+    lost = [Lost(i, _index(content["windows"][i]), "it is not as it was written") for i in wrong]
+    if lost:
+        content["windows"] = [one for i, one in enumerate(content["windows"]) if i not in set(wrong)]
+    run = of_kind(path, content, Run)
+    if run.status != "complete":
+        lost += _add_entries(run, lost, entries_of(folder, file), journal_of(folder, file))
+    _check(run, path, len(run.windows) + len(lost))
+    return run, lost
+
+
 def _index(window: object) -> int | None:
     index = window.get("index") if isinstance(window, dict) else None
     return index if isinstance(index, int) else None
 
 
-def _add_entries(run: Run, entries: Sequence[Entry]) -> None:
-    have = {window.index for window in run.windows}
-    for entry in entries:
-        if have & {window.index for window in entry.windows}:  # saved in run.json when the run was ended
+def _add_entries(run: Run, lost: Sequence[Lost], entries: Sequence[Entry | None], path: Path) -> list[Lost]:
+    """What the journal says is added to the run; the windows of its lines that were damaged. How many these are the entry behind them says,
+    and its audit counts what they read. lost: windows that run.json lost."""
+    have, begun = {window.index for window in run.windows}, len(run.windows) + len(lost)
+    count, gone, damaged = begun, list[Lost](), list[int]()
+    for line, entry in enumerate(entries, 1):
+        if entry is None:
+            damaged.append(line)
             continue
+        before = entry.before
+        if before is None and damaged:
+            raise UserError(
+                f"{path} is damaged: line {damaged[0]} is not as it was written, and what is behind it builds on it; delete it, and its "
+                "windows are scored again"
+            )
+        # what was saved in run.json when the run was ended is there
+        if (before is not None and before < begun) or have & {window.index for window in entry.windows}:
+            continue
+        missing = 0 if before is None else before - count
+        if not 0 <= missing <= len(run.settings.windows):
+            raise UserError(
+                f"{path} is not a journal: line {line} is of a run that had {before} windows, and there are {count}"
+            )
         if not run.batches:
-            run.batches = [1] * len(run.windows)
-        run.windows += entry.windows
+            run.batches = [1] * count
+        reason = f"{_lines(damaged)} not as written" if damaged else "a line is gone"
+        gone += [Lost(count + i, None, f"{path.name}: {reason}") for i in range(missing)]
+        size = max(1, run.batch)
+        run.batches += [min(size, missing - at) for at in range(0, missing, size)]
         run.batches.append(len(entry.windows))
+        run.windows += entry.windows
+        count += missing + len(entry.windows)
+        damaged = []
         run.batch, run.audit, run.noise_floor = entry.batch, entry.audit, entry.noise_floor
         run.contenders = run.contenders if entry.contenders is None else entry.contenders
+    return gone
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} {'are' if len(numbers) > 1 else 'is'}"
 
 
 def _check(run: Run, path: Path, windows: int) -> None:

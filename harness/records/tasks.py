@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,19 @@ def has_tasks(folder: str | Path) -> bool:
     return os.path.isfile(Path(folder) / TASKS_FILE)  # False too where the system refuses the name
 
 
-def load_tasks(folder: str | Path) -> TaskRecord:
-    """With what its journal adds. UserError where `folder` holds none, or where it is damaged."""
+def load_tasks(folder: str | Path, on_damage: Callable[[str], None] | None = None) -> TaskRecord:
+    """With what its journal adds. UserError where `folder` holds none, or where it is damaged; where a line of the journal alone is,
+    `on_damage` may be told instead, and what is before that line is read: the audit behind it counts its sample too."""
     record = read_record(folder, TASKS_FILE, TaskRecord)
-    if record.status != "complete":
-        for entry in _entries(Path(folder) / JOURNAL):
-            _add(record, entry)
+    path = Path(folder) / JOURNAL
+    for line, entry in enumerate(_entries(path) if record.status != "complete" else [], 1):
+        if entry is None:
+            damage = f"{path} is damaged: line {line} is not as it was written"
+            if on_damage is None:
+                raise UserError(f"{damage}; the command that made it keeps what is before, and scores the rest again")
+            on_damage(f"{damage}; samples from there on are scored again")
+            break
+        _add(record, entry)
     _check(record, Path(folder) / TASKS_FILE)
     return record
 
@@ -120,9 +128,10 @@ def log(folder: Path, entry: Entry) -> None:
     journal.append(folder / JOURNAL, entry.model_dump_json())
 
 
-def _entries(path: Path) -> list[Entry]:
+def _entries(path: Path) -> list[Entry | None]:
+    """None for a line that was damaged."""
     try:
-        return [Entry.model_validate(parse_json(line)) for line in journal.read(path)]
+        return [None if line is None else Entry.model_validate(parse_json(line)) for line in journal.read(path)]
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and its samples are scored again"

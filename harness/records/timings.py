@@ -42,6 +42,6 @@ def load_timings(folder: Path, files: Sequence[str]) -> Timings:
         before = Timings(float(content["wall"]), {name: list(taken) for name, taken in content["seconds"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = Timings()
-    own, *others = [entries_of(folder, file) for file in files]
+    own, *others = [[entry for entry in entries_of(folder, file) if entry is not None] for file in files]
     parts = [Timings(entry.wall, entry.seconds) for entry in own]
     return Timings.joined([before, *parts, *(Timings(0, entry.seconds) for part in others for entry in part)])

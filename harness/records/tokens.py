@@ -9,6 +9,7 @@ import numpy as np
 from kvdelta.harness.records import hashes
 from kvdelta.harness.records.run import Run, WindowRecord
 from kvdelta.harness.records.writing import arrays_of, load_arrays, packed_arrays, write_file
+from kvdelta.schemes.given import read_bytes
 
 Arrays = dict[str, np.ndarray]
 """nll, kl, tvd float32 and top1 bool, [contenders, scored]; losses, KL in nats. Older records have no tvd."""
@@ -69,7 +70,7 @@ def damage(folder: Path, window: WindowRecord) -> str | None:
     path = _file(folder, window.index)
     name = f"{path.parent.name}/{path.name}"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, "file of arrays")
     except FileNotFoundError:
         return f"{name} is not there"
     except OSError as error:
@@ -78,7 +79,7 @@ def damage(folder: Path, window: WindowRecord) -> str | None:
         return f"{name} is not as it was written"
     try:
         sums = sums_of(arrays_of(content))
-    except (ValueError, KeyError, EOFError, OSError) as error:
+    except (ValueError, KeyError, TypeError, MemoryError) as error:
         return f"{name} has no arrays of tokens: {error}"
     # a row that failed has no sums, of what its file still has either
     kept = np.asarray(np.isfinite([window.nll, window.kl, window.probability]).all(axis=0))

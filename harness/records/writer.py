@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from kvdelta.harness.records import held
 from kvdelta.harness.records.writing import cannot_write
 from kvdelta.schemes.errors import UserError
 from kvdelta.schemes.given import parse_json, read_bytes
@@ -38,6 +39,8 @@ def writing(folder: Path, wait: bool, on_note: Callable[[str], None] = lambda te
         on_note(f"the file system of {folder} has no locks: take care that no other process writes there")
     except OSError as error:
         raise cannot_write(folder / LOCK, error) from None
+    if folder not in held.FOLDERS:
+        held.FOLDERS.append(folder)
     said = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     with suppress(OSError):  # who holds it is for people; the lock holds without
         (folder / WRITER).write_text(json.dumps(said))
@@ -48,9 +51,9 @@ def writing(folder: Path, wait: bool, on_note: Callable[[str], None] = lambda te
         lock.release()
 
 
-def holding(held: ExitStack, wait: bool, on_note: Callable[[str], None] = lambda text: None) -> Callable[[Path], None]:
-    """As `writing`, until `held` is closed."""
-    return lambda folder: held.enter_context(writing(folder, wait, on_note))
+def holding(until: ExitStack, wait: bool, on_note: Callable[[str], None] = lambda text: None) -> Callable[[Path], None]:
+    """As `writing`, until a stack is closed."""
+    return lambda folder: until.enter_context(writing(folder, wait, on_note))
 
 
 def _writer(folder: Path) -> str:

@@ -88,7 +88,7 @@ def _encode(content: str, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
 def _cached_ids(path: Path) -> np.ndarray | None:
     """None where they are not there, or not as they were written."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, "file of arrays")
     except OSError:
         return None
     sha256, stored = content[:32], content[32:]
@@ -141,7 +141,7 @@ def _wikipedia_excerpt() -> Text:
     # The dump is gensim's test data and has not changed for years; its release says which one it was all the same.
     path = cache_folder() / "texts" / f"{EXCERPT}-v{EXCERPT_VERSION}.txt"
     try:
-        head, content = path.read_bytes().decode("utf-8").split("\n", 1)
+        head, content = read_bytes(path, "text").decode("utf-8").split("\n", 1)
         gensim_version, sha256 = head.split(" ")
     except (OSError, ValueError):  # not there, or not ours
         gensim_version = content = sha256 = ""

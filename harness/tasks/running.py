@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from kvdelta.harness.caches.contenders import Contender, contenders_of
@@ -45,8 +46,10 @@ def run_tasks(
     loaded = loaded or load_named(options)
     work = prepared(loaded, options, how, contenders)
     with ExitStack() as held:
+        damage: list[str] = []
+        load = partial(load_tasks, on_damage=damage.append)
         folder, record = open_folder(
-            options.out, TASKS_FILE, work.record.settings, load_tasks, holding(held, options.wait, on_note)
+            options.out, TASKS_FILE, work.record.settings, load, holding(held, options.wait, on_note)
         )
         if record is None:
             record = work.record
@@ -56,5 +59,8 @@ def run_tasks(
             return record, folder
         elif record.samples:
             on_note(f"continuing {folder}: {len(record.samples)} samples are there")
+        if damage:
+            on_note(*damage)
+            save_tasks(record, folder)  # or what is added would stand behind a line that is not read
         ThroughCaches(work, contenders, options, record, folder, on_sample, on_note, on_scored).finish(how)
         return record, folder

@@ -203,7 +203,7 @@ def _changed(content: bytes, choose: Choices) -> bytes:
 
 def _loaded(folder: Path) -> None:
     for entry in entries_of(folder):
-        entry.model_dump_json()
+        assert entry is None or entry.model_dump_json()
     load_run(folder).model_dump_json()
 
 

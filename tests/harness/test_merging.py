@@ -1,6 +1,7 @@
 """Runs are joined to what one run of all would have been, or refused with the field in which they differ."""
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from kvdelta.harness.merging import Part, merged
 from kvdelta.harness.records import tokens
 from kvdelta.harness.records.record import save_record
 from kvdelta.harness.records.run_folder import RUN_FILE, load_run
+from kvdelta.harness.records.writer import LOCK, holding, writing
+from kvdelta.schemes.errors import UserError
 
 A, B = "int8:group_size=16", "asym2:group_size=16"
 
@@ -56,6 +59,104 @@ def test_schemes_and_windows_are_added(made, tmp_path):
     parts = [made("a", [A], (0, 1)), made("b", [B], (0, 1)), made("c", [A, B], (2,))]
     run = merged(parts, tmp_path / "out", "x")
     assert run.windows == made("both", [A, B]).run.windows
+
+
+@pytest.mark.parametrize("some", [((0, 2), (0, 1, 2)), ((0, 1), (1, 2)), ((1, 2), (0, 1), (1,))])
+@pytest.mark.parametrize("kept", ["with tokens", "without"])
+def test_windows_that_several_runs_have_count_once(made, tmp_path, some, kept):
+    parts = [made(f"part-{i}", [A, B], windows) for i, windows in enumerate(some)]
+    if kept == "without":
+        for part in parts:
+            shutil.rmtree(part.folder / "tokens")
+    run, whole = merged(parts, tmp_path / "out", "x"), made("both", [A, B]).run
+    assert (run.settings, run.audit, run.batches) == (whole.settings, whole.audit, whole.batches)
+    assert load_run(tmp_path / "out") == run
+    for window, other in zip(run.windows, whole.windows, strict=True):
+        assert window == other.model_copy(update={} if kept == "with tokens" else {"tokens": ""})
+
+
+def test_what_shared_windows_do_not_say_alone_is_refused(made, tmp_path, refused):
+    """Where layers read more in one window than in another, the sum over both does not say what they read in one."""
+    a, b = made("a", [A], (0, 1)), made("b", [A], (1, 2))
+    for part in (a, b):
+        part.run.windows[-1 if part is a else 0].key_pairs[1] -= 1
+    with refused(
+        f"a shares 1 windows|b shares 1 windows with other runs, and not all, and {A} did not read equally much"
+    ):
+        merged([a, b], tmp_path / "out", "x")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("field", "said"), [("kl", "KL"), ("top1", "agreeing tokens"), ("key_pairs", "pairs read")])
+def test_every_figure_of_a_shared_window_is_compared(made, tmp_path, refused, field, said):
+    a, b = made("a", [A], (0, 1)), made("b", [A], (1, 2))
+    getattr(b.run.windows[0], field)[1] += 1
+    with refused(f"the {said} of symmetric:bits=8,group_size=16 in window {b.run.windows[0].index} are .* in .*a and"):
+        merged([a, b], tmp_path / "out", "x")
+
+
+def test_a_merge_that_was_stopped_goes_on(made, tmp_path, monkeypatch):
+    """By a full disk, say, at its second window."""
+    parts, out = [made("a", [A]), made("b", [B])], tmp_path / "out"
+    save, saved = tokens.save_tokens, []
+
+    def full(folder, window, arrays):
+        if saved:
+            raise UserError("No space left on device")
+        saved.append(window)
+        return save(folder, window, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "save_tokens", full)
+        with pytest.raises(UserError, match="No space left"):
+            merged(parts, out, "x")
+    assert load_run(out).status == "running"
+    run = merged(parts, out, "x")
+    alike(run, made("both", [A, B]).run)
+    assert load_run(out) == run
+
+
+def test_what_a_stopped_merge_left_is_no_ones_but_its_runs(made, tmp_path, refused):
+    parts = [made("a", [A]), made("b", [B])]
+    merged(parts, tmp_path / "out", "x")
+    with refused(r"out holds another run \(it differs in contenders\)"):
+        merged([parts[0], parts[0]], tmp_path / "out", "x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with refused("full is not empty and holds no run"):
+        merged(parts, tmp_path / "full", "x")
+
+
+def test_a_merge_waits_for_no_writer(made, tmp_path, refused):
+    """It looks into the folder when it holds it."""
+    parts, out = [made("a", [A]), made("b", [B])], tmp_path / "out"
+    out.mkdir()
+    with writing(out, wait=False), ExitStack() as held, refused("out is being written by process"):
+        merged(parts, out, "x", holding(held, wait=False))
+    assert {path.name for path in out.iterdir()} == {LOCK}
+
+
+def test_windows_are_added_from_the_command_line(kvdelta):
+    """Every grid of windows has the first."""
+    for count in ("2", "4", "3"):
+        code, _, err = kvdelta("compare", "--scheme", A, "--windows", count, "--out", f"w{count}")
+        assert code == 0, err
+    assert kvdelta("merge", "w2", "w4", "--out", "w24")[0] == 0
+    two, four, three, run = (load_run(folder) for folder in ("w2", "w4", "w3", "w24"))
+    assert {window.index for window in two.windows} & {window.index for window in four.windows}
+    assert (run.settings, run.windows, run.audit, run.summary) == (
+        four.settings,
+        four.windows,
+        four.audit,
+        four.summary,
+    )
+    assert kvdelta("merge", "w3", "w4", "--out", "w34")[0] == 0
+    run = load_run("w34")
+    scored = {window.index: window for one in (three, four) for window in one.windows}
+    assert run.windows == [scored[index] for index in sorted(scored)]
+    assert len(four.windows) < len(run.windows) < len(three.windows) + len(four.windows)
+    layers = run.audit.reads["exact"].values()
+    assert sum(layer.pairs for layer in layers) == sum(window.pairs[0] for window in run.windows)
 
 
 def test_a_merged_run_is_the_run_of_its_settings(made, tmp_path):
@@ -124,8 +225,6 @@ def test_what_does_not_fit_is_refused(made, tmp_path, refused):
     with refused(r"\(protocol: two-pass and stepwise; step: None and 8\)"):
         merged([a, made("steps", [B], protocol="stepwise", step=8)], out, "x")
     index = a.run.windows[1].index
-    with refused(f"share 2 windows, such as {a.run.windows[0].index}, and not all"):
-        merged([a, made("some", [A], (0, 1))], out, "x")
     with refused("has no figures for 1 windows of .*c, such as"):
         merged([made("b", [A, B], (0, 1)), made("c", [A], (2,))], out, "x")
     other = made("other", [B])
@@ -150,8 +249,9 @@ def test_the_command_says_what_it_made(kvdelta, made, tmp_path, capsys):
         B,
     ]
     assert load_run(tmp_path / "both").command == "kvdelta merge a b --out both"
-    code, out, err = kvdelta("merge", "a", "b", "--out", "both")
-    assert (code, err) == (2, "kvdelta: both is not empty; choose another folder with --out\n")
+    code, again, err = kvdelta("merge", "a", "b", "--out", "both")
+    assert (code, again) == (0, out)
+    assert "both holds this run already, complete; its record is printed again\n" in err
     code, out, err = kvdelta("merge", "a", "--out", "c")
     assert (code, err) == (2, "kvdelta: merge joins runs, and a is one: name two or more\n")
     code, out, err = kvdelta("verify", "both")

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from kvdelta.analysis.cli import catalogue
 from kvdelta.analysis.cli.ending import FAULT
+from kvdelta.harness import comparison
 from kvdelta.schemes.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -80,10 +81,26 @@ def test_a_device_without_memory_is_one_line(kvdelta, monkeypatch, error):
     assert "--window-length" in err
 
 
-def test_an_interrupt_says_what_is_kept(kvdelta, monkeypatch):
+NOTHING_KEPT = "kvdelta: interrupted; no record was begun or added to: the same command begins as this one did"
+
+
+def test_an_interrupt_of_what_keeps_nothing(kvdelta, monkeypatch):
     monkeypatch.setattr(catalogue, "listing", raising(KeyboardInterrupt()))
     code, _, err = kvdelta("schemes")
-    assert (code, err) == (130, "kvdelta: interrupted; finished windows are kept: the same command goes on\n")
+    assert (code, err) == (130, f"{NOTHING_KEPT}\n")
+
+
+def test_an_interrupt_before_a_folder_is_looked_at(kvdelta, monkeypatch):
+    """Another command's record, of this process too, is not of this one."""
+    words = ["compare", "--scheme", "int8:group_size=16", "--windows", "2"]
+    assert kvdelta(*words, "--out", "done")[0] == 0
+
+    def interrupted(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "settings_of", interrupted)
+    code, _, err = kvdelta(*words, "--out", "new")
+    assert (code, err.splitlines()[-1]) == (130, NOTHING_KEPT)
 
 
 @pytest.mark.parametrize(("words", "said"), [([], "compare"), (["reproduce"], "trap")])

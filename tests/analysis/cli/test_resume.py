@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,13 @@ COMMANDS = {
     "errors": ["errors", *SCHEMES, "--windows", "3"],
     "sensitivity": ["sensitivity", *SCHEMES[:2], "--windows", "3"],
     "allocate": ["allocate", *SCHEMES, "--windows", "3", "--budget", "5"],
+}
+KEPT = {
+    ("outliers", "a measured window"): "killed, outliers, 1 of 3 windows",
+    ("errors", "a measured window"): "killed, errors, 1 of 3 windows",
+    ("sensitivity", "a measured window"): "killed, sensitivity, 1 of 3 windows",
+    ("allocate", "a measured window"): "killed/fit, errors, 1 of 2 windows",
+    ("allocate", "a scored window"): "killed/fit, errors, 2 of 2 windows; killed/verify, 1 of 3 windows",
 }
 AT = {
     "a measured window": (loop, "save_window"),
@@ -50,7 +58,9 @@ def test_the_same_command_goes_on(kvdelta, unrendered, monkeypatch, name, at):
     words = COMMANDS[name]
     with monkeypatch.context() as patch:
         patch.setattr(module, saving, saves_and_dies)
-        assert kvdelta(*words, "--out", "killed")[0] == 130
+        code, _, err = kvdelta(*words, "--out", "killed")
+        said = re.fullmatch(r"kvdelta: interrupted; kept: (.*); the same command goes on", err.splitlines()[-1])
+        assert (code, said and said[1]) == (130, KEPT[name, at])
     before = {path: path.stat().st_mtime_ns for path in Path("killed").rglob("*.npz")}
     assert before
     code, out, _ = kvdelta(*words, "--out", "killed")
@@ -65,6 +75,45 @@ def test_the_same_command_goes_on(kvdelta, unrendered, monkeypatch, name, at):
         assert arrays.keys() == killed[path].keys()
         for array in arrays:
             np.testing.assert_array_equal(killed[path][array], arrays[array], err_msg=f"{path} {array}")
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["compare"], ["run, 1 of 4 windows"]),
+        (
+            ["compare", *["--step", "8", "--batch", "1", "--protocol", "two-pass", "--protocol", "stepwise"]],
+            ["run/two-pass, 1 of 4 windows", "run/stepwise-8, 0 of 4 windows"],
+        ),
+        (["sweep"], [r"run/\S+/two-pass, 1 of 4 windows"]),
+    ],
+)
+def test_an_interrupt_says_what_is_kept(kvdelta, monkeypatch, words, kept):
+    def appends_and_is_interrupted(*args):
+        append(*args)
+        raise KeyboardInterrupt
+
+    append = journal.append
+    monkeypatch.setattr(journal, "append", appends_and_is_interrupted)
+    code, _, err = kvdelta(*words, *SCHEMES, "--windows", "4", "--out", "run")
+    said = f"kvdelta: interrupted; kept: {'; '.join(kept)}; the same command goes on"
+    assert code == 130
+    assert re.fullmatch(said, err.splitlines()[-1]), err
+
+
+def test_an_interrupt_by_the_terminal(kvdelta):
+    """The signal, in the middle of a window."""
+    kvdelta("compare", *SCHEMES, "--windows", "4", "--out", "x", "--help")
+    words = ["run" if word == "x" else word for word in sys.argv[1:-1]]
+    interrupts = DIES.replace("DIES_AT", "2").replace("SIGKILL", "SIGINT").replace("killed", "run")
+    done = subprocess.run(
+        [sys.executable, "-c", interrupts, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, last) == (130, "kvdelta: interrupted; kept: run, 1 of 4 windows; the same command goes on")
 
 
 DIES = """

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from kvdelta.analysis.reading.escaping import code, markdown, printable
-from kvdelta.analysis.reading.tables import as_markdown
+from kvdelta.analysis.reading.tables import as_markdown, csv_text
 
 PIECES = [
-    *"aü→1*_`|\\()[]!&#;<>. \n\t\x1b\x9b\u202e\u2028\udc80", "~~", "**", "__init__", "](b)", "![a](b)", "<b>", "</b>", "<!--", "-->", "<a:b>",
+    *"aü→1*_`$|\\()[]!&#;<>. \n\t\x1b\x9b\u202e\u2028\udc80", "~~", "**", "__init__", "](b)", "![a](b)", "<b>", "</b>", "<!--", "-->", "<a:b>",
     "&lt;", "&#60;", "&#x3c;", "\\|", "``", "a*b", "a_b", "https://x.org",
 ]  # fmt: skip
 NASTY = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
@@ -47,6 +47,25 @@ def rendered(cell):
 @given(NASTY)
 def test_a_cell_of_markdown_shows_the_text(text):
     assert rendered(text) == printable(text).strip(" ")
+
+
+def test_no_cell_of_markdown_is_mathematics():
+    """To readers that take it, as GitHub's does: between single dollars and double ones."""
+    dollarmath = pytest.importorskip("mdit_py_plugins.dollarmath").dollarmath_plugin
+    reader = MarkdownIt("commonmark").use(dollarmath)
+
+    def kinds(text):
+        return {one.type for token in reader.parse(text) for one in [token, *(token.children or [])]}
+
+    for text in ("model $x^{a}$", "a $$x$$ b", "$x$ and $y$"):
+        assert {"math_inline", "math_inline_double"} & kinds(text)
+        assert not {kind for kind in kinds(markdown(text)) if "math" in kind}
+    assert markdown("$x$") == r"\$x\$"
+
+
+def test_no_cell_of_csv_steers_a_terminal():
+    text = csv_text(["scheme", "bits"], [["a\x1b[31m,\nb", 4.25], ["\u202e", None]])
+    assert text == 'scheme,bits\n"a\\x1b[31m,\\nb",4.25\n\\u202e,\n'
 
 
 @pytest.mark.parametrize(

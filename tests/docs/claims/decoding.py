@@ -128,7 +128,10 @@ CLAIMS = (
 )
 
 UNCHECKED = (
-    Unchecked("with the first 4 and the newest 128 to 255 exact in every row", "settings of the command behind it, and its blocks of 128"),
+    Unchecked(
+        "with the first 4 and the newest 128 to 255 exact in every row",
+        "settings of the command behind it, and its blocks of 128",
+    ),
     Unchecked("(11 min on 2 cores, most of it step 1;", "a timing, of the command before it"),
     Unchecked("OScaR and KVarN up to 127 that fill no block yet", "what the schemes' blocks of 128 are"),
     Unchecked("the suffix in chunks of 16 tokens", "a setting of the command"),

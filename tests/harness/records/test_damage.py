@@ -1,19 +1,25 @@
 """Damage is found and named, and what is damaged is scored again: bits of the files of a run, and figures that were edited."""
 
+import io
 import json
+import os
+import re
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kvdelta.analysis.measuring.errors import measure_errors
 from kvdelta.harness import comparison, scoring_again
 from kvdelta.harness.caches.contenders import SchemeContender
 from kvdelta.harness.comparison import compare
-from kvdelta.harness.records import hashes
+from kvdelta.harness.records import hashes, journal, writing
+from kvdelta.harness.records.measurement import has_window, measured_arrays, window_file
 from kvdelta.harness.records.record import save_record
-from kvdelta.harness.records.run_folder import RUN_FILE, load_run, load_whole
+from kvdelta.harness.records.run_folder import RUN_FILE, journal_of, load_run, load_whole
 from kvdelta.harness.records.verify import verify
 from kvdelta.harness.records.writing import UNFINISHED
 from kvdelta.harness.runner import Progress
@@ -71,6 +77,97 @@ def test_no_flipped_bit_of_the_tokens_goes_unnoticed(done):
     path.unlink()
     with pytest.raises(UserError, match=f"window {last}: tokens/{path.name} is not there. .* kvdelta verify"):
         load_run(folder)
+
+
+def header_of(shape, descr="<f4"):
+    """What a file of arrays says of one."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def zipped(content, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("nll.npy", content)
+
+
+def place(kind, path):
+    """What stands in the place of a file of arrays."""
+    path.unlink()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "no end":
+        path.symlink_to("/dev/zero")
+    elif kind == "a claim":
+        zipped(header_of((10**13,)) + bytes(100), path)
+    elif kind == "a claim that overflows":
+        zipped(header_of((2**62, 4)) + bytes(100), path)
+    elif kind == "fewer than none":
+        zipped(header_of((-1, -25)) + bytes(100), path)
+    elif kind == "objects":
+        zipped(header_of((1,), "|O") + bytes(8), path)
+    elif kind == "no arrays":
+        zipped(b"nothing at all", path)
+    elif kind == "words":
+        np.savez(path, **dict.fromkeys(("nll", "kl", "tvd", "top1"), np.array([["a"] * 31] * 3)))
+    elif kind == "one row":
+        np.savez(path, **dict.fromkeys(("nll", "kl", "tvd", "top1"), np.zeros(31, dtype=[("a", "f4")])))
+    elif kind == "a bomb":
+        zipped(header_of((2**20,)) + bytes(2**22), path)
+
+
+PLACED = {
+    "a pipe": "a pipe or a device",
+    "no end": "a pipe or a device",
+    "a claim": r"says that it is of \(10000000000000,\) numbers of 4 bytes, and is not",
+    "a claim that overflows": "says that it is of",
+    "fewer than none": "says that it is of",
+    "objects": "Object arrays cannot be loaded",
+    "no arrays": "magic string is not correct",
+    "words": "has no arrays of tokens",
+    "one row": "has no arrays of tokens",
+    "a bomb": "its arrays are larger than 1 MiB",
+}
+
+
+@pytest.mark.parametrize("kind", PLACED)
+@pytest.mark.parametrize("hashed", ["with hashes", "without"])
+def test_what_is_no_file_of_arrays_is_named(done, monkeypatch, kind, hashed):
+    """Without its hash, as an older record has none, it is looked into."""
+    run, folder = done
+    monkeypatch.setattr(writing, "MOST_UNPACKED", 2**20)
+    if hashed == "without":
+        run.windows[1].tokens = ""
+        save_record(run, folder / RUN_FILE)
+    place(kind, folder / file_of(run, 1))
+    (lost,) = load_whole(folder).lost
+    looked_into = hashed == "without" or kind in ("a pipe", "no end")
+    assert re.search(PLACED[kind] if looked_into else "is not as it was written", str(lost))
+    assert [one.damage for one in verify(folder)] == [[str(lost)]]
+
+
+@pytest.mark.parametrize("kind", PLACED)
+def test_what_is_no_file_of_measured_arrays_is_named(subject, options, kind, monkeypatch):
+    monkeypatch.setattr(writing, "MOST_UNPACKED", 2**20)
+    record, folder = measure_errors(SPECS, options, subject)
+    window = record.settings.windows[1]
+    place(kind, folder / window_file("errors", window))
+    assert not has_window(record, folder, window)
+    assert [len(one.damage) for one in verify(folder)] == [1]
+    with pytest.raises(UserError, match=f"{window:06d}.npz cannot be read: "):
+        measured_arrays(folder, record)
+    record.files.clear()
+    if kind not in ("words", "one row"):
+        assert not has_window(record, folder, window)
+
+
+def test_what_is_no_journal_is_named(subject, options):
+    _, _, path = stopped(subject, options, after=2)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"run\.journal cannot be read: .*a pipe or a device"):
+        load_run(path.parent)
+    assert [len(one.damage) for one in verify(path.parent)] == [1]
 
 
 def leaves(content, path=()):
@@ -187,6 +284,92 @@ def test_a_damaged_window_of_a_run_that_goes_on(subject, options):
     flip(folder / file_of(whole, 0), 300, 3)
     run, _ = compare(SPECS, options, subject=subject)
     assert (run.windows, run.audit) == (whole.windows, whole.audit)
+
+
+def stopped(subject, options, after, **changed):
+    """The folder of a run that was stopped after so many windows, and its journal."""
+
+    def stop(windows, contender, label, nll):
+        if windows.start == after:
+            raise Stop
+
+    windows = cut_windows(subject.tokens, window_length=128, score_length=32, stride=None, windows=8, offset=0)
+    subject, options = replace(subject, windows=windows), replace(options, windows=8, **changed)
+    with pytest.raises(Stop):
+        compare(SPECS, options, subject=subject, progress=Progress(stop))
+    return subject, options, journal_of(Path(options.out))
+
+
+@pytest.mark.parametrize("batch", ["1", "2"])
+@pytest.mark.parametrize("lines", [(1,), (2,), (1, 2)])
+def test_a_damaged_line_of_the_journal_costs_its_windows_alone(subject, options, batch, lines):
+    size = int(batch)
+    subject, options, path = stopped(subject, options, after=3 * size, batch=batch)
+    whole, _ = compare(SPECS, replace(options, out=f"{options.out}-whole"), subject=subject)
+    content = path.read_bytes().splitlines(keepends=True)
+    for line in lines:
+        content[line - 1] = content[line - 1].replace(b'"nll"', b'"nlm"', 1)
+    path.write_bytes(b"".join(content))
+    folder = path.parent
+    found = load_whole(folder)
+    named = f"line{'s 1, 2 are' if len(lines) > 1 else f' {lines[0]} is'} not as written"
+    assert [*map(str, found.lost)] == [f"a window: run.journal: {named}"] * (len(lines) * size)
+    scored = {window.index: i // size + 1 for i, window in enumerate(subject.windows[: 3 * size])}  # and their lines
+    assert [one.index for one in found.run.windows] == [index for index in scored if scored[index] not in lines]
+    (said,) = verify(folder)
+    assert said.damage == [*map(str, found.lost)]
+    assert f"{3 * size} of 8 windows, running" in said.holds
+    with pytest.raises(UserError, match=f"is damaged: a window: run.journal: {named}"):
+        load_run(folder)
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "tokens").iterdir()}
+    run, _ = compare(SPECS, options, subject=subject)
+    assert (run.windows, run.batches, run.audit, run.contenders) == (
+        whole.windows,
+        whole.batches,
+        whole.audit,
+        whole.contenders,
+    )
+    assert load_run(folder) == run
+    for index, line in scored.items():
+        path = folder / "tokens" / f"{index:06d}.npz"
+        assert (path.stat().st_mtime_ns == kept[path.name]) == (line not in lines)
+
+
+def test_a_line_that_is_gone_is_missed(subject, options):
+    _, _, path = stopped(subject, options, after=3)
+    content = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(content[0] + content[2])
+    assert [*map(str, load_whole(path.parent).lost)] == ["a window: run.journal: a line is gone"]
+
+
+def test_an_older_journal_that_is_damaged_is_named(subject, options):
+    """Its lines do not say where they belong."""
+    subject, options, path = stopped(subject, options, after=3)
+    older = []
+    for line in journal.read(path):
+        content = json.loads(line)
+        del content["before"]
+        older.append(json.dumps(content))
+    path.unlink()
+    for line in older:
+        journal.append(path, line)
+    assert len(load_run(path.parent).windows) == 3
+    content = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(content[0] + b"0" + content[1] + content[2])
+    with pytest.raises(
+        UserError, match=r"run\.journal is damaged: line 2 is not as it was written, .*; delete it, and"
+    ):
+        compare(SPECS, options, subject=subject)
+
+
+@pytest.mark.parametrize("before", [2, 10**12])
+def test_a_line_of_another_run_is_refused(subject, options, before, refused):
+    _, _, path = stopped(subject, options, after=2)
+    content = json.loads(journal.read(path)[1]) | {"before": before}
+    content["windows"][0]["index"] = 999
+    journal.append(path, json.dumps(content))
+    with refused("is not a run record: .*its settings do not name" if before == 2 else "is of a run that had"):
+        load_whole(path.parent)
 
 
 def test_a_record_whose_head_is_damaged_is_not_gone_on_with(done, subject, options, refused):

@@ -42,8 +42,23 @@ def test_no_flipped_bit_is_read(tmp_path_factory, data):
     content[at // 8] ^= 1 << at % 8
     path.write_bytes(content)
     read = journal.read(path)
-    assert read == ENTRIES[: len(read)]
-    assert len(read) < len(ENTRIES)
+    whole = [entry for entry in read if entry is not None]
+    assert whole == [entry for entry in ENTRIES if entry in whole] != ENTRIES
+    assert read[-1:] != [None]
+
+
+def test_damage_is_told_from_a_torn_end(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"x" + lines[1] + lines[2])
+    assert journal.read(path) == [ENTRIES[0], None, ENTRIES[2]]
+    path.write_bytes(lines[0] + b"x" + lines[1])
+    assert journal.read(path) == ENTRIES[:1]
+
+
+def test_a_journal_that_never_ends_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "run.journal")
+    with pytest.raises(OSError, match="a pipe or a device"):
+        journal.read(tmp_path / "run.journal")
 
 
 def test_a_full_disk_leaves_the_journal_as_it_was(path, monkeypatch):

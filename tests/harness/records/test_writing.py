@@ -1,8 +1,13 @@
 """Files that are whole or not there, and one line where they cannot be had."""
 
+import os
+import stat
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from kvdelta.harness.records import journal
 from kvdelta.harness.records.writing import UNFINISHED, load_arrays, save_arrays, write_file
 
 
@@ -33,6 +38,49 @@ def test_arrays_that_are_not_whole(tmp_path, refused, damage):
             path.mkdir()
     with refused(r"0\.npz cannot be read: .+; give the command of the record again"):
         load_arrays(path)
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What was told to be on disk, in its order: names of files and folders."""
+    fsync, done = os.fsync, []
+
+    def noted(descriptor):
+        fsync(descriptor)
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".")[0])
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return done
+
+
+def test_a_name_is_on_disk_as_its_content_is(tmp_path, synced):
+    """And those of the folders that were made for it."""
+    write_file(tmp_path / "run" / "tokens" / "0.npz", b"x")
+    assert synced == ["run", tmp_path.name, "0", "tokens"]
+    synced.clear()
+    write_file(tmp_path / "run" / "tokens" / "0.npz", b"y")
+    assert synced == ["0", "tokens"]
+    synced.clear()
+    for _ in range(2):
+        journal.append(tmp_path / "run" / "new.journal", "{}")
+    assert synced == ["new", "run", "new"]
+
+
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
+    fsync, refusals = os.fsync, []
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refusals.append(descriptor)
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_file(tmp_path / "run" / "0.npz", b"x")
+    journal.append(tmp_path / "run" / "new.journal", "{}")
+    assert (tmp_path / "run" / "0.npz").read_bytes() == b"x"
+    assert journal.read(tmp_path / "run" / "new.journal") == ["{}"]
+    assert len(refusals) == 3
 
 
 @pytest.mark.parametrize("place", ["file/below.json", "folder"])

@@ -117,6 +117,41 @@ def test_a_torn_journal_loses_its_last_sample_alone(done, loaded, options):
     assert figures(record) == figures(done[0])
 
 
+def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_kept(done, loaded, options, refused):
+    class Stopped(Exception):
+        pass
+
+    def stop(done, planned, what):
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_tasks(SCHEMES, options, HOW, loaded=loaded, on_sample=stop)
+    path = Path(options.out) / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    sample = [i for i, line in enumerate(lines) if b'"sample":{' in line][1]
+    lines[sample] = b"x" + lines[sample]
+    path.write_bytes(b"".join(lines))
+    with refused(rf"tasks\.journal is damaged: line {sample + 1} is not as it was written"):
+        load_tasks(options.out)
+    assert [one.damage != [] for one in verify(Path(options.out))] == [True]
+    notes, scored = [], []
+
+    def stop_again(done, planned, what):
+        scored.append(done)
+        if done == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_tasks(SCHEMES, options, HOW, loaded=loaded, on_note=notes.append, on_sample=stop_again)
+    assert scored == [2, 3, 4]
+    assert any("is damaged: line" in note for note in notes)
+    assert len(load_tasks(options.out).samples) == 4
+    record, _ = run_tasks(SCHEMES, options, HOW, loaded=loaded)
+    assert figures(record) == figures(done[0])
+    assert record.audit == done[0].audit
+
+
 def test_what_raises_or_is_not_finite_fails_its_own_row(loaded, options):
     def broken(config):
         raise RuntimeError("no such cache")
