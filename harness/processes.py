@@ -16,6 +16,7 @@ from kvdelta.schemes.errors import UserError
 
 T = TypeVar("T")
 
+GONE = "another process of this run ended; what it said is above or in its log; finished windows are kept: the same command goes on"
 PATIENCE = timedelta(days=7)  # a launcher ends all processes when one ends; until then one may wait for long
 
 
@@ -97,10 +98,14 @@ def _others_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's DistError too; in many words it says that the other end is gone
-        raise UserError(
-            "another process of this run ended; what it said is above or in its log; finished windows are kept: the same "
-            "command goes on"
-        ) from error
+        raise UserError(GONE) from error
+
+
+def of_others(error: BaseException) -> bool:
+    """Whether a forward that processes share ended since one of them had: gloo has no error of its own."""
+    import torch.distributed
+
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @functools.cache

@@ -78,7 +78,7 @@ Sort = Annotated[
 
 
 @app.command()
-@takes_options(without=("protocol", "step"), shared=True, rows=True)
+@takes_options(without=("protocol", "step"), shared=True, rows=True, spread=True)
 def compare(
     options: Options,
     scheme: Schemes = None,
@@ -106,13 +106,15 @@ def compare(
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from kvdelta.harness.caches.contenders import contenders_of, merged
+    from kvdelta.harness.caches.contenders import check_heads_apart, contenders_of, merged
     from kvdelta.harness.caches.foreign import user_cache
     from kvdelta.harness.caches.variants import by_layers, matched
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = merged(by_layers([matched(one, match_tail, match_sinks) for one in given], layers or ["full"]), note)
+    if options.tensor_parallel:
+        check_heads_apart(contenders)  # before a model is loaded
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")
