@@ -16,7 +16,6 @@ from kvdelta.schemes.errors import UserError
 
 T = TypeVar("T")
 
-GONE = "another process of this run ended; what it said is above or in its log; finished windows are kept: the same command goes on"
 PATIENCE = timedelta(days=7)  # a launcher ends all processes when one ends; until then one may wait for long
 
 
@@ -28,6 +27,16 @@ def rank() -> int:
 def size() -> int:
     """How many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+class OthersGone(UserError):
+    """Another process of the run has ended, and this one cannot go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run ended; what it said is above or in its log; finished windows are kept: the same command "
+            "goes on"
+        )
 
 
 class Processes:
@@ -98,14 +107,16 @@ def _others_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's DistError too; in many words it says that the other end is gone
-        raise UserError(GONE) from error
+        raise OthersGone from error
 
 
 def of_others(error: BaseException) -> bool:
-    """Whether a forward that processes share ended since one of them had: gloo has no error of its own."""
+    """Whether a process ended since another had: in an exchange, or in a forward that they share, where gloo has no error of its own."""
     import torch.distributed
 
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, OthersGone | torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 @functools.cache

@@ -12,14 +12,13 @@ from pathlib import Path
 from kvdelta.harness.controls import FLOOR_WINDOWS
 from kvdelta.harness.failures import blank_after_failure, failures
 from kvdelta.harness.merging import batches_of
-from kvdelta.harness.processes import GONE, Processes, of_others
+from kvdelta.harness.processes import OthersGone, Processes, of_others
 from kvdelta.harness.records.run import Audit, Run
 from kvdelta.harness.records.run_folder import load_whole, save_run
 from kvdelta.harness.records.tokens import forget_failed, has_tokens
 from kvdelta.harness.runner import Runner
 from kvdelta.harness.runner import score as score_batches
 from kvdelta.harness.subject.windows import Window
-from kvdelta.schemes.errors import UserError
 
 PARTS = "processes"  # folder of the parts, in that of the run
 
@@ -61,7 +60,7 @@ def _score_together(runners: Sequence[Runner], windows: Sequence[Window], proces
         score_batches(runners, windows)
     except RuntimeError as error:
         if of_others(error):
-            raise UserError(GONE) from error
+            raise OthersGone from error
         raise
     kept = processes.from_first(lambda: [runner.run for runner in runners])
     for runner, run in zip(runners, kept, strict=True):
