@@ -36,14 +36,16 @@ def check_plan(config: Any, name: str, processes: int) -> None:
             f'"{name}" ({config.model_type}) has no plan for tensor parallelism in transformers; {INSTEAD}'
         )
     heads, shared = text.num_attention_heads, _kv_heads(text)
+    if not (isinstance(heads, int) and isinstance(shared, int)):
+        raise ModelError(f'"{name}" ({config.model_type}) has its number of heads by layer; {INSTEAD}')
     if heads % processes or shared % processes:
         raise ModelError(
-            f'"{name}" has {heads} heads and {shared} KV heads, which {processes} processes cannot share evenly; start as many '
-            f"processes as divide both, or {INSTEAD.removesuffix(' takes such a model')}"
+            f'"{name}" has {heads} heads and {shared} KV heads, which {processes} processes cannot share evenly; start as many as '
+            f"divide both; {INSTEAD}"
         )
 
 
-def _kv_heads(text: Any) -> int:
+def _kv_heads(text: Any) -> Any:
     return getattr(text, "num_key_value_heads", None) or text.num_attention_heads
 
 

@@ -35,7 +35,7 @@ ROWS = [
     "sink-window:bits=4",
 ]
 READING = ("--protocol", "two-pass", "--protocol", "stepwise", "--step", "8")
-SINGLE = ("--protocol", "single-pass")
+SINGLE = ("--protocol", "single-pass", "--batch", "auto", "--windows", "20", "--until-se", "100")  # it stops after 16
 
 # Commands one after another; where a file says so the first process ends after its first batch, and a row of the last raises in
 # the second process alone
