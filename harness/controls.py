@@ -53,7 +53,7 @@ def check_zeroed_codes(
     logits, returned = zip(*(_with_prefixes(model, cache, few, step) for cache in (intact, zeroed)), strict=True)
     audit.zeroed_codes_move_logits[contender.label] = bool((logits[0] != logits[1]).flatten(1).any(dim=1).all())
     sides = [(side, i, at) for at, (side, layers) in enumerate(lossy.items()) for i in layers]
-    moved = [(returned[0][i][at] != returned[1][i][at]).flatten(1).any(dim=1).long() for _, i, at in sides]
+    moved = [(returned[0][i][at] != returned[1][i][at]).flatten(1).any(dim=1).long().cpu() for _, i, at in sides]
     unmoved = [place for place, windows in zip(sides, any_head(moved, gather), strict=True) if not windows.all()]
     audit.unmoved_by_zeroed_codes[contender.label] = {side: [i for of, i, _ in unmoved if of == side] for side in lossy}
 

@@ -60,10 +60,11 @@ def plan(processes: int) -> dict[str, Any]:
 
 
 def _leave() -> None:
-    import torch.distributed
+    """Without waiting for the others, as destroy_process_group would on GPUs: they may wait for this one in a forward."""
+    from torch.distributed import distributed_c10d
 
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if distributed_c10d.is_initialized():
+        distributed_c10d._abort_process_group()
 
 
 def check_heads(model: Any, name: str) -> None:
