@@ -51,7 +51,8 @@ class Outcome:
 @dataclass
 class Passes:
     """The passes of one run. `contenders[0]` is the exact baseline. with_controls: of several processes only the first runs
-    them. spread: the processes that share the model's heads, and go through all passes together; None where this one has all. timings: seconds by what they were spent on."""
+    them. spread: the processes that share the model's heads, and go through all passes together; None where this one has all.
+    timings: seconds by what they were spent on."""
 
     model: Any
     contenders: Sequence[Contender]

@@ -63,9 +63,9 @@ class Mark:
 class Runner:
     """Scores contenders on windows with one model and by one protocol.
 
-    spent: on the run before this process. file: in the folder, where the record goes. keeps: whether this process writes it. elsewhere: windows before the next batch
-    that other processes score. dropped: labels of contenders that are not scored from here on. time_limit: seconds of a contender for
-    a batch.
+    spent: on the run before this process. file: in the folder, where the record goes. keeps: whether this process writes it.
+    elsewhere: windows before the next batch that other processes score. dropped: labels of contenders that are not scored from here
+    on. time_limit: seconds of a contender for a batch.
     """
 
     passes: Passes

@@ -12,15 +12,18 @@ from transformers import GPT2Config, LlamaForCausalLM
 
 from kvdelta.harness.audit import Observer
 from kvdelta.harness.caches.contenders import SchemeContender, contenders_of
+from kvdelta.harness.controls import check_zeroed_codes
 from kvdelta.harness.options import Options
 from kvdelta.harness.passes import Passes
 from kvdelta.harness.processes import Processes
-from kvdelta.harness.records.run import Bytes, Run
+from kvdelta.harness.protocols import prefill
+from kvdelta.harness.records.run import Audit, Bytes, Run
 from kvdelta.harness.records.run_folder import load_run
 from kvdelta.harness.runner import Runner, score
 from kvdelta.harness.settings import header_of, settings_of
 from kvdelta.harness.subject.prepared import prepare
 from kvdelta.harness.subject.spreading import check_heads, check_plan, check_same_logits, spread_over
+from kvdelta.harness.subject.windows import Batch
 
 from ..conftest import tiny_config, tiny_model
 
@@ -211,6 +214,28 @@ def test_a_pair_counts_as_read_where_any_head_returns_another_row(model):
     observer.cache.update(rows, rows, 0)
     reads = observer.stop().reads[0]
     assert (reads.pairs, reads.key, reads.value) == (6, 2, 0)  # by the second query and the third
+
+
+class HalfZeroed(SchemeContender):
+    """Of which the second layer keeps its codes."""
+
+    def zero_codes(self, cache):
+        for layer, _, store in cache.stores():
+            if layer == 0:
+                store.zero_codes()
+        return True
+
+
+def test_a_layer_moves_where_any_head_does(model, subject):
+    contender, batch = HalfZeroed.of("int8:group_size=16"), Batch(tuple(subject.windows[:2]))
+    unmoved = []
+    for others in (0, 1):
+        cache = contender.empty(model).fill(prefill(model, batch.prefix))
+        audit = Audit()
+        gather = lambda mine, others=others: [mine, [one * 0 + others for one in mine]]  # noqa: E731
+        check_zeroed_codes(audit, contender, model, batch, cache, None, gather)
+        unmoved.append(audit.unmoved_by_zeroed_codes[contender.label])
+    assert unmoved == [{"key": [1], "value": [1]}, {"key": [], "value": []}]
 
 
 @pytest.mark.parametrize(
