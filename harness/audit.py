@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvdelta.harness.caches.heads import Gather, any_head, own
 from kvdelta.schemes.errors import UserError
 
 
@@ -43,7 +44,8 @@ class Observer:
     packed storage, or not at all. Of any other cache a pair counts as read from storage when the row that `update`
     returned is missing or not bit-equal to the row written ("by value").
     Such a cache goes window by window; of a batch the counts are those of each of its windows.
-    scored: how many of the suffix's queries are scored; later ones do not count. skipped: queries before these.
+    scored: how many of the suffix's queries are scored; later ones do not count. skipped: queries before these. gather: over the
+    processes that share the model's heads; a pair counts whose row is another in any head.
     """
 
     cache: Any
@@ -51,6 +53,7 @@ class Observer:
     layers: Collection[int]
     declared: bool
     skipped: int = 0
+    gather: Gather = own
     reads: dict[int, Reads] = field(default_factory=dict)
     _written: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _queries: dict[int, int] = field(default_factory=dict)
@@ -94,7 +97,7 @@ class Observer:
         check_count(returned, promised - {None}, layer)
         if self._scoring:
             lost = [lost_rows(torch.cat([pair[side] for pair in written], dim=2), returned[side]) for side in (0, 1)]
-            self._count_rows(layer, past, keys.shape[2], lost)
+            self._count_rows(layer, past, keys.shape[2], any_head(lost, self.gather))
         return returned
 
     def _asked(self, *args: Any, **kwargs: Any) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvdelta.harness import merging, scoring_again, sharding, stopping
 from kvdelta.harness.batching import batch_size, fused_kernels
-from kvdelta.harness.caches.contenders import Contender, contenders_of
+from kvdelta.harness.caches.contenders import Contender, check_heads_apart, contenders_of
 from kvdelta.harness.caches.specs import canonical
 from kvdelta.harness.leaks import check_calibrations
 from kvdelta.harness.options import Options
@@ -26,6 +26,7 @@ from kvdelta.harness.runner import Progress, Runner
 from kvdelta.harness.settings import header_of, settings_of
 from kvdelta.harness.subject.prepared import Subject, prepare
 from kvdelta.harness.subject.probing import check_continues
+from kvdelta.harness.subject.spreading import check_same_logits, spread_over
 from kvdelta.harness.subject.windows import Window
 from kvdelta.harness.time_limit import check_time_limit
 from kvdelta.schemes.errors import UserError
@@ -58,8 +59,8 @@ def compare(
     What raises, or gives NaN or infinite logits, fails its own row, but for exact: the record says why. A folder with the finished windows of the same settings is continued, a complete one is read. UserError: bad
     input, an output folder that holds another run, NaN or infinite logits of the exact cache.
 
-    In a program that torchrun or accelerate started, all its processes call this with the same arguments, share the windows and
-    get the same record.
+    In a program that torchrun or accelerate started, all its processes call this with the same arguments, share the windows, or with
+    tensor_parallel the model's heads, and get the same record.
     """
     return compare_protocols(schemes, [options or Options()], subject=subject, progress=progress)[0]
 
@@ -90,9 +91,15 @@ def _compared(
     """held: releases the run folders."""
     contenders = contenders_of(schemes, progress.on_note)  # a typing error is said before a model is loaded
     dropped = _dropped(protocols[0], contenders)
+    if protocols[0].tensor_parallel:
+        check_heads_apart(contenders)
     subject = subject or prepare(protocols[0])
     model = subject.loaded.model
     together = processes()
+    spread = together if spread_over(model) > 1 else None
+    if spread:
+        check_heads_apart(contenders)
+        check_same_logits(model, spread.gather)
     _check(contenders, protocols, subject)
     settings = [settings_of(options, subject, [contender.name for contender in contenders]) for options in protocols]
     for one in settings:
@@ -103,6 +110,8 @@ def _compared(
             )
         _check_alike(together.gather(one))
     size = max(_batch_size(options, subject) for options in protocols)
+    if spread:
+        size = min(spread.gather(size))
     hold = holding(held, protocols[0].wait, progress.on_note)
     work = Work(contenders, subject, together, progress, hold)
     opened = [_opened(work, options, one, size, dropped) for options, one in zip(protocols, settings, strict=True)]
@@ -116,7 +125,7 @@ def _compared(
         shown = progress.of_part(len(left), len(contenders), named(run.settings) if len(protocols) > 1 else "")
         left.append(
             Runner(
-                Passes(model, contenders),
+                Passes(model, contenders, spread=spread),
                 subject.loaded.name,
                 run,
                 folder,
@@ -213,7 +222,8 @@ def _completed(runner: Runner, together: Processes, wall: float) -> None:
         run.noise_floor = NoiseFloor.of(run.noise_floor.routes, len(run.windows) * (run.settings.score_length - 1))
     set_tails(run, folder)
     run.status = "complete"
-    seconds = together.gather(runner.passes.watch.seconds)
+    mine = runner.passes.watch.seconds
+    seconds = [mine] if runner.passes.spread else together.gather(mine)
     if together.rank == 0:
         save_timings(
             Timings.joined([runner.spent, *(Timings(0, one) for one in seconds), Timings(wall, {})]),

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from kvdelta.harness.batching import rows_of
 from kvdelta.harness.caches.contenders import Contender
+from kvdelta.harness.caches.heads import Gather, any_head, own
 from kvdelta.harness.protocols import prefill, single_pass_logits, suffix_logits
 from kvdelta.harness.records.run import Audit, NoiseFloor, Settings
 from kvdelta.harness.scoring import Reference, Scores, not_finite
@@ -34,7 +35,7 @@ def check_identity(
 
 
 def check_zeroed_codes(
-    audit: Audit, contender: Contender, model: Any, batch: Batch, intact: Any, step: int | None
+    audit: Audit, contender: Contender, model: Any, batch: Batch, intact: Any, step: int | None, gather: Gather = own
 ) -> None:
     """The destructive control: with every stored code 0 the logits of the same forward must move; and in each layer
     what its codes decode to must, in every window.
@@ -42,7 +43,7 @@ def check_zeroed_codes(
     intact: the contender's cache, filled with the prefixes of the batch; used up. The second is asked layer by layer within
     the same two forwards: what a layer returns of the prefix, which is what attention reads, is compared bit for bit. So a
     layer that does not read its codes is found without one more forward a layer; that attention reads what is returned the
-    logits show.
+    logits show. gather: over the processes that share the model's heads; a layer moves where any of its heads does.
     """
     zeroed = copy.deepcopy(intact)
     if not contender.zero_codes(zeroed):
@@ -51,10 +52,10 @@ def check_zeroed_codes(
     lossy = intact.lossy_layers
     logits, returned = zip(*(_with_prefixes(model, cache, few, step) for cache in (intact, zeroed)), strict=True)
     audit.zeroed_codes_move_logits[contender.label] = bool((logits[0] != logits[1]).flatten(1).any(dim=1).all())
-    audit.unmoved_by_zeroed_codes[contender.label] = {
-        side: [i for i in layers if not (returned[0][i][at] != returned[1][i][at]).flatten(1).any(dim=1).all()]
-        for at, (side, layers) in enumerate(lossy.items())
-    }
+    sides = [(side, i, at) for at, (side, layers) in enumerate(lossy.items()) for i in layers]
+    moved = [(returned[0][i][at] != returned[1][i][at]).flatten(1).any(dim=1).long().cpu() for _, i, at in sides]
+    unmoved = [place for place, windows in zip(sides, any_head(moved, gather), strict=True) if not windows.all()]
+    audit.unmoved_by_zeroed_codes[contender.label] = {side: [i for of, i, _ in unmoved if of == side] for side in lossy}
 
 
 def _with_prefixes(

@@ -48,6 +48,9 @@ class Options:
     device_map: str | None = _flag(
         None, "auto: spread a model that is larger than one GPU over all of this machine, as accelerate does"
     )
+    tensor_parallel: bool | None = _flag(
+        None, "spread a model's heads over the processes of torchrun, as transformers does, in place of windows"
+    )
     dtype: str | None = _flag(None, "float16 (default on a GPU), float32 (on a CPU) or bfloat16")
     seed: int = _flag(0, "of caches that draw, and of bootstraps; a scheme that draws has its own, turboquant:seed=1")
     out: str | None = _flag(None, "run folder; default: one under runs/, named by the settings")
@@ -96,6 +99,16 @@ class Options:
         if self.device_map is not None and self.device is not None:
             raise UserError(
                 f"device_map={self.device_map} chooses the devices, and device={self.device} one: leave one of them out"
+            )
+        if self.tensor_parallel and self.device_map is not None:
+            raise UserError(
+                f"tensor_parallel spreads a model over processes, and device_map={self.device_map} over the devices of one: leave one "
+                "of them out"
+            )
+        if self.tensor_parallel and self.time_limit is not None:
+            raise UserError(
+                f"time_limit={self.time_limit:g} may pass in one process and not in another, which with tensor_parallel go on "
+                "together: leave one of them out"
             )
         if self.until_se is not None and not 0 < self.until_se < inf:
             raise UserError(f"until_se={self.until_se:g}: give a standard error above 0 in nats a token, such as 0.002")

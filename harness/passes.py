@@ -12,6 +12,8 @@ from kvdelta.harness import controls
 from kvdelta.harness.audit import Observer, Reads, declaring_layers
 from kvdelta.harness.batching import rows_of
 from kvdelta.harness.caches.contenders import Contender, goes_alone
+from kvdelta.harness.caches.heads import Gather, own
+from kvdelta.harness.processes import Processes
 from kvdelta.harness.protocols import single_pass_logits, suffix_logits
 from kvdelta.harness.recorded import WORTH, Recorded
 from kvdelta.harness.records.run import Run
@@ -50,16 +52,22 @@ class Outcome:
 @dataclass
 class Passes:
     """The passes of one run. `contenders[0]` is the exact baseline. with_controls: of several processes only the first runs
-    them. watch: seconds by what they were spent on."""
+    them. spread: the processes that share the model's heads, and go through all passes together; None where this one has all.
+    watch: seconds by what they were spent on."""
 
     model: Any
     contenders: Sequence[Contender]
     with_controls: bool = True
+    spread: Processes | None = None
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch(self.model)
         self._recording: tuple[int, Recorded] | None = None
         self._reference: Reference | None = None
+
+    @property
+    def gather(self) -> Gather:
+        return self.spread.gather if self.spread else own
 
     def over(self, position: int, run: Run, batch: Batch, prefilled: DynamicCache) -> Later:
         """A contender over all windows of the batch: together, or one after another where it must have them so. The exact
@@ -130,9 +138,9 @@ class Passes:
         scored, declared = settings.score_length - 1, not self._by_value(contender)
         layers = declaring_layers(cache) if declared else list(kv_shapes(self.model))
         # by value it must see what is written; where it is declared, only what is scored
-        observer = None if declared else Observer(cache, scored, layers, declared)
+        observer = None if declared else Observer(cache, scored, layers, declared, gather=self.gather)
         if settings.protocol == "single-pass":
-            observer = observer or Observer(cache, scored, layers, declared)
+            observer = observer or Observer(cache, scored, layers, declared, gather=self.gather)
             observer.watch()
             started = self.watch.start()
             logits = single_pass_logits(self.model, cache, batch.tokens, settings.score_length)
@@ -144,7 +152,7 @@ class Passes:
             self.watch.stop(f"{contender.name} fill", started)
             if first:
                 self._first_filled(contender, run, cache, batch, prefilled)
-            observer = observer or Observer(cache, scored, layers, declared)
+            observer = observer or Observer(cache, scored, layers, declared, gather=self.gather)
             observer.watch()
             started = self.watch.start()
             logits = suffix_logits(self.model, cache, batch.suffix, settings.step, self._recorded(run, len(batch)))
@@ -159,11 +167,11 @@ class Passes:
         if self.with_controls and not (contender.lossless or contender.foreign):
             few = batch.first(controls.FLOOR_WINDOWS)
             some = copy.deepcopy(cache) if len(few) == len(batch) else rows_of(cache, slice(0, len(few)))
-            controls.check_zeroed_codes(run.audit, contender, self.model, few, some, run.settings.step)
+            controls.check_zeroed_codes(run.audit, contender, self.model, few, some, run.settings.step, self.gather)
         self.watch.stop("control: zeroed codes", started)
 
     def _record(self, contender: Contender, run: Run, cache: Any, prefilled: DynamicCache | None) -> None:
-        record = contender.record(self.model, cache, prefilled)
+        record = contender.record(self.model, cache, prefilled, self.gather)
         record.window_by_window = run.batch > 1 and self._alone(contender)
         run.contenders.append(record)
 
@@ -171,7 +179,7 @@ class Passes:
         """The recorded forwards of a stepwise suffix, for batches of this size, where recording pays."""
         if run.settings.step is None or self.model.device.type != "cuda" or len(self.contenders) < WORTH:
             return None
-        if hasattr(self.model, "hf_device_map"):  # a graph is of one device
+        if self.spread or hasattr(self.model, "hf_device_map"):  # a graph is of one device
             return None
         if self._recording is None or self._recording[0] != windows:
             self._recording = (windows, Recorded(self.model))  # those of other sizes are let go

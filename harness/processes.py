@@ -29,6 +29,16 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+class OthersGone(UserError):
+    """Another process of the run has ended, and this one cannot go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run ended; what it said is above or in its log; finished windows are kept: the same command "
+            "goes on"
+        )
+
+
 class Processes:
     """What they say to each other. All processes call the same methods in the same order."""
 
@@ -97,10 +107,16 @@ def _others_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's DistError too; in many words it says that the other end is gone
-        raise UserError(
-            "another process of this run ended; what it said is above or in its log; finished windows are kept: the same "
-            "command goes on"
-        ) from error
+        raise OthersGone from error
+
+
+def of_others(error: BaseException) -> bool:
+    """Whether a process ended since another had: in an exchange, or in a forward that they share, where gloo has no error of its own."""
+    import torch.distributed
+
+    return isinstance(error, OthersGone | torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 @functools.cache

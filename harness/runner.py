@@ -1,5 +1,6 @@
 """Batches of windows × protocols × contenders, each prefilled once; a batch is on disk before the next begins."""
 
+import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from kvdelta.harness.caches.contenders import stores_sliding
 from kvdelta.harness.failures import failures
 from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.passes import Later, Outcome, Passes
+from kvdelta.harness.processes import of_others
 from kvdelta.harness.protocols import prefill
 from kvdelta.harness.records import journal
 from kvdelta.harness.records.run import Entry, Run, WindowRecord
@@ -66,9 +68,9 @@ class Mark:
 class Runner:
     """Scores contenders on windows with one model and by one protocol.
 
-    spent: on the run before this process. file: in the folder, where the record goes. elsewhere: windows before the next batch
-    that other processes score. dropped: labels of contenders that are not scored from here on. time_limit: seconds of a contender for
-    a batch.
+    spent: on the run before this process. file: in the folder, where the record goes. keeps: whether this process writes it.
+    elsewhere: windows before the next batch that other processes score. dropped: labels of contenders that are not scored from here
+    on. time_limit: seconds of a contender for a batch.
     """
 
     passes: Passes
@@ -78,6 +80,7 @@ class Runner:
     progress: Progress = field(default_factory=Progress)
     spent: Timings = field(default_factory=Timings)
     file: str = RUN_FILE
+    keeps: bool = True
     elsewhere: int = 0
     dropped: Collection[str] = ()
     time_limit: float | None = None
@@ -111,6 +114,7 @@ class Runner:
 
     def _begun(self, position: int, batch: Batch, prefilled: DynamicCache, prompt: bool) -> Later:
         """A contender over the batch; what it raises fails its row."""
+        contender = self.passes.contenders[position]
         if self._failed(position):
             return partial(Outcome.none, batch)
         try:
@@ -121,6 +125,8 @@ class Runner:
             # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
             if position == 0 or (out_of_memory(error) and len(batch) > 1):
                 raise
+            if self.passes.spread:
+                raise self._ended(contender.label, error) from error
             self._fail(position, f"{type(error).__name__}: {one_line(error)}")
             return partial(Outcome.none, batch)
         return later if outcome is None else lambda: outcome
@@ -149,7 +155,8 @@ class Runner:
         """Take back what was scored since, in the journal too."""
         windows, batches = self.run.windows[: mark.windows], self.run.batches[: mark.batches]
         self.run = mark.run.model_copy(update={"windows": windows, "batches": batches})
-        journal.cut(journal_of(self.folder, self.file), mark.size)
+        if self.keeps:
+            journal.cut(journal_of(self.folder, self.file), mark.size)
         self._told = mark.told
 
     def _failed(self, position: int) -> bool:
@@ -159,6 +166,16 @@ class Runner:
         if position == 0:
             raise UserError(f"{self.model_name} in {self.run.settings.dtype}, exact cache: {error}") from None
         self._fail(position, one_line(error))
+
+    def _ended(self, label: str, error: BaseException) -> BaseException:
+        """Of a process among those that share the model's heads: the others wait for it, and cannot know that its row failed."""
+        if of_others(error):
+            return error
+        return UserError(
+            f"{label} failed, and with it the run, whose processes share the model's heads and go on together or not at all: "
+            f"{type(error).__name__}: {one_line(error)}; finished windows are kept: the same command with --drop {shlex.quote(label)} "
+            "goes on without it"
+        )
 
     def _fail(self, position: int, reason: str) -> None:
         """The row's record says why; the contender is not run again."""
@@ -189,7 +206,7 @@ class Runner:
                         key_pairs=[r.key for r in reads],
                         value_pairs=[r.value for r in reads],
                         pairs=[r.pairs for r in reads],
-                        tokens=save_tokens(self.folder, window.index, arrays, write),
+                        tokens=save_tokens(self.folder, window.index, arrays, write) if self.keeps else "",
                     )
                 )
                 for contender, outcome in zip(self.passes.contenders, outcomes, strict=True):
@@ -198,7 +215,8 @@ class Runner:
                 one.result()
         self.run.batches.append(len(batch))
         self.run.audit.failures = failures(self.run)
-        self._log(len(batch))
+        if self.keeps:
+            self._log(len(batch))
 
     def _log(self, count: int) -> None:
         """The last windows of the run into its journal."""
@@ -244,6 +262,11 @@ def score(runners: Sequence[Runner], windows: Sequence[Window]) -> None:
             raise
 
     def halve(count: int, size: int) -> None:
+        if passes.spread:  # the others wait in this batch
+            raise UserError(
+                f"out of memory with {count} windows at once in one of the processes that share the model's heads, which ends them "
+                f"all: begin again with --batch {size}"
+            )
         for runner in runners:
             runner.run.batch = size
             runner.passes.forget()

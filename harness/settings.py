@@ -9,6 +9,7 @@ from kvdelta.harness.options import Options
 from kvdelta.harness.records.provenance import MEASURES, commit, versions
 from kvdelta.harness.records.run import Settings
 from kvdelta.harness.subject.prepared import Subject
+from kvdelta.harness.subject.spreading import spread_over
 from kvdelta.harness.subject.text import token_sha256
 
 
@@ -33,6 +34,7 @@ def settings_of(
         attention=str(model.config._attn_implementation),
         seed=options.seed,
         until_se=options.until_se,
+        tensor_parallel=spread_over(model),
         batch="auto" if options.batch == "auto" else int(options.batch),
         contenders=list(contenders),
         versions=versions(),

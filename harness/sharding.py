@@ -2,6 +2,7 @@
 
 The batches are those of one process, so their sums are too. The first process takes the batches that the controls need.
 While a run goes, each of the others keeps its part beside the record, and what a run that was stopped left is joined first.
+Where processes share the model's heads all score all batches, and the first keeps the record.
 """
 
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from kvdelta.harness.controls import FLOOR_WINDOWS
 from kvdelta.harness.failures import blank_after_failure, failures
 from kvdelta.harness.merging import batches_of
-from kvdelta.harness.processes import Processes
+from kvdelta.harness.processes import OthersGone, Processes, of_others
 from kvdelta.harness.records.run import Audit, Run
 from kvdelta.harness.records.run_folder import PARTS, load_whole, parts_of, save_run
 from kvdelta.harness.records.tokens import forget_failed, has_tokens
@@ -30,6 +31,9 @@ def score(runners: Sequence[Runner], windows: Sequence[Window], processes: Proce
     if processes.size == 1:
         score_batches(runners, left)
         return
+    if runners[0].passes.spread:
+        _score_together(runners, left, processes)
+        return
     size = min(runner.run.batch for runner in runners)
     batches = [left[i : i + size] for i in range(0, len(left), size)]
     if processes.rank:
@@ -44,6 +48,21 @@ def score(runners: Sequence[Runner], windows: Sequence[Window], processes: Proce
         score_batches(runners, batch)
     for runner in runners:
         _join(runner, [window.index for window in windows], processes)
+
+
+def _score_together(runners: Sequence[Runner], windows: Sequence[Window], processes: Processes) -> None:
+    """All processes go through all batches, each with its heads; the first keeps them."""
+    for runner in runners:
+        runner.keeps = processes.rank == 0
+    try:
+        score_batches(runners, windows)
+    except RuntimeError as error:
+        if of_others(error):
+            raise OthersGone from error
+        raise
+    kept = processes.from_first(lambda: [runner.run for runner in runners])
+    for runner, run in zip(runners, kept, strict=True):
+        runner.run = run
 
 
 def _join(runner: Runner, order: Sequence[int], processes: Processes) -> None:

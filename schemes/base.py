@@ -152,6 +152,12 @@ class Quantizer(ABC):
         return True
 
     @property
+    def heads_independent(self) -> bool | str:
+        """Whether heads are, in codes and in bytes, whatever is with batch rows: what cannot be asked of some of the heads, where
+        processes share them, says why not."""
+        return self.independent
+
+    @property
     def appends(self) -> bool | str:
         """Whether blocks are encoded independently, so that k at once equal k times one; a string says why not."""
         return True

@@ -73,14 +73,27 @@ FiguresOut = Annotated[Path | None, typer.Option("--out", help="folder for the f
 
 
 def takes_options(
-    *, windows: int = 8, without: Collection[str] = ("until_se",), shared: bool = False, rows: bool = False
+    *,
+    windows: int = 8,
+    without: Collection[str] = ("until_se",),
+    shared: bool = False,
+    rows: bool = False,
+    spread: bool = False,
 ) -> Callable[[Callable[..., int]], Any]:
     """Give a command the flags of Options, and the Options made of them as its first argument.
 
     windows: the command's own default; without: fields that the command decides itself; shared: whether several processes
     share its windows, and what is no such command is refused in them. rows: whether a row of its own may end, and be tried again.
+    spread: whether they may share the model's heads.
     """
-    left_out = {"command", "flags", "offset", *without, *(() if rows else OF_ROWS)}
+    left_out = {
+        "command",
+        "flags",
+        "offset",
+        *without,
+        *(() if rows else OF_ROWS),
+        *(() if spread else ("tensor_parallel",)),
+    }
     chosen = [option for option in fields(Options) if option.name not in left_out]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:

@@ -78,7 +78,7 @@ Sort = Annotated[
 
 
 @app.command()
-@takes_options(without=("protocol", "step"), shared=True, rows=True)
+@takes_options(without=("protocol", "step"), shared=True, rows=True, spread=True)
 def compare(
     options: Options,
     scheme: Schemes = None,
@@ -103,16 +103,23 @@ def compare(
     protocols = options.by(protocol or ["two-pass"], step or [])
     if baseline and len(protocols) > 1:
         raise UserError("--baseline belongs to the table of one protocol: give it to `kvdelta show FOLDER/PROTOCOL`")
+    if "single-pass" in (protocol or []) and len(protocols) > 1:
+        raise UserError(
+            "a single pass reads no cache, so there is nothing beside which its losses could stand: give --protocol single-pass alone; "
+            "`kvdelta reproduce trap` shows it beside two passes"
+        )
     for spec in scheme or []:
         canonical(spec)  # a typing error shows before anything is loaded
     import_quickly()
-    from kvdelta.harness.caches.contenders import contenders_of, merged
+    from kvdelta.harness.caches.contenders import check_heads_apart, contenders_of, merged
     from kvdelta.harness.caches.foreign import user_cache
     from kvdelta.harness.caches.variants import by_layers, matched
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
     given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
     contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
+    if options.tensor_parallel:
+        check_heads_apart(contenders)  # before a model is loaded
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
         raise UserError(f"--baseline {baseline} is not among the schemes of this run; add --scheme {baseline}")

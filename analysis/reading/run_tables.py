@@ -139,9 +139,10 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
     """Of the same windows by several protocols."""
     run, settings = runs[0], runs[0].settings
     by = " and ".join(named(one.settings) for one in runs)
+    spread = f", heads over {settings.tensor_parallel} processes" if settings.tensor_parallel > 1 else ""
     lines = [
         f"{run.model_name}",
-        f"{run.text_name}: {windows_of(settings, len(run.windows))}, {by}, {settings.dtype} on {settings.device}",
+        f"{run.text_name}: {windows_of(settings, len(run.windows))}, {by}, {settings.dtype} on {settings.device}{spread}",
     ]
     for one in runs:
         if floor := one.noise_floor:

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from kvdelta.harness.caches.eviction import EvictingContender
 from kvdelta.harness.caches.foreign import stock_cache
+from kvdelta.harness.caches.heads import Gather, bytes_of_all, own, why_together
 from kvdelta.harness.caches.scheme import SchemeCache
 from kvdelta.harness.caches.specs import parse_cache_spec
 from kvdelta.harness.records.run import Bytes, ContenderRecord
@@ -39,6 +40,11 @@ class Contender(Protocol):
         ...
 
     @property
+    def mixes_heads(self) -> str | None:
+        """Why what is stored of one head may depend on the others; None where it does not."""
+        ...
+
+    @property
     def calibrated_for(self) -> Sequence[Mapping[str, Any]]:
         """The models that it was calibrated on, as records name them."""
         ...
@@ -64,11 +70,11 @@ class Contender(Protocol):
         """The destructive control: set every stored code to 0; False where there is none that we know of."""
         ...
 
-    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
+    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None, gather: Gather = own) -> ContenderRecord:
         """What it is, and what `cache`, filled with one prefix, holds.
 
         prefilled: the same tokens' exact keys and values, None where the cache was filled with others. cache: None where it
-        failed before anything was measured.
+        failed before anything was measured. gather: over the processes that share the model's heads.
         """
         ...
 
@@ -97,6 +103,10 @@ class SchemeContender:
     def mixes_rows(self) -> bool:
         rules = [rule for one in self.scheme.variants for rule in one.sides.values()]
         return any(rule.quantizer.rows_independent is not True for rule in rules)
+
+    @property
+    def mixes_heads(self) -> str | None:
+        return why_together(rule for one in self.scheme.variants for rule in one.sides.values())
 
     @property
     def calibrated_for(self) -> list[Mapping[str, Any]]:
@@ -146,7 +156,9 @@ class SchemeContender:
         cache.zero_codes()
         return not self.lossless
 
-    def record(self, model: Any, cache: SchemeCache | None, prefilled: DynamicCache | None) -> ContenderRecord:
+    def record(
+        self, model: Any, cache: SchemeCache | None, prefilled: DynamicCache | None, gather: Gather = own
+    ) -> ContenderRecord:
         filled = cache is not None
         cache = cache if cache is not None else self.empty(model)
         sides: dict[str, Bytes] = {side: Bytes(held={}, counted=0.0, elements=0) for side in self.scheme.sides}
@@ -168,8 +180,8 @@ class SchemeContender:
             spec=self._spec(),
             quantized_layers=cache.quantized_layers,
             lossy_layers=cache.lossy_layers,
-            bytes=sides if filled else None,
-            note=self._note(sum(int(store.saturated) for _, _, store in cache.stores())),
+            bytes=bytes_of_all(sides, gather) if filled else None,
+            note=self._note(sum(gather(sum(int(store.saturated) for _, _, store in cache.stores())))),
         )
 
     def _spec(self) -> dict[str, Any]:
@@ -197,6 +209,16 @@ def stores_sliding(contender: Contender) -> bool:
 def goes_alone(contender: Contender) -> bool:
     """Whether it takes the windows of a batch one after another: it mixes them, or may."""
     return contender.foreign or contender.mixes_rows
+
+
+def check_heads_apart(contenders: Sequence[Contender]) -> None:
+    """UserError for what would be another row where each process stores some of the heads."""
+    for contender in contenders:
+        if why := contender.mixes_heads:
+            raise UserError(
+                f"{contender.label}: {why}; with --tensor-parallel each process has some of the heads, and it would be another row; "
+                "leave one of them out"
+            )
 
 
 def _described(value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from kvdelta.harness.caches.heads import Gather, bytes_of_all, own
 from kvdelta.harness.caches.specs import CacheSpec
 from kvdelta.harness.records.run import Bytes, ContenderRecord
 from kvdelta.harness.subject.kinds import full_layers
@@ -170,6 +171,7 @@ class EvictingContender:
     lossless: bool = False
     foreign: bool = False
     mixes_rows: bool = False
+    mixes_heads: str | None = None
 
     @classmethod
     def of(cls, label: str, spec: CacheSpec) -> "EvictingContender":
@@ -204,7 +206,9 @@ class EvictingContender:
     def zero_codes(self, cache: EvictingCache) -> bool:
         return False
 
-    def record(self, model: Any, cache: EvictingCache, prefilled: DynamicCache | None) -> ContenderRecord:
+    def record(
+        self, model: Any, cache: EvictingCache, prefilled: DynamicCache | None, gather: Gather = own
+    ) -> ContenderRecord:
         sides = {side: Bytes(held={"exact": 0}, counted=0.0, elements=0) for side in ("key", "value")}
         kept = 0
         for side, layer, tensor in cache.held():
@@ -222,7 +226,7 @@ class EvictingContender:
             spec=asdict(self.rule),
             quantized_layers=cache.evicting,
             lossy_layers=dict.fromkeys(("key", "value"), cache.evicting),
-            bytes=sides,
+            bytes=bytes_of_all(sides, gather),
             note=f"attends to the {which} tokens of the prefix, exact and at their own positions; the others are evicted",
             evicts=True,
         )

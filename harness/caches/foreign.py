@@ -10,6 +10,7 @@ from typing import Any
 from transformers import DynamicCache, QuantizedCache
 
 from kvdelta.harness.caches.factory import load_factory
+from kvdelta.harness.caches.heads import Gather, own
 from kvdelta.harness.caches.holdings import measured
 from kvdelta.harness.caches.specs import CacheSpec
 from kvdelta.harness.protocols import fill_live
@@ -32,6 +33,7 @@ class ForeignContender:
     lossless: bool = False
     foreign: bool = True
     mixes_rows: bool = True  # it may; it is not ours to know
+    mixes_heads: str | None = "it may take heads together, which is not ours to know"
     canonical: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class ForeignContender:
     def zero_codes(self, cache: Any) -> bool:
         return False
 
-    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None) -> ContenderRecord:
+    def record(self, model: Any, cache: Any, prefilled: DynamicCache | None, gather: Gather = own) -> ContenderRecord:
         stored = list(kv_shapes(model))
         return ContenderRecord(
             label=self.label,

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kvdelta.harness.caches.rotary import rotary_of
 from kvdelta.harness.subject.probing import differ, kv_shapes, probe, tokens_for
@@ -58,5 +59,7 @@ def _biases(model: Any) -> dict[int, Bias | None]:
         keys = rotary_of(model, layer).unrotate(cache.layers[layer].keys.float(), 0)
         before = projected[layer].float().unflatten(-1, (heads, channels)).transpose(1, 2)
         if not differ(keys, before, model.dtype):  # else a norm, or a clamp, comes between
-            found[layer] = module.bias.detach().unflatten(0, (heads, channels))
+            bias = module.bias.data
+            part = bias.to_local() if isinstance(bias, DTensor) else bias  # of the heads that this process has
+            found[layer] = part.unflatten(0, (heads, channels))
     return found

@@ -2,7 +2,7 @@
 it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -38,6 +38,7 @@ class Settings(Typed):
     commit: str | None = None  # of the code (harness.records.provenance); None: installed, or from before it was kept
     measures: int = 0  # version of the measures, raised by hand; 0: from before it was kept
     until_se: float | None = None  # nats a token: the run stops when every standard error of ΔNLL is under it
+    tensor_parallel: int = 1  # processes that share the model's heads
     measured: dict[str, Any] = Field(
         default_factory=dict
     )  # what a measurement's numbers also depend on: layers, heads, sides
@@ -66,6 +67,14 @@ class Bytes(Typed):
     held: dict[str, int]
     counted: float
     elements: int
+
+    @classmethod
+    def total(cls, parts: Sequence["Bytes"]) -> "Bytes":
+        """Of several that hold parts of the same names."""
+        held = {name: sum(part.held[name] for part in parts) for name in parts[0].held}
+        return cls(
+            held=held, counted=sum(part.counted for part in parts), elements=sum(part.elements for part in parts)
+        )
 
 
 class ContenderRecord(Typed):

@@ -18,6 +18,7 @@ from kvdelta.harness.subject.gguf import gguf_folder
 from kvdelta.harness.subject.imports import quiet
 from kvdelta.harness.subject.packaged import GGUF_MEMBER, GGUF_SHA256, PACKAGED_NAME, WHEEL, packaged_folder
 from kvdelta.harness.subject.probing import why_unusable
+from kvdelta.harness.subject.spreading import check_heads, check_plan, plan
 from kvdelta.schemes.errors import UserError
 
 if TYPE_CHECKING:  # importing transformers takes seconds; `kvdelta --help` does without
@@ -42,12 +43,13 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's weights go, and as what. trusted: whether code that it brings is run."""
+    """Where a model's weights go, and as what. trusted: whether code that it brings is run. processes: that share its heads."""
 
     device: str | torch.device
     dtype: torch.dtype
     device_map: str | None
     trusted: bool = False
+    processes: int = 1
 
 
 def _to_stderr(message: str) -> None:
@@ -62,15 +64,17 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    tensor_parallel: int = 1,
     progress: Progress = _to_stderr,
 ) -> LoadedModel:
     """Load a hub id (with `revision`), a local folder or a GGUF file; None is the packaged default.
 
     device_map: how transformers spreads the layers over devices, in place of `device`. trust_remote_code: run the Python code that a
-    hub model or a folder brings; without it such a model is refused.
+    hub model or a folder brings; without it such a model is refused. tensor_parallel: processes that share its heads, all that the
+    launcher has started, each on its own device.
     Raises ModelError where it cannot be had (what was tried) or is no decoder-only model with a KV cache.
     """
-    place = Place(device, dtype, device_map, trust_remote_code)
+    place = Place(device, dtype, device_map, trust_remote_code, tensor_parallel)
     if name is None:
         _refuse_revision(revision, "the packaged default")
         folder = packaged_folder(progress)
@@ -130,11 +134,14 @@ def _load(
         except Exception as error:
             raise _unavailable(name, pinned, error) from error
         _refuse_unsupported(config, name, place.trusted)
+        if place.processes > 1:
+            check_plan(config, name, place.processes)
         if pinned:  # a branch may move between the config and the weights; its commit does not
             pinned["revision"] = getattr(config, "_commit_hash", None) or pinned["revision"]
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=place.trusted, **pinned)
             spread = {"device_map": place.device_map} if place.device_map else {}
+            spread |= plan(place.processes) if place.processes > 1 else {}
             # Any: transformers declares one return value, and two come with output_loading_info.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, dtype=place.dtype, output_loading_info=True, trust_remote_code=place.trusted,
@@ -154,12 +161,14 @@ def _load(
     if pinned:
         source |= pinned
     model = model.eval().requires_grad_(False)
-    if not place.device_map:
+    if not spread:
         model = model.to(place.device)
     with quiet(progress_bars=True):
         reason = why_unusable(model)
     if reason:
         raise ModelError(f'"{name}" ({type(model).__name__}) {reason}; kvdelta compares KV caches; {OTHER_MODEL}')
+    if place.processes > 1:
+        check_heads(model, name)
     attention.use_where_it_pays(model)
     return LoadedModel(model, tokenizer, name, source)
 

@@ -8,6 +8,7 @@ import torch
 
 from kvdelta.harness.options import Options
 from kvdelta.harness.subject.model import LoadedModel, load_model, pick_device, pick_dtype
+from kvdelta.harness.subject.spreading import asked_processes
 from kvdelta.harness.subject.text import Text, adds_bos, load_text, tokenize
 from kvdelta.harness.subject.windows import Window, check_positions, cut_windows
 from kvdelta.schemes.errors import UserError
@@ -45,7 +46,12 @@ def load_named(options: Options) -> LoadedModel:
             "device_map spreads a model over all GPUs of the machine, so no second process finds room: start one process, "
             "without torchrun or accelerate launch"
         )
+    processes = asked_processes() if options.tensor_parallel else 1
     device = own_device(pick_device(options.device))
+    if processes > 1 and options.device not in (None, here := pick_device()):
+        raise UserError(
+            f"device={options.device}: tensor_parallel takes {here} on this machine, where each process has its own; leave --device out"
+        )
     dtype = pick_dtype(options.dtype, device)
     return load_model(
         options.model,
@@ -53,6 +59,7 @@ def load_named(options: Options) -> LoadedModel:
         device=device,
         dtype=dtype,
         device_map=options.device_map,
+        tensor_parallel=processes,
         trust_remote_code=options.trust_remote_code,
     )
 

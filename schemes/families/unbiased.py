@@ -65,6 +65,10 @@ class BoundUnbiased(Wrapper):
         return "the bias is that of a head"
 
     @property
+    def heads_independent(self) -> bool | str:
+        return self.inner.heads_independent
+
+    @property
     def appends(self) -> bool | str:
         return "the rotation is that of a position: `quantize_at` is told it"
 

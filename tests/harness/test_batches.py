@@ -352,9 +352,9 @@ def test_controls_take_few_windows_of_a_large_batch(subject, options, monkeypatc
     seen = []
     check = controls.check_zeroed_codes
 
-    def spy(audit, contender, model, batch, intact, step):
+    def spy(audit, contender, model, batch, intact, *more):
         seen.append((len(batch), [store.read().shape[0] for _, _, store in intact.stores()]))
-        check(audit, contender, model, batch, intact, step)
+        check(audit, contender, model, batch, intact, *more)
 
     monkeypatch.setattr(controls, "check_zeroed_codes", spy)
     monkeypatch.setattr(controls, "FLOOR_WINDOWS", 2)

@@ -96,6 +96,16 @@ def check_rows_independent(scheme, dtype):
         assert torch.equal(rebuild(scheme.quantizer, x[row : row + 1]), whole[row : row + 1])
 
 
+def check_heads_independent(scheme, dtype):
+    """Some of the heads are encoded as among all, and take their part of the bytes."""
+    x = sample(scheme, dtype)
+    whole, apart = scheme.quantizer.quantize(x), [scheme.quantizer.quantize(x[:, head : head + 1]) for head in range(2)]
+    assert torch.equal(torch.cat([one.dequantize() for one in apart], dim=1), whole.dequantize())
+    assert {name: sum(one.nbytes()[name] for one in apart) for name in whole.nbytes()} == whole.nbytes()
+    assert sum(one.counted_bytes() for one in apart) == whole.counted_bytes()
+    assert sum(int(one.saturated) for one in apart) == int(whole.saturated)
+
+
 def check_blocks_independent(scheme, dtype):
     """k token groups at once equal k times one, and so do whole blocks in a store."""
     step = scheme.quantizer.tokens_per_group
@@ -219,6 +229,7 @@ CLAIMS = {
     check_constants: "constants",
     check_rows_and_heads_independent: "independent",
     check_rows_independent: "rows_independent",
+    check_heads_independent: "heads_independent",
     check_blocks_independent: "appends",
     check_bound: "bounded",
 }

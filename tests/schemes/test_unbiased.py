@@ -9,7 +9,7 @@ from kvdelta.schemes import Place, TokenStore, parse_scheme
 from kvdelta.schemes.errors import UserError
 
 from .cases import DTYPES, sample
-from .conformance import CHECKS, check_channels_that_do_not_divide, check_zeros, claimed
+from .conformance import CHECKS, check_channels_that_do_not_divide, check_heads_independent, check_zeros, claimed
 from .test_kvquant import Turning
 
 INNER = ["asym4", "asym2:axis=channel,group_size=32", "hadamard(asym3)", "hqq3", "kivi2"]
@@ -25,7 +25,8 @@ def bound(spec):
 
 
 # heads and channels are those of the bias, and 0 is a number like any other
-APPLY = [check for check in CHECKS if check not in (check_channels_that_do_not_divide, check_zeros)]
+OTHERS = (check_channels_that_do_not_divide, check_heads_independent, check_zeros)
+APPLY = [check for check in CHECKS if check not in OTHERS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,6 +70,17 @@ def test_positions_go_on_from_chunk_to_chunk_and_behind_what_was_let_go():
     assert torch.equal(whole.read(), parts.read())
     parts.forget(23)
     assert torch.equal(whole.read()[:, :, 23:], parts.read())
+
+
+@pytest.mark.parametrize("spec", [f"unbiased({inner})" for inner in INNER])
+def test_some_of_the_heads_with_their_part_of_the_bias_are_encoded_as_among_all(spec):
+    rule = bound(spec)
+    assert rule.quantizer.heads_independent is True
+    x = sample(rule, torch.float32)
+    whole = rule.quantizer.quantize(x).dequantize()
+    for head in (slice(0, 1), slice(1, 2)):
+        quantizer = replace(rule.quantizer, bias=rule.quantizer.bias[head])
+        assert torch.equal(quantizer.quantize(x[:, head]).dequantize(), whole[:, head])
 
 
 def test_it_costs_no_bits():

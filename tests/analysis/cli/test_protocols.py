@@ -76,6 +76,7 @@ def test_schemes_that_differ_in_their_tails_alone_are_one_then(kvdelta):
         (["--scheme", "sink-window:bits=4", "--match-tail", "8"], "has exact tokens of its own"),
         ([*BOTH, "--baseline", "int4:group_size=16"], "--baseline belongs to the table of one protocol"),
         (["--protocol", "stepwise"], "give --step 16"),
+        (["--protocol", "two-pass", "--protocol", "single-pass"], "give --protocol single-pass alone"),
         (["--step", "4"], "belongs to the stepwise protocol"),
         (["--protocol", "twopass"], "choose two-pass, stepwise or single-pass"),
     ],
