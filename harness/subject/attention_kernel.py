@@ -16,6 +16,7 @@ from torch import Tensor
 from kvdelta.schemes.kernels import launch, power_of_two
 
 ROWS = 128  # query heads that share a KV head, times new tokens: what one program holds
+KEYS, WARPS = 64, 4  # keys at a time, and warps of a program
 LOG2_E = 1.4426950408889634
 
 
@@ -84,6 +85,6 @@ def attend(
         _attend, batch * kv_heads,
         query, key, value, out, scale, kv_heads, queries, keys, rows,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        ROWS=max(16, triton.next_power_of_2(rows)), CHANNELS=channels, KEYS=64, LOG2_E=LOG2_E,
+        warps=WARPS, ROWS=max(16, triton.next_power_of_2(rows)), CHANNELS=channels, KEYS=KEYS, LOG2_E=LOG2_E,
     )  # fmt: skip
     return out
