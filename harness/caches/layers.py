@@ -1,7 +1,7 @@
 """The layers of a SchemeCache: keys and values of one layer in packed storage, and what transformers asks of such a layer."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,8 +84,9 @@ class SchemeLayer(CacheLayerMixin):
         """By side, the positions that the next forward reads from packed storage; not to be asked while a forward goes on that is
         to attend to what this layer has returned."""
         if self.together is not None:
-            return self.together.past_read(self)
-        return {side: range(store.packed_from, store.packed_until) for side, store in self._stores.items()}
+            self.together.settle()
+        stores = self._stores if self.together is None else self.together.stores(self)
+        return {side: range(store.packed_from, store.packed_until) for side, store in stores.items()}
 
     def get_seq_length(self) -> int:
         if self.together is not None:
@@ -139,7 +140,9 @@ class SchemeLayer(CacheLayerMixin):
     def of_rows(self, rows: Int64[Tensor, "rows"]) -> "SchemeLayer":
         stores = self.stores
         other = copy.copy(self)
-        other._stores = {side: copy.copy(store) for side, store in stores.items()}  # whose parts are replaced, not changed
+        other._stores = {
+            side: copy.copy(store) for side, store in stores.items()
+        }  # whose parts are replaced, not changed
         other.batch_select_indices(rows)
         return other
 
@@ -181,17 +184,16 @@ class Together:
             layer.together, layer.place = self, place
 
     def goes_on(self, layer: "SchemeLayer", new: New) -> bool:
-        """Whether `new`, keys or values, can be this layer's next tokens. If not, all part: where it has had tokens that others still
-        wait for, where they are many, or are to be differentiated, or where the buffer has no room or cannot be written to. It is not
-        grown, but made again, so that there are never two."""
+        """Whether `new`, keys or values, can be this layer's next tokens. If not, all have parted: where it has had tokens that others
+        still wait for, where they are many, or are to be differentiated, or where the buffer has no room or cannot be written to. It
+        is not grown, but made again, so that there are never two."""
         if self._written[layer.place]:
-            self._settle()
-        buffer = self._steps.layers[layer.place].keys
-        assert buffer is not None
-        fits = self._steps.length + new.shape[2] <= self._room and len(new) == len(buffer) and writable(buffer)
-        if fits and is_step(new) and not self._written[layer.place]:
+            self.settle()
+        if layer.together is None:
+            return False
+        fits = self._steps.length + new.shape[2] <= self._room and len(new) == len(layer.emptied()["key"])
+        if fits and is_step(new) and self._writable and not self._written[layer.place]:
             return True
-        del buffer
         self.part()
         return False
 
@@ -203,16 +205,27 @@ class Together:
     def length(self, layer: "SchemeLayer") -> int:
         return self._steps.length + self._written[layer.place]
 
-    def past_read(self, layer: "SchemeLayer") -> dict[str, range]:
-        self._settle()
-        return self._steps.layers[layer.place].past_read()
+    def stores(self, layer: "SchemeLayer") -> Mapping[str, TokenStore]:
+        """By side, those that have the layer's tokens among others'."""
+        return self._steps.layers[layer.place].packed
 
-    def _settle(self) -> None:
-        """Store what a forward has written, once it has written to all layers."""
+    @property
+    def _writable(self) -> bool:
+        keys = self._steps.layers[0].keys
+        assert keys is not None
+        return writable(keys)
+
+    def settle(self) -> None:
+        """Store what a forward has written, once it has written to all layers. Where this mode may not write to the buffers, they
+        part."""
         count = self._written[0]
-        if count and all(one == count for one in self._written):
-            self._steps.advance(count, keep=True)
-            self._written = [0] * len(self._layers)
+        if not count or any(one != count for one in self._written):
+            return
+        if not self._writable:
+            self.part()
+            return
+        self._steps.advance(count, keep=True)
+        self._written = [0] * len(self._layers)
 
     def part(self) -> None:
         """Each layer has stores of its own again, as if it had always had."""

@@ -224,3 +224,19 @@ def test_rows_and_crop_behind_what_is_let_go(scheme):
     joined = TokenStore.joined([store, store])
     assert joined.dropped == store.dropped
     assert torch.equal(joined.read(), store.read().repeat(2, 1, 1, 1))
+
+
+@every_scheme
+@pytest.mark.parametrize("length", [2, 30, 100])
+def test_stores_that_were_joined_part_again(scheme, length):
+    """And share nothing: what the one store appends, and zeroes, they do not see."""
+    x, more = tokens(length, batch=6), tokens(9, seed=8, batch=6)
+    joined = TokenStore.joined([filled(scheme, rows) for rows in x.split(2)])
+    joined.append(more)
+    parted = joined.parted(3)
+    joined.append(more)
+    joined.zero_codes()
+    for store, rows, new in zip(parted, x.split(2), more.split(2), strict=True):
+        assert_alike(store, filled(scheme, rows, new))
+        store.append(new)
+        assert_alike(store, filled(scheme, rows, new, new))
