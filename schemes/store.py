@@ -44,7 +44,7 @@ class TokenStore:
 
     def parted(self, count: int) -> "list[TokenStore]":
         """What `joined` made one of so many stores, each with storage of its own again. `saturated` stays with the first."""
-        stores = [copy.copy(self) for _ in range(count)]  # whose parts are replaced, not changed
+        stores: list[TokenStore] = [copy.copy(self) for _ in range(count)]  # whose parts are replaced, not changed
         for i, store in enumerate(stores):
 
             def own(x: Tensor, i: int = i) -> Tensor:

@@ -73,8 +73,8 @@ class SchemeCache(DynamicCache):
         if layer.together is None or not layer.together.goes_on(layer, new):
             single = [one for one in self.layers if type(one) is SchemeLayer and one.together is None]
             pack_together(store for one in single for store in one.waiting())
-            same = [one for one in single if one.get_seq_length() == length and one.keys.device == new.device]
-            Together(same, new.shape[2])
+            alike = [one for one in single if one.get_seq_length() == length]
+            Together([one for one in alike if one.emptied()["key"].device == new.device], new.shape[2])
 
     @classmethod
     def for_model(cls, scheme: Scheme, model: Any, *, mirrored: bool = False) -> "SchemeCache":
