@@ -3,34 +3,34 @@
 Nothing is quantized twice. What a sliding window has left behind may be let go from the front.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvdelta.schemes.base import KV, QuantizedTensor, TensorScheme
-from kvdelta.schemes.mirror import Mirror, PastAndNew
 from kvdelta.schemes.packed_run import PackedRun
 from kvdelta.schemes.token_buffer import TokenBuffer
+
+PastAndNew = Float[Tensor, "batch heads past_and_new channels"]
 
 
 class TokenStore:
     """Keys or values [batch, heads, tokens, channels] of one layer, stored as `scheme` says.
 
-    After any sequence of appends the state depends on the number of tokens alone. mirrored: what is packed is decoded
-    once and kept beside it (`Mirror`).
+    After any sequence of appends the state depends on the number of tokens alone.
     """
 
-    def __init__(self, scheme: TensorScheme, mirrored: bool = False):
+    def __init__(self, scheme: TensorScheme):
         self.scheme = scheme
-        self.mirrored = mirrored
         self.reset()
 
     @classmethod
     def joined(cls, stores: "Sequence[TokenStore]", on_packed: Callable[[int, KV], None] | None = None) -> "TokenStore":
-        """One store with the batch rows of all, which are alike and hold equally many tokens. on_packed: is told where what is
-        packed from now on begins, and what it decodes to."""
+        """One store with the batch rows of all, which are alike and hold equally many tokens, none that waits. on_packed: is told
+        where what is packed from now on begins, and what it decodes to."""
         whole, first = cls(stores[0].scheme), stores[0]
         whole.dropped = first.dropped
         if first.sinks is not None:
@@ -38,8 +38,21 @@ class TokenStore:
         if first.tail is not None:
             whole._tail.append(torch.cat([store.tail for store in stores if store.tail is not None]))
         whole.runs = [PackedRun.joined(runs) for runs in zip(*(store.runs for store in stores), strict=True)]
+        whole.saturated = sum(store.saturated for store in stores)
         whole._on_packed = on_packed
         return whole
+
+    def parted(self, count: int) -> "list[TokenStore]":
+        """What `joined` made one of so many stores, each with storage of its own again. `saturated` stays with the first."""
+        stores: list[TokenStore] = [copy.copy(self) for _ in range(count)]  # whose parts are replaced, not changed
+        for i, store in enumerate(stores):
+
+            def own(x: Tensor, i: int = i) -> Tensor:
+                return x.chunk(count)[i].clone()
+
+            store._on_packed, store.saturated = None, 0 if i else self.saturated
+            store._change(own, lambda q, own=own: q.map_parts(own))
+        return stores
 
     def reset(self) -> None:
         self.dropped = 0  # first tokens that are no longer held
@@ -48,7 +61,6 @@ class TokenStore:
         self.runs: list[PackedRun] = []
         self.saturated: int | Tensor = 0  # numbers beyond the largest of the format, among all that were ever packed
         self._tail = TokenBuffer()
-        self._mirror: Mirror | None = None
         self._on_packed: Callable[[int, KV], None] | None = None
 
     @property
@@ -97,41 +109,22 @@ class TokenStore:
 
     def append(self, x: KV) -> None:
         """Store the newest tokens, and quantize what the residual rule no longer keeps exact."""
-        self._mirror = None
-        self._append(x)
-
-    def admit(self, x: KV) -> None:
-        """Store the newest tokens; what must be quantized waits for `pack`, or `schemes.together`."""
-        self._mirror = None
-        self._admit(x)
+        self.admit(x)
+        self.pack()
 
     def read_with(self, new: KV, *, pack: bool = True) -> PastAndNew:
         """All tokens, decoded, and `new` behind them as they are: what attention reads. Then `new` is stored; pack: what must be
         quantized waits no longer than this call, else for `pack`, `schemes.together` or the next of these calls."""
         self.pack()
-        if not self.mirrored:
-            past = self.read()
-            full = new if past is None else torch.cat([past, new], dim=2)
-        else:
-            if self._mirror is None:
-                self._mirror = Mirror()
-                if (past := self.read()) is not None:
-                    self._mirror.with_new(past)
-                    self._mirror.keep(past.shape[2])
-            full = self._mirror.with_new(new)
-        if self._mirror is not None:
-            self._mirror.keep(new.shape[2])
-        self._admit(new)
+        past = self._decoded()
+        full = torch.cat([*past, new], dim=2) if past else new
+        self.admit(new)
         if pack:
             self.pack()
         return full
 
-    def _append(self, x: KV) -> None:
-        self._admit(x)
-        self.pack()
-
-    def _admit(self, x: KV) -> None:
-        """Keep the newest tokens exactly; those that no longer may be so wait."""
+    def admit(self, x: KV) -> None:
+        """Store the newest tokens; what must be quantized waits for `pack`, or `schemes.together`."""
         missing = self.scheme.sink_tokens - self.length
         if missing > 0:
             self.sinks = _joined(self.sinks, x[:, :, :missing])
@@ -152,7 +145,7 @@ class TokenStore:
         """Quantize what waits."""
         if self.waiting is not None:
             for packed in self.quantized(self.waiting):
-                self.keep_packed(packed, packed.dequantize() if self.wants_decoded else None)
+                self.keep_packed(packed)
 
     def quantized(self, waiting: KV) -> list[QuantizedTensor]:
         """What waits, as it is to be stored: what the rule encodes first apart. Of several stores in one call the numbers beyond
@@ -169,19 +162,10 @@ class TokenStore:
                 start += x.shape[2]
         return packed
 
-    @property
-    def wants_decoded(self) -> bool:
-        return self._mirror is not None or self._on_packed is not None
-
-    def keep_packed(self, packed: QuantizedTensor, decoded: KV | None) -> None:
-        """What waited, or the next part of it, is stored as `packed`, which stands for `decoded`, wanted where there is a
-        mirror."""
-        if decoded is not None:
-            start = self.packed_until
-            if self._mirror is not None:
-                self._mirror.decode(start, decoded)
-            if self._on_packed is not None:
-                self._on_packed(start, decoded)
+    def keep_packed(self, packed: QuantizedTensor) -> None:
+        """What waited, or the next part of it, is stored as `packed`."""
+        if self._on_packed is not None:
+            self._on_packed(self.packed_until, packed.dequantize())
         # what the rule encodes first is a run of another layout
         apart = (
             self.scheme.first is not None and self.packed_until <= self.scheme.sink_tokens + self.scheme.first_tokens
@@ -194,15 +178,17 @@ class TokenStore:
 
     def read(self) -> KV | None:
         """All tokens from `dropped` on, decoded; None where nothing is held."""
-        pieces = [] if self.sinks is None else [self.sinks]
-        pieces += [run.view().dequantize() for run in self.runs if run.tokens]
-        pieces += [x for x in (self.waiting, self.tail) if x is not None]
+        pieces = self._decoded()
         return torch.cat(pieces, dim=2) if pieces else None  # copies even one piece: what is held may change later
+
+    def _decoded(self) -> list[KV]:
+        """All tokens, one piece after another; those that are exact as views."""
+        packed = [run.view().dequantize() for run in self.runs if run.tokens]
+        return [x for x in (self.sinks, *packed, self.waiting, self.tail) if x is not None]
 
     def crop(self, tokens: int) -> None:
         """Keep the first `tokens` tokens; the last block may be left with fewer valid tokens."""
         self.pack()
-        self._mirror = None
         keep = tokens - self.dropped
         if self.sinks is not None:
             self.sinks = self.sinks[:, :, :keep].clone() if keep else None
@@ -216,7 +202,6 @@ class TokenStore:
     def forget(self, tokens: int) -> None:
         """Let go of the first `tokens` tokens, as a sliding window does: exact ones, and groups that hold no other. What is not
         packed yet stays: it will be, in whole groups."""
-        self._mirror = None
         if self.sinks is not None and tokens > self.dropped:
             gone = min(tokens - self.dropped, self.sink_tokens)
             self.sinks = self.sinks[:, :, gone:].clone() if gone < self.sink_tokens else None
@@ -241,12 +226,10 @@ class TokenStore:
     def zero_codes(self) -> None:
         """The destructive control: keep the scales, set every stored code to 0."""
         self.pack()
-        self._mirror = None
         self.runs = [PackedRun(run.held.with_zeroed_codes()) for run in self.runs]
 
     def _change(self, exact: Callable[[Tensor], Tensor], packed: Callable[[QuantizedTensor], QuantizedTensor]) -> None:
         self.pack()
-        self._mirror = None
         self.sinks = None if self.sinks is None else exact(self.sinks)
         tail, self._tail = self._tail, TokenBuffer()
         if tail.length:
@@ -256,7 +239,7 @@ class TokenStore:
         ]  # with its spare capacity, which would stay unseen
 
     def nbytes(self) -> dict[str, int]:
-        """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", "spare" capacity, "mirror"."""
+        """Bytes held, by what they hold: each part of the packed tokens, "tail", "sinks", "spare" capacity."""
         held: dict[str, int] = {}
         for run in self.runs:
             for name, size in run.view().nbytes().items():
@@ -264,8 +247,6 @@ class TokenStore:
         for name, exact in (("tail", self.tail), ("sinks", self.sinks)):
             held[name] = 0 if exact is None else exact.numel() * exact.element_size()
         held["spare"] = sum(run.spare_bytes() for run in self.runs) + self._tail.spare_bytes
-        if self._mirror is not None:
-            held["mirror"] = self._mirror.nbytes
         return held
 
     def counted_bytes(self) -> float:

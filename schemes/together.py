@@ -44,8 +44,6 @@ def _pack(waiting: Sequence[tuple[TokenStore, Tensor]]) -> None:
         first.pack()
         return
     for packed in first.quantized(torch.cat([one for _, one in waiting])):
-        decoded = packed.dequantize() if any(store.wants_decoded for store, _ in waiting) else None
         for i, (store, _) in enumerate(waiting):
             own = slice(i * len(block), (i + 1) * len(block))
-            mine = packed.map_parts(lambda part, own=own: part[own])
-            store.keep_packed(mine, None if decoded is None else decoded[own])
+            store.keep_packed(packed.map_parts(lambda part, own=own: part[own]))

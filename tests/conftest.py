@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import beartype.typing
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,14 @@ def seed():
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_available():  # without a device torch.manual_seed keeps a traceback of each call for later
         torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """They are checked in the other tests, and would be most of the time here."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 VOCABULARY = 128

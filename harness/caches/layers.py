@@ -1,6 +1,7 @@
 """The layers of a SchemeCache: keys and values of one layer in packed storage, and what transformers asks of such a layer."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,13 +9,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
+from kvdelta.harness.caches.stepping import Buffers, Steps
 from kvdelta.schemes import Scheme, TokenStore
 from kvdelta.schemes.errors import UserError
+from kvdelta.schemes.together import pack_together
+from kvdelta.schemes.token_buffer import room, writable
 
 Whole = Float[Tensor, "batch heads past_and_new _"]  # past and new tokens; values may be narrower than keys
 New = Float[Tensor, "batch heads tokens _"]
 
 STEP = 16  # tokens of a forward, at most, that wait for the last layer to be quantized
+SPARE = 64  # tokens, at least, that layers that step together have room for when they begin
 
 
 class SchemeLayer(CacheLayerMixin):
@@ -22,7 +27,8 @@ class SchemeLayer(CacheLayerMixin):
 
     `update` returns the stored past, decoded, followed by the new tokens as they came; then the new tokens are
     stored. So a forward attends to its own tokens exactly and only later forwards read what was quantized. What a
-    step of few tokens has to quantize waits for `SchemeCache.update` of the last layer.
+    step of few tokens has to quantize waits for `SchemeCache.update` of the last layer, or while the layer steps together with
+    others (`Together`) for the next forward.
     """
 
     is_croppable = True
@@ -30,10 +36,24 @@ class SchemeLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, scheme: Scheme, mirrored: bool = False):
+    def __init__(self, scheme: Scheme):
         super().__init__()
         self.scheme = scheme
-        self.stores = {side: TokenStore(rule, mirrored) for side, rule in scheme.sides.items()}
+        self.together: Together | None = None
+        self.place = 0  # among those that it steps together with
+        self._stores = {side: TokenStore(rule) for side, rule in scheme.sides.items()}
+
+    @property
+    def stores(self) -> dict[str, TokenStore]:
+        """By side. To be asked for again after a forward: the layer no longer steps together with others, since what is done with
+        its stores is done to it alone."""
+        if self.together is not None:
+            self.together.part()
+        return self._stores
+
+    def waiting(self) -> list[TokenStore]:
+        """Its stores that have something to quantize."""
+        return [store for store in self._stores.values() if store.waiting is not None]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.scheme.check(key_states.shape[3], value_states.shape[3])  # configs do not say how wide cached heads are
@@ -43,13 +63,15 @@ class SchemeLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: New, value_states: New, *args: Any, **kwargs: Any) -> tuple[Whole, Whole]:
+        if self.together is not None and self.together.goes_on(self, key_states):
+            return self.together.update(self, key_states, value_states)
         return self._read_with(key_states, value_states)
 
     def _read_with(self, key_states: New, value_states: New) -> tuple[Tensor, Tensor]:
         """All that is held of keys and of values, decoded, and the new behind them, which are then stored."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self.stores.values()
+        keys, values = self._stores.values()
         many = key_states.shape[2] > STEP  # tokens: a prefill holds no exact copy of more than one layer
         return keys.read_with(key_states, pack=many), values.read_with(value_states, pack=many)
 
@@ -59,11 +81,17 @@ class SchemeLayer(CacheLayerMixin):
         return self.get_seq_length()
 
     def past_read(self) -> dict[str, range]:
-        """By side, the positions that the next forward reads from packed storage."""
-        return {side: range(store.packed_from, store.packed_until) for side, store in self.stores.items()}
+        """By side, the positions that the next forward reads from packed storage; not to be asked while a forward goes on that is
+        to attend to what this layer has returned."""
+        if self.together is not None:
+            self.together.settle()
+        stores = self._stores if self.together is None else self.together.stores(self)
+        return {side: range(store.packed_from, store.packed_until) for side, store in stores.items()}
 
     def get_seq_length(self) -> int:
-        return self.stores["key"].length
+        if self.together is not None:
+            return self.together.length(self)
+        return self._stores["key"].length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -110,28 +138,122 @@ class SchemeLayer(CacheLayerMixin):
         return {"key": self.keys, "value": self.values}
 
     def of_rows(self, rows: Int64[Tensor, "rows"]) -> "SchemeLayer":
+        stores = self.stores
         other = copy.copy(self)
-        other.stores = {
-            side: copy.copy(store) for side, store in self.stores.items()
+        other._stores = {
+            side: copy.copy(store) for side, store in stores.items()
         }  # whose parts are replaced, not changed
         other.batch_select_indices(rows)
         return other
 
     def offload(self) -> None:
-        for store in self.stores.values():
-            store.to("cpu")
+        self._move("cpu")
 
     def prefetch(self) -> None:
         if self.is_initialized:
-            for store in self.stores.values():
-                store.to(self.device)
+            self._move(self.device)
+
+    def _move(self, device: torch.device | str) -> None:
+        for store in self.stores.values():
+            store.to(device)
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.to(device), self.values.to(device)
+
+
+class Together:
+    """Layers of a live cache that step together, from one that holds tokens on, until one of them changes by itself: stores of their
+    own they have none, but share those of `Steps`, whose buffers hold all their tokens decoded, the memory that packing saves.
+
+    A forward writes its tokens into the buffers. They are stored when the next one begins, so that what was returned stays as it
+    is while it is read.
+    """
+
+    def __init__(self, layers: "Sequence[SchemeLayer]", new: int):
+        """layers: with equally many tokens; there is room for `new` more, and some."""
+        self._layers = list(layers)
+        self._room = room(layers[0].get_seq_length() + max(new, SPARE))
+        self._steps = Steps(
+            {i: layer._stores for i, layer in enumerate(layers)},
+            {i: layer.emptied() for i, layer in enumerate(layers)},
+            {},
+            self._room,
+            Buffers(),
+        )
+        self._written = [0] * len(layers)  # tokens of the newest forward, by layer, which are not stored yet
+        for place, layer in enumerate(layers):
+            layer.together, layer.place = self, place
+
+    def goes_on(self, layer: "SchemeLayer", new: New) -> bool:
+        """Whether `new`, keys or values, can be this layer's next tokens. If not, all have parted: where it has had tokens that others
+        still wait for, where they are many, or are to be differentiated, or where the buffer has no room or cannot be written to. It
+        is not grown, but made again, so that there are never two."""
+        if self._written[layer.place]:
+            self.settle()
+        if layer.together is None:
+            return False
+        fits = self._steps.length + new.shape[2] <= self._room and len(new) == len(layer.emptied()["key"])
+        if fits and is_step(new) and self._writable and not self._written[layer.place]:
+            return True
+        self.part()
+        return False
+
+    def update(self, layer: "SchemeLayer", key_states: New, value_states: New) -> tuple[Whole, Whole]:
+        """All tokens and the new behind them, as views."""
+        self._written[layer.place] = key_states.shape[2]
+        return self._steps.layers[layer.place].update(key_states, value_states)
+
+    def length(self, layer: "SchemeLayer") -> int:
+        return self._steps.length + self._written[layer.place]
+
+    def stores(self, layer: "SchemeLayer") -> Mapping[str, TokenStore]:
+        """By side, those that have the layer's tokens among others'."""
+        return self._steps.layers[layer.place].packed
+
+    @property
+    def _writable(self) -> bool:
+        keys = self._steps.layers[0].keys
+        assert keys is not None
+        return writable(keys)
+
+    def settle(self) -> None:
+        """Store what a forward has written, once it has written to all layers. Where this mode may not write to the buffers, they
+        part."""
+        count = self._written[0]
+        if not count or any(one != count for one in self._written):
+            return
+        if not self._writable:
+            self.part()
+            return
+        self._steps.advance(count, keep=True)
+        self._written = [0] * len(self._layers)
+
+    def part(self) -> None:
+        """Each layer has stores of its own again, as if it had always had."""
+        start, written = self._steps.length, []
+        for place, count in enumerate(self._written):
+            keys, values = self._steps.layers[place].keys, self._steps.layers[place].values
+            assert keys is not None
+            assert values is not None
+            written.append([x[:, :, start : start + count].clone() for x in (keys, values) if count])
+        stores = self._steps.parted()
+        for layer, new in zip(self._layers, written, strict=True):
+            layer.together, layer._stores = None, stores[layer.place]
+            for store, x in zip(layer._stores.values(), new, strict=False):  # of none where nothing was written
+                store.admit(x)
+        pack_together(store for layer in self._layers for store in layer.waiting())
+
+
+def is_step(new: New) -> bool:
+    """Whether a forward of these keys or values is one of those that layers take together: of few tokens, and none that is to be
+    differentiated, which reads what is written once."""
+    return new.shape[2] <= STEP and not new.requires_grad
 
 
 class SlidingSchemeLayer(SchemeLayer):
     """The same for a layer that attends to the newest `sliding_window` tokens, the query's own among them.
 
     `update` returns no more of the past than such a query sees. What the window has left is let go: exact tokens, and token
-    groups that hold none but such, up to an eighth of a window at a time. There is no mirror of decoded tokens.
+    groups that hold none but such, up to an eighth of a window at a time. It steps together with none.
     """
 
     is_sliding = True

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kvdelta.harness.caches.key_bias import key_bias_of
-from kvdelta.harness.caches.layers import New, SchemeLayer, SlidingSchemeLayer, Whole, whole
+from kvdelta.harness.caches.layers import New, SchemeLayer, SlidingSchemeLayer, Together, Whole, is_step, whole
 from kvdelta.harness.caches.rotary import rotary_of
 from kvdelta.harness.caches.stepping import Buffers, Steps
 from kvdelta.harness.subject.kinds import stored_layers
@@ -26,9 +26,10 @@ class SchemeCache(DynamicCache):
     left padding, the keys of pad tokens enter per-channel groups like any other.
 
     rotary, key_bias: of a layer, for schemes that work with what keys were before the rotary embedding; `for_model` takes the
-    model's own. mirrored: each
-    block is decoded once and stays decoded beside its codes, so that a step costs its own tokens: the speed of an exact
-    cache, and its memory on top; not of layers with a sliding window, which are decoded at every step.
+    model's own. mirrored: from the first forward of few tokens on what is stored stays decoded beside its codes, so that a step costs
+    its own tokens: the speed of an exact cache, and its memory on top. Layers step together then (`Together`), and whatever changes
+    what is held (crop, rows, copies of a layer, a long forward), or asks for the stores, parts them until the next step, which
+    decodes all again. Not of layers with a sliding window, which are decoded at every step.
 
     Raises ValueError where the model has no such layer to quantize; the first `update` where its heads are such that the
     scheme cannot group them.
@@ -48,17 +49,32 @@ class SchemeCache(DynamicCache):
         self.scheme = scheme.bind(len(self.layers), stored, rotary, key_bias)
         for index, window in stored.items():
             here = self.scheme.for_layer(index)
-            self.layers[index] = SchemeLayer(here, mirrored) if window is None else SlidingSchemeLayer(here, window)
+            self.layers[index] = SchemeLayer(here) if window is None else SlidingSchemeLayer(here, window)
+        self._mirrored = mirrored
         self._last = max(stored)
 
     def update(
         self, key_states: New, value_states: New, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Whole, Whole]:
         """As `SchemeLayer`; after the last layer, what waits in all of them is quantized, those alike in one call."""
+        if self._mirrored:
+            self._step_together(layer_idx, key_states)
         read = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self._last:
-            pack_together(store for _, _, store in self.stores())
+            mine = (layer for layer in self.layers if isinstance(layer, SchemeLayer))
+            pack_together(store for layer in mine for store in layer.waiting())
         return read
+
+    def _step_together(self, layer_idx: int, new: New) -> None:
+        """If `new` are few and the layer is by itself, all that are so and hold as many tokens on the same device go on together."""
+        layer = self.layers[layer_idx]
+        if type(layer) is not SchemeLayer or not is_step(new) or not (length := layer.get_seq_length()):
+            return
+        if layer.together is None or not layer.together.goes_on(layer, new):
+            single = [one for one in self.layers if type(one) is SchemeLayer and one.together is None]
+            pack_together(store for one in single for store in one.waiting())
+            alike = [one for one in single if one.get_seq_length() == length]
+            Together([one for one in alike if one.emptied()["key"].device == new.device], new.shape[2])
 
     @classmethod
     def for_model(cls, scheme: Scheme, model: Any, *, mirrored: bool = False) -> "SchemeCache":

@@ -1,11 +1,11 @@
-"""A filled cache as an evaluation steps over it: one side of all layers that are stored alike is one store and one buffer.
+"""A filled cache as forwards of few tokens step over it: one side of all layers that are stored alike is one store and one buffer.
 
 A step then costs its own tokens: they are written behind the decoded ones, and what must be packed is encoded and decoded
 for all layers in one call, once the forward is over.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -131,9 +131,22 @@ class _Decoded:
         return self.buffer[0].numel() * self.buffer.element_size() * len(self.places)
 
 
+class _Stack(NamedTuple):
+    """One side of some layers."""
+
+    side: str
+    layers: list[int]
+    store: TokenStore
+    decoded: _Decoded
+
+
 class Steps:
-    """Takes over the stores of layers, by index those of each side, and the shape of their tokens; windows: tokens that a sliding
-    layer attends to; room: tokens of the whole window. once: there is one forward, which reads them and leaves them as they are."""
+    """Takes over the stores of layers, by index those of each side, which are empty then, and the shape of their tokens; windows:
+    tokens that a sliding layer attends to; room: tokens of the whole window. once: there is one forward, which reads them and leaves
+    them as they are.
+
+    While a store takes over those of one side, what they hold is there twice.
+    """
 
     def __init__(
         self,
@@ -144,7 +157,7 @@ class Steps:
         buffers: Buffers,
         once: bool = False,
     ):
-        self._stacks: list[tuple[TokenStore, _Decoded]] = []
+        self._stacks: list[_Stack] = []
         views: dict[int, dict[str, Tensor]] = {index: {} for index in stores}
         packed: dict[int, dict[str, TokenStore]] = {index: {} for index in stores}
         self.length = next(store.length for sides in stores.values() for store in sides.values())
@@ -161,9 +174,11 @@ class Steps:
                     mine = [stores[indices[place]][side] for place in places]
                     mirror.read(mine)
                     store = mine[0] if once else TokenStore.joined(mine, mirror.decode)
-                    self._stacks.append((store, mirror))
-                    for place in places:
-                        packed[indices[place]][side] = store
+                    for one in () if once else mine:
+                        one.reset()
+                    self._stacks.append(_Stack(side, [indices[place] for place in places], store, mirror))
+                    for index in self._stacks[-1].layers:
+                        packed[index][side] = store
         self.layers: dict[int, StepLayer] = {}
         for index, sides in views.items():
             own = (sides["key"], sides["value"], self.length, packed[index])
@@ -173,8 +188,18 @@ class Steps:
         """A forward of `count` tokens is over. keep: they are stored, for the next to read."""
         if not keep:
             return
-        for store, mirror in self._stacks:
-            store.append(mirror.tokens(self.length, self.length + count))
+        for stack in self._stacks:
+            stack.store.append(stack.decoded.tokens(self.length, self.length + count))
         self.length += count
         for layer in self.layers.values():
             layer.length = self.length
+
+    def parted(self) -> dict[int, dict[str, TokenStore]]:
+        """The stores of each layer, each with storage of its own again. Uses itself up."""
+        stores: dict[int, dict[str, TokenStore]] = {index: {} for index in self.layers}
+        self.layers.clear()
+        while self._stacks:
+            stack = self._stacks.pop()
+            for index, own in zip(stack.layers, stack.store.parted(len(stack.layers)), strict=True):
+                stores[index][stack.side] = own
+        return {index: {side: sides[side] for side in ("key", "value")} for index, sides in stores.items()}

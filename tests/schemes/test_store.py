@@ -224,3 +224,20 @@ def test_rows_and_crop_behind_what_is_let_go(scheme):
     joined = TokenStore.joined([store, store])
     assert joined.dropped == store.dropped
     assert torch.equal(joined.read(), store.read().repeat(2, 1, 1, 1))
+
+
+@every_scheme
+@pytest.mark.parametrize("length", [2, 30, 100])
+def test_stores_that_were_joined_part_again(scheme, length):
+    """And share no memory."""
+    x, more = tokens(length, batch=6), tokens(9, seed=8, batch=6)
+    joined = TokenStore.joined([filled(scheme, rows) for rows in x.split(2)])
+    joined.append(more)
+    parted = joined.parted(3)
+    held = [part for store in (joined, *parted) for run in store.runs for part in run.held.parts().values()]
+    held += [exact for store in (joined, *parted) for exact in (store.sinks, store.tail) if exact is not None]
+    assert len({x.untyped_storage().data_ptr() for x in held}) == len(held)
+    for store, rows, new in zip(parted, x.split(2), more.split(2), strict=True):
+        assert_alike(store, filled(scheme, rows, new))
+        store.append(new)
+        assert_alike(store, filled(scheme, rows, new, new))

@@ -9,7 +9,6 @@ reads; a copy shares nothing.
 import copy
 import json
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -80,7 +79,8 @@ class Beside:
         return self.fed[0][0].shape[0]
 
     def stores(self) -> list:
-        return [list(layer.stores.values()) for layer in self.cache.layers]
+        """Of a copy: layers that step together go on so."""
+        return [list(layer.stores.values()) for layer in copy.deepcopy(self.cache).layers]
 
     def held(self) -> list[list[torch.Tensor | None]]:
         return [[store.read() for store in sides] for sides in self.stores()]
@@ -236,14 +236,6 @@ def same(one, other) -> bool:
         for pairs in zip(one, other, strict=True)
         for a, b in zip(*pairs, strict=True)
     )
-
-
-@pytest.fixture
-def unchecked_annotations():
-    """They are checked in the other tests, and would be most of the time here."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked_annotations")

@@ -22,3 +22,9 @@ def layer_map(tmp_path, monkeypatch):
 @pytest.mark.parametrize("check", checks, ids=str)
 def test_scheme_cache(check, spec):
     assert check(lambda config: SchemeCache.for_model(parse_scheme(spec), model_of(config))).passed
+
+
+@pytest.mark.parametrize("spec", ["kivi2:layers=all", "int4"])
+@pytest.mark.parametrize("check", checks, ids=str)
+def test_a_mirrored_cache(check, spec):
+    assert check(lambda config: SchemeCache.for_model(parse_scheme(spec), model_of(config), mirrored=True)).passed
