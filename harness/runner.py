@@ -15,6 +15,7 @@ from kvdelta.harness.caches.contenders import stores_sliding
 from kvdelta.harness.failures import failures
 from kvdelta.harness.passes import Outcome, Passes
 from kvdelta.harness.protocols import prefill
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records import journal
 from kvdelta.harness.records.run import Entry, Run, WindowRecord
 from kvdelta.harness.records.run_folder import RUN_FILE, journal_of
@@ -23,7 +24,7 @@ from kvdelta.harness.records.tokens import save_tokens, sums_of
 from kvdelta.harness.scoring import PER_TOKEN, NotFinite
 from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.windows import Batch, Window
-from kvdelta.harness.time_limit import TookTooLong, at_most
+from kvdelta.harness.time_limit import at_most
 from kvdelta.schemes.errors import UserError
 
 
@@ -93,15 +94,11 @@ class Runner:
                 try:
                     with at_most(self.time_limit if position else None):
                         outcome = self.passes.over(position, self.run, batch, prefilled)
-                except (
-                    Exception,
-                    SystemExit,
-                    TookTooLong,
-                ) as error:  # a foreign cache may raise what it likes, and exit()
+                except RAISED as error:
                     # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
                     if position == 0 or (isinstance(error, torch.OutOfMemoryError) and len(batch) > 1):
                         raise
-                    self._fail(position, f"{type(error).__name__}: {one_line(error)}")
+                    self._fail(position, reason_of(error))
                 if outcome.error:
                     self._not_finite(position, outcome.error)
             outcomes.append(outcome)

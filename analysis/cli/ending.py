@@ -41,6 +41,10 @@ def exit_code(app: typer.Typer) -> int:
     except KeyboardInterrupt:
         complain("interrupted; finished windows are kept: the same command goes on")
         return INTERRUPTED
+    except SystemExit as stop:  # no command of ours calls it
+        complain(
+            f"{_who(stop)} called exit({stop.code!r}), which ended the command; let it raise an error in place of that"
+        )
     except Exception as error:
         if not _out_of_memory(error):
             traceback.print_exc()
@@ -51,6 +55,12 @@ def exit_code(app: typer.Typer) -> int:
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
         )
     return USER_ERROR
+
+
+def _who(stop: SystemExit) -> str:
+    """File and line that it comes from."""
+    *_, last = traceback.extract_tb(stop.__traceback__)
+    return f"{last.filename}:{last.lineno}"
 
 
 def _out_of_memory(error: Exception) -> bool:

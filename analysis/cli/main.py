@@ -111,7 +111,9 @@ def compare(
     from kvdelta.harness.caches.variants import by_layers, matched
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
-    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    given = contenders_of(
+        [*(scheme or DEFAULT_SCHEMES), *(user_cache(one, options.time_limit) for one in cache or [])], note
+    )
     contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     known = [name for contender in contenders for name in (identity_of(contender.name), contender.label)]
     if baseline is not None and baseline not in known and identity_of(canonical(baseline)) not in known:
@@ -220,13 +222,7 @@ def calibrate(
 
 
 @app.command()
-@takes_options(
-    windows=1,
-    without=(
-        "until_se",
-        "same_text",
-    ),
-)
+@takes_options(windows=1, without=("until_se", "same_text", "drop"), rows=True)
 def audit(
     options: Options,
     cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],
@@ -238,7 +234,7 @@ def audit(
     from kvdelta.harness.caches.contenders import contenders_of
     from kvdelta.harness.caches.foreign import user_cache
 
-    run, folder = make_run(contenders_of([user_cache(cache)]), options, load_subject(options))
+    run, folder = make_run(contenders_of([user_cache(cache, options.time_limit)]), options, load_subject(options))
     show_run(run, folder, format)
     if not run.audit.failures:
         note(f"audit passed: the scored forward read what {cache} had stored")

@@ -16,7 +16,7 @@ ITS_OWN = ("until_se", "protocol", "step", "text", "windows", "window_length", "
 
 
 @replaying.command("replay")
-@takes_options(without=ITS_OWN)
+@takes_options(without=ITS_OWN, rows=True)
 def replay(
     options: Options,
     scheme: Schemes = None,
@@ -65,7 +65,9 @@ def replay(
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
     from kvdelta.harness.replaying.replay import replay as run_replay
 
-    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    contenders = contenders_of(
+        [*(scheme or DEFAULT_SCHEMES), *(user_cache(one, options.time_limit) for one in cache or [])], note
+    )
     contenders = by_layers(contenders, layers or ["full"])
     _, folder = run_replay(contenders, options, how, progress=terminal.progress, on_note=note)
     code = show_replay(folder, format)

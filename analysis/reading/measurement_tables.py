@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvdelta.analysis.reading import error_measures as measures
@@ -12,6 +13,7 @@ from kvdelta.analysis.reading.ablations import AblationRow, AdditivityRow
 from kvdelta.analysis.reading.agreement import AgreementRow
 from kvdelta.analysis.reading.error_measures import ErrorRow
 from kvdelta.analysis.reading.outliers import OutlierRow
+from kvdelta.analysis.reading.rows import Row
 from kvdelta.analysis.reading.tables import Table, interval, number, overlap, signed, table, windows_of
 from kvdelta.harness.records.measurement import Arrays, Measurement
 from kvdelta.harness.records.run import Header
@@ -33,6 +35,24 @@ def as_text(values: Sequence[Mapping[str, Any]], format: str) -> str:
     writer.writeheader()
     writer.writerows(values)
     return out.getvalue()
+
+
+@dataclass(frozen=True)
+class FailedRow(Row):
+    """A scheme that has no figures, and why."""
+
+    scheme: str
+    error: str
+
+
+def failed_rows(record: Measurement) -> list[FailedRow]:
+    return [FailedRow(label, reason) for label, reason in record.failed.items()]
+
+
+def with_failed(shown: Table, record: Measurement) -> Table:
+    """A table of schemes with a line for each that has failed."""
+    header, body = shown
+    return header, [*body, *([label, "failed", *["–"] * (len(header) - 2)] for label in record.failed)]
 
 
 # errors

@@ -83,7 +83,7 @@ def replay(
             grid = sums.edges_of(how.tokens, sums.GRID)
             record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
             save_replay(record, folder)
-        if record.status == "complete":
+        if record.status == "complete" and not options.retry_failed:
             if not (wrong := _damage(folder, record)):
                 on_note(f"{folder} holds this replay already, complete; its record is printed again")
                 return record, folder
@@ -106,7 +106,8 @@ def replay(
         for row, contender in zip(record.rows, contenders, strict=True):
             row.note = _kept_exact(contender, how)
         if how.free_run:
-            run_freely(folder, record, contenders, subject, runs[STEPS].batch, on_note)
+            whole = [one for one, run in zip(contenders, runs[STEPS].contenders, strict=True) if not run.error]
+            run_freely(folder, record, whole, subject, runs[STEPS].batch, on_note, options.time_limit)
         record.status = "complete"
         save_replay(record, folder)
         return record, folder

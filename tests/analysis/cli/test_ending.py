@@ -72,6 +72,16 @@ def test_a_device_without_memory_is_one_line(kvdelta, monkeypatch):
     assert "--window-length" in err
 
 
+def test_an_exit_of_other_peoples_code_is_an_error(kvdelta, monkeypatch):
+    def listing(format):
+        sys.exit(0)
+
+    monkeypatch.setattr(catalogue, "listing", listing)
+    code, out, err = kvdelta("schemes")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"kvdelta: \S+test_ending.py:\d+ called exit\(0\), which ended the command; .*\n", err)
+
+
 def test_an_interrupt_says_what_is_kept(kvdelta, monkeypatch):
     monkeypatch.setattr(catalogue, "listing", raising(KeyboardInterrupt()))
     code, _, err = kvdelta("schemes")
