@@ -1,5 +1,6 @@
 """How a command ends: its exit code, and one line for what went wrong."""
 
+import errno
 import os
 import sys
 import traceback
@@ -38,6 +39,11 @@ def exit_code(app: typer.Typer) -> int:
     except BrokenPipeError:  # who reads has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return CLOSED
+    except OSError as error:
+        if error.filename is not None or not _stdout_fails(error):
+            return _fault()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain(f"stdout cannot be written: {error.strerror}; send it to a file on a disk that has room")
     except KeyboardInterrupt:
         complain("interrupted; finished windows are kept: the same command goes on")
         return INTERRUPTED
@@ -47,9 +53,7 @@ def exit_code(app: typer.Typer) -> int:
         )
     except Exception as error:
         if not _out_of_memory(error):
-            traceback.print_exc()
-            complain("this is a fault of kvdelta, not of yours: please report it, with these lines and the command")
-            return FAULT
+            return _fault()
         complain(
             "the device has no memory left; finished windows are kept: free some and give the same command again, "
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
@@ -61,6 +65,24 @@ def _who(stop: SystemExit) -> str:
     """File and line that it comes from."""
     *_, last = traceback.extract_tb(stop.__traceback__)
     return f"{last.filename}:{last.lineno}"
+
+
+def _stdout_fails(error: OSError) -> bool:
+    """A disk that is full says so again; of a stdout without a buffer, to a line more."""
+    try:
+        sys.stdout.flush()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF):
+            print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _fault() -> int:
+    """The error that is being handled is a defect."""
+    traceback.print_exc()
+    complain("this is a fault of kvdelta, not of yours: please report it, with these lines and the command")
+    return FAULT
 
 
 def _out_of_memory(error: Exception) -> bool:

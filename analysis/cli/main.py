@@ -21,7 +21,7 @@ from kvdelta.analysis.cli.bench import bench
 from kvdelta.analysis.cli.carry import carrying
 from kvdelta.analysis.cli.check_cache import checking
 from kvdelta.analysis.cli.doctor import doctoring, show_version
-from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
+from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, USER_ERROR, exit_code
 from kvdelta.analysis.cli.evaluating import Flips, evaluating, show_evaluation
 from kvdelta.analysis.cli.flags import (
     FACTORY,
@@ -260,6 +260,11 @@ app.registered_commands += [
 def main() -> None:
     """Exit codes: 0 done, 1 a fault of kvdelta, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
     interrupted. Of several processes the first prints, and ends with 3 or 4: a launcher stops all when one of them does."""
+    if sys.stderr is None:  # closed, 2>&-: print would take stdout for it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the process ends
+    if sys.stdout is None:
+        print("kvdelta: stdout is closed: send the result to a file, or to /dev/null", file=sys.stderr)
+        sys.exit(USER_ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run
     if "_KVDELTA_COMPLETE" in os.environ:  # a shell asks what could be typed next

@@ -1,6 +1,7 @@
 """Replay: the exact model writes after each prompt, and every scheme is fed what it wrote, so that all of it passes through
 its cache. Two runs over these windows, token by token and in one forward, and a record of what is kept by position."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -126,7 +127,7 @@ def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contend
 
 def _damage(folder: Path, record: Replay) -> list[str]:
     """What is not as it was written, of the texts and of the runs that the sums are from."""
-    runs = [folder / name for name in (STEPS, ONE_FORWARD) if (folder / name).is_dir()]
+    runs = [folder / name for name in (STEPS, ONE_FORWARD) if os.path.isdir(folder / name)]
     return [
         *damaged_files(folder, record.files),
         *(f"{run.name}, {one}" for run in runs for one in load_whole(run).lost),
