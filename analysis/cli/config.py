@@ -130,14 +130,14 @@ def _read(path: Path) -> dict[Any, Any]:
         ) from None
     except RecursionError:
         raise UserError(f"{path.name} is nested too deep to be flags: give lines such as `windows: 8`") from None
-    except ValueError as error:  # a date that there is not, a number of 5,000 digits
-        raise UserError(f"{path.name} has a value that cannot be read: {one_line(error)}; put it in quotes") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(
             f"{path.name}{where} is no YAML: {one_line(getattr(error, 'problem', None) or error)}"
         ) from None
+    except Exception as error:  # a date that there is not, a number of 5,000 digits, a tag of what it is not
+        raise UserError(f"{path.name} has a value that cannot be read: {one_line(error)}; put it in quotes") from None
     if not isinstance(content, dict):
         raise UserError(f"{path.name} holds no flags: give lines such as `model: [a, b]` and `windows: 8`")
     return content

@@ -74,6 +74,7 @@ CONFIGURATIONS = {
     "a zero byte in a folder's name": ('out: "\\0"', '"out" has a zero byte'),
     "a zero byte in a list": ('scheme: [int4, "\\0"]', '"scheme" has a zero byte'),
     "a date that there is not": ("windows: 2001-99-99", "z.yaml has a value that cannot be read"),
+    "a tag of what it is not": ("seed: !!timestamp now", "z.yaml has a value that cannot be read"),
     "a number of 5,000 digits": (f"windows: {'9' * 5000}", "z.yaml has a value that cannot be read"),
     "lists of lists": (
         "a: &a [x,x,x,x,x,x,x,x,x]\n"

@@ -1,6 +1,10 @@
 """Of README.md and the pages that have few figures, and what else no record has."""
 
+import numpy as np
+from scipy import special
+
 from kvdelta.analysis.pages import glance, page, rows
+from kvdelta.analysis.reading import run_tables
 from kvdelta.harness import statistics
 from kvdelta.harness.subject import data_sets
 from tests.docs.claiming import EXIT_CODES, Claim, Unchecked
@@ -11,6 +15,23 @@ from tests.docs.records import carried_grid, four, order_agreement, places, run
 def reversed_pairs():
     row = order_agreement(carried_grid(FAMILIES), 0, 2)
     return [0.2 < row.reversed / row.told < 0.3]
+
+
+def of_lognormal(windows, draws=20_000):
+    """Per cent of runs whose t interval holds the mean of lognormal differences, and whose row is named as skewed."""
+    differences = np.random.default_rng(windows).lognormal(0, 1, (draws, windows))
+    found = [statistics.paired_delta(one, np.zeros(windows), np.ones(windows)) for one in differences[: draws // 10]]
+    half = special.stdtrit(windows - 1, 0.975) * differences.std(axis=1, ddof=1) / np.sqrt(windows)
+    held = np.abs(differences.mean(axis=1) - np.exp(0.5)) <= half
+    assert [one.low <= np.exp(0.5) <= one.high for one in found] == held[: len(found)].tolist()
+    return 100 * held.mean(), 100 * np.mean([one.skewed for one in found])
+
+
+def skewed_runs():
+    by_windows = {windows: of_lognormal(windows) for windows in (6, 8, 16, 32, 64)}
+    held = [number for windows, (share, _) in by_windows.items() for number in (round(share), windows)]
+    named = [number for windows in (8, 16, 32) for number in (round(by_windows[windows][1]), windows)]
+    return [1, *held, *named]
 
 
 def demo():
@@ -28,7 +49,15 @@ CLAIMS = (
     Claim("for budgets of {}, {}, {}, {}, {} and {} measured bits", lambda: glance.BUDGETS),
     Claim("corrected for the rows of a run, is under {};", lambda: [rows.LEVEL]),
     Claim("A page is never over {} MB", lambda: [page.LARGEST / 1e6]),
-    Claim("the exact sign-flip test for up to {} windows", lambda: [statistics.FLIPPED]),
+    Claim(
+        "the exact sign-flip test for up to {} windows, of more windows by {} drawn signs",
+        lambda: [statistics.FLIPPED, statistics.DRAWN],
+    ),
+    Claim(
+        "Of lognormal differences (σ = {}) the interval holds their mean in {} % of runs of {} windows, {} % of {}, {} % of {}, {} % of {} and {} % of {}, and the line names {} % of those of {} windows, {} % of {} and {} % of {}",
+        skewed_runs,
+    ),
+    Claim("Under {} there is no such test, and the table says that they are too few", lambda: [run_tables.FEW_WINDOWS]),
     Claim(
         "scores {} schemes on {} windows of a packaged text: {} tokens go into the cache in one exact forward, each scheme stores them in its own way, and {} tokens read what was stored",
         demo,
