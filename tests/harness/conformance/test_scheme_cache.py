@@ -9,7 +9,16 @@ from kvdelta.harness.conformance import checks
 from kvdelta.harness.conformance.models import model_of
 from kvdelta.schemes import parse_scheme
 
-SCHEMES = ["exact", "int4", "kivi2:layers=all", "hqq4", "hadamard(asym2)", "@map.json"]
+SCHEMES = [
+    "exact",
+    "int4",
+    "kivi2:layers=all",
+    "kivi2:layers=sliding",
+    "hqq4",
+    "hadamard(asym2)",
+    "matched(kivi2):tail=8,sinks=4",
+    "@map.json",
+]
 
 
 @pytest.fixture(autouse=True)
