@@ -6,9 +6,10 @@ from scipy import special
 from kvdelta.analysis.pages import glance, page, rows
 from kvdelta.analysis.reading import run_tables
 from kvdelta.harness import statistics
-from kvdelta.harness.subject import data_sets
+from kvdelta.harness.subject import data_sets, files
 from tests.docs.claiming import EXIT_CODES, Claim, Unchecked
 from tests.docs.claims.findings import FAMILIES
+from tests.docs.markdown import tables
 from tests.docs.records import carried_grid, four, order_agreement, places, run
 
 
@@ -40,7 +41,20 @@ def demo():
     return len(of.contenders), len(of.windows), prefix, of.settings.score_length
 
 
+def passed():
+    """Checks, and how many of them caches pass, of the table in docs/own-cache.md: two of its columns are made again in test_tables."""
+    (table,) = [one for one in tables() if one.header[0] == "check"]
+    columns = ("DynamicCache", "SchemeCache", "StaticCache", "QuantizedCache, hqq", "QuantizedCache, quanto")
+    at = [next(i for i, name in enumerate(table.header) if name.startswith(column)) for column in columns]
+    dynamic, ours, *others = [sum(row[i] == "pass" for row in table.rows) for i in at]
+    return [len(table.rows), dynamic, *others, dynamic == ours]
+
+
 CLAIMS = (
+    Claim(
+        "of {} checks `DynamicCache` and our `SchemeCache` pass {}, `StaticCache` {}, transformers' `QuantizedCache` {} with HQQ and {} with quanto",
+        passed,
+    ),
     Claim(
         "{} schemes on SmolLM2-135M-Instruct and Qwen2.5-Coder-0.5B-Instruct, {} windows of WikiText-2",
         lambda: [len(carried_grid(FAMILIES).grid.names), len(run(places(FAMILIES)[0]).windows)],
@@ -57,6 +71,7 @@ CLAIMS = (
         "Of lognormal differences (σ = {}) the interval holds their mean in {} % of runs of {} windows, {} % of {}, {} % of {}, {} % of {} and {} % of {}, and the line names {} % of those of {} windows, {} % of {} and {} % of {}",
         skewed_runs,
     ),
+    Claim("Of files of {} MB and more that a user names", lambda: [files.LARGE / 1e6]),
     Claim("Under {} there is no such test, and the table says that they are too few", lambda: [run_tables.FEW_WINDOWS]),
     Claim(
         "scores {} schemes on {} windows of a packaged text: {} tokens go into the cache in one exact forward, each scheme stores them in its own way, and {} tokens read what was stored",

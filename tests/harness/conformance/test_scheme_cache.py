@@ -13,7 +13,6 @@ SCHEMES = [
     "exact",
     "int4",
     "kivi2:layers=all",
-    "kivi2:layers=sliding",
     "hqq4",
     "hadamard(asym2)",
     "matched(kivi2):tail=8,sinks=4",
@@ -31,3 +30,10 @@ def layer_map(tmp_path, monkeypatch):
 @pytest.mark.parametrize("check", checks, ids=str)
 def test_scheme_cache(check, spec):
     assert check(lambda config: SchemeCache.for_model(parse_scheme(spec), model_of(config))).passed
+
+
+def test_a_scheme_of_sliding_layers_alone():
+    """Only a model that has some can be asked."""
+    (hybrid,) = [check for check in checks if check.name == "hybrid, sliding window"]
+    outcome = hybrid(lambda config: SchemeCache.for_model(parse_scheme("kivi2:layers=sliding"), model_of(config)))
+    assert outcome.ending == "pass", outcome.why
