@@ -92,7 +92,8 @@ def flags_from(path: Path, flags: Mapping[str, bool]) -> dict[str, Any]:
         items = value if isinstance(value, list) else [value]
         odd = [item for item in items if not isinstance(item, str | int | float)]
         if odd:
-            said = reprlib.repr(odd[0])  # a list of lists of lists may be large
+            large = isinstance(odd[0], list | dict | set | tuple | bytes)  # lists of lists of lists
+            said = reprlib.repr(odd[0]) if large else odd[0]
             raise UserError(f'{path.name}: "{key}" takes words and numbers, and {said} is none; put it in quotes')
         if any("\0" in item for item in items if isinstance(item, str)):
             raise UserError(f'{path.name}: "{key}" has a zero byte, which no file, model or text has in its name')
