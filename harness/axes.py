@@ -1,5 +1,6 @@
 """What a sweep varies, and the cells that come of it: models × texts × contexts."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,12 +60,12 @@ class Axes:
 
 def _called(given: str | None) -> str | None:
     """A file's or folder's own name, whatever its place; of a hub id or a known text all of it."""
-    path = Path(given or "").expanduser()
-    return path.resolve().name if given and (path.exists() or given.startswith((".", "/", "~"))) else given
+    path = Path(os.path.expanduser(given or ""))
+    return path.resolve().name if given and (os.path.exists(path) or given.startswith((".", "/", "~"))) else given
 
 
 def _name(given: str | None, packaged: str) -> str:
     """Of a model or text in a folder's name."""
     called = _called(given) or packaged
-    stem = Path(called).stem if given and Path(given).expanduser().is_file() else called
+    stem = Path(called).stem if given and os.path.isfile(os.path.expanduser(given)) else called
     return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "unnamed"

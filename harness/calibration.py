@@ -11,7 +11,7 @@ from kvdelta.harness.caches.rotary import rotary_of
 from kvdelta.harness.capture import suffix_gradients
 from kvdelta.harness.leaks import seen_text
 from kvdelta.harness.protocols import prefill
-from kvdelta.harness.records.writing import write_file
+from kvdelta.harness.records.writing import check_writable, write_file
 from kvdelta.harness.subject.kinds import full_layers
 from kvdelta.harness.subject.prepared import Subject
 from kvdelta.harness.subject.probing import check_continues, kv_shapes
@@ -52,6 +52,8 @@ def calibrate(
         raise UserError(f"calibrate writes a file, and {str(out)!r} names none; give --out kvquant3.safetensors")
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
+    check_writable(path)
+    check_writable(facts_path(path))
     samples, sample_weights = _captured(subject, sinks, weights, on_note)
     on_note(f"thresholds and levels of {len(samples)} layers")
     tables: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvdelta.harness import merging, scoring_again, sharding, stopping
 from kvdelta.harness.batching import batch_size, fused_kernels
 from kvdelta.harness.caches.contenders import Contender, check_heads_apart, contenders_of
-from kvdelta.harness.caches.specs import canonical
+from kvdelta.harness.dropping import dropped
 from kvdelta.harness.leaks import check_calibrations
 from kvdelta.harness.options import Options
 from kvdelta.harness.passes import Passes
@@ -30,7 +30,6 @@ from kvdelta.harness.subject.spreading import check_same_logits, spread_over
 from kvdelta.harness.subject.windows import Window
 from kvdelta.harness.time_limit import check_time_limit
 from kvdelta.schemes.errors import UserError
-from kvdelta.schemes.references import identity_of
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "hqq8", "hqq4", "kivi4", "kivi2")
 
@@ -90,7 +89,9 @@ def _compared(
 ) -> list[tuple[Run, Path]]:
     """held: releases the run folders."""
     contenders = contenders_of(schemes, progress.on_note)  # a typing error is said before a model is loaded
-    dropped = _dropped(protocols[0], contenders)
+    drop = dropped(protocols[0], contenders)
+    if protocols[0].time_limit is not None:
+        check_time_limit()
     if protocols[0].tensor_parallel:
         check_heads_apart(contenders)
     subject = subject or prepare(protocols[0])
@@ -114,7 +115,7 @@ def _compared(
         size = min(spread.gather(size))
     hold = holding(held, protocols[0].wait, progress.on_note)
     work = Work(contenders, subject, together, progress, hold)
-    opened = [_opened(work, options, one, size, dropped) for options, one in zip(protocols, settings, strict=True)]
+    opened = [_opened(work, options, one, size, drop) for options, one in zip(protocols, settings, strict=True)]
     left: list[Runner] = []
     for folder, run, spent in opened:
         if run.status == "complete":
@@ -131,7 +132,7 @@ def _compared(
                 folder,
                 shown,
                 spent,
-                dropped=dropped,
+                dropped=drop,
                 time_limit=protocols[0].time_limit,
             )
         )
@@ -141,7 +142,7 @@ def _compared(
     runs = [(done.get(folder, run), folder) for folder, run, _ in opened]
     if protocols[0].retry_failed:
         runs = [
-            (_retried(work, options, run, folder, dropped), folder)
+            (_retried(work, options, run, folder, drop), folder)
             for (run, folder), options in zip(runs, protocols, strict=True)
         ]
     return runs
@@ -162,27 +163,6 @@ def _finish(work: Work, left: Sequence[Runner]) -> None:
     seconds = time.perf_counter() - started
     for runner in left:
         _completed(runner, together, seconds)
-
-
-def _dropped(options: Options, contenders: Sequence[Contender]) -> set[str]:
-    """The labels of the contenders that `options.drop` names. UserError for one that there is not, and for exact."""
-    known = {name: one.label for one in contenders for name in (one.label, one.name, identity_of(one.name))}
-    asked = {name: name if name in known else _identity(name) for name in options.drop or ()}
-    for name, identity in asked.items():
-        if known.get(identity, contenders[0].label) == contenders[0].label:
-            others = ", ".join(one.label for one in contenders[1:])
-            raise UserError(f"drop={name}: it is none of the schemes that can be dropped here, which are {others}")
-    if options.time_limit is not None:
-        check_time_limit()
-    return {known[identity] for identity in asked.values()}
-
-
-def _identity(spec: str) -> str:
-    """Of a spec in other words than the contender's; of what is none itself."""
-    try:
-        return identity_of(canonical(spec))
-    except UserError:
-        return spec
 
 
 def _check(contenders: Sequence[Contender], protocols: Sequence[Options], subject: Subject) -> None:
@@ -240,13 +220,13 @@ def _batch_size(options: Options, subject: Subject) -> int:
 
 
 def _opened(
-    work: Work, options: Options, settings: Settings, size: int, dropped: Collection[str]
+    work: Work, options: Options, settings: Settings, size: int, drop: Collection[str]
 ) -> tuple[Path, Run, Timings]:
     """The run folder, the record in it, continued or begun with so many windows at once, and what was spent on it before. It is on
     disk before a window is scored: whatever stops the run then, the folder holds one. What is damaged in it is scored again."""
     folder, run, lost, spent = work.together.from_first(partial(_found, options, settings, work.hold))
     if run and lost:
-        run = _made_whole(work, options, run, folder, lost, dropped)
+        run = _made_whole(work, options, run, folder, lost, drop)
 
     def begun() -> Run:
         if run is None:
@@ -285,12 +265,12 @@ def _found(
 
 
 def _made_whole(
-    work: Work, options: Options, run: Run, folder: Path, lost: Sequence[Lost], dropped: Collection[str]
+    work: Work, options: Options, run: Run, folder: Path, lost: Sequence[Lost], drop: Collection[str]
 ) -> Run:
     """A run with its damaged windows scored again, in the batches that they were in, but for rows that have failed or are dropped."""
     order, batches = scoring_again.places(run, lost)
     for row, contender in zip(run.contenders, work.contenders, strict=False):
-        if contender.label in dropped and not row.error:
+        if contender.label in drop and not row.error:
             row.error = "dropped where a damaged window was scored again (--drop)"
     rows = [one for one, row in zip(work.contenders, run.contenders, strict=False) if not row.error]
     work.progress.on_note(f"{folder} is damaged, and that is scored again: {'; '.join(map(str, lost))}")
@@ -298,10 +278,10 @@ def _made_whole(
         return work.together.from_first(lambda: merging.with_windows(run, folder, parts, order))
 
 
-def _retried(work: Work, options: Options, run: Run, folder: Path, dropped: Collection[str]) -> Run:
+def _retried(work: Work, options: Options, run: Run, folder: Path, drop: Collection[str]) -> Run:
     """A run whose rows that failed were scored again, beside exact; but for those that are dropped now."""
     rows = zip(work.contenders, run.contenders, strict=True)
-    failed = [one for one, record in rows if record.error and one.label not in dropped]
+    failed = [one for one, record in rows if record.error and one.label not in drop]
     if not failed:
         return run
     work.progress.on_note(f"scored again: {', '.join(one.label for one in failed)}")

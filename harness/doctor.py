@@ -118,7 +118,7 @@ def _packaged() -> Iterator[Finding]:
     from kvdelta.harness.subject.packaged import CONVERTED_BYTES, GGUF_BYTES, GGUF_SHA256, PACKAGED_NAME, WHEEL_BYTES
 
     folder = cache_folder()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     free, needed = shutil.disk_usage(there).free, WHEEL_BYTES + GGUF_BYTES + CONVERTED_BYTES
     cost = f"{CONVERTED_BYTES / GIGABYTE:.2f} GB of memory in float32"
     if is_converted(converted_folder(GGUF_SHA256)):

@@ -20,6 +20,7 @@ from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.passes import Later, Outcome, Passes
 from kvdelta.harness.processes import of_others
 from kvdelta.harness.protocols import prefill
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records import journal
 from kvdelta.harness.records.run import Entry, Run, WindowRecord
 from kvdelta.harness.records.run_folder import RUN_FILE, journal_of
@@ -29,7 +30,7 @@ from kvdelta.harness.records.writing import write_file
 from kvdelta.harness.scoring import PER_TOKEN, NotFinite
 from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.windows import Batch, Window
-from kvdelta.harness.time_limit import TookTooLong, at_most
+from kvdelta.harness.time_limit import at_most
 from kvdelta.schemes.errors import UserError
 
 WRITERS = 16  # files of tokens at once
@@ -121,13 +122,13 @@ class Runner:
             with at_most(self.time_limit if position else None):
                 later = self.passes.over(position, self.run, batch, prefilled)
                 outcome = later() if prompt else None
-        except (Exception, SystemExit, TookTooLong) as error:  # a foreign cache may raise what it likes, and exit()
+        except RAISED as error:
             # for want of memory it is tried again with fewer windows; without exact there is nothing to compare with
             if position == 0 or (out_of_memory(error) and len(batch) > 1):
                 raise
             if self.passes.spread:
                 raise self._ended(contender.label, error) from error
-            self._fail(position, f"{type(error).__name__}: {one_line(error)}")
+            self._fail(position, reason_of(error))
             return partial(Outcome.none, batch)
         return later if outcome is None else lambda: outcome
 
@@ -173,7 +174,7 @@ class Runner:
             return error
         return UserError(
             f"{label} failed, and with it the run, whose processes share the model's heads and go on together or not at all: "
-            f"{type(error).__name__}: {one_line(error)}; finished windows are kept: the same command with --drop {shlex.quote(label)} "
+            f"{reason_of(error)}; finished windows are kept: the same command with --drop {shlex.quote(label)} "
             "goes on without it"
         )
 

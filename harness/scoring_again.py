@@ -1,5 +1,6 @@
 """What is scored once more of a run, damaged windows or rows that failed: which windows, in which batches, and where."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from itertools import islice
@@ -50,7 +51,7 @@ def clear(where: Path, wanted: Sequence[tuple[str | None, Settings]]) -> None:
         try:
             fits = load_whole(str(out)).run.settings == settings
         except UserError:
-            fits = not Path(str(out)).exists()
+            fits = not os.path.exists(str(out))
         if not fits:
             shutil.rmtree(where)
             return

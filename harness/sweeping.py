@@ -13,6 +13,7 @@ import torch
 from kvdelta.harness.axes import Axes
 from kvdelta.harness.caches.contenders import Contender, contenders_of
 from kvdelta.harness.comparison import compare_protocols
+from kvdelta.harness.dropping import dropped
 from kvdelta.harness.leaks import check_calibrations
 from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.options import Options
@@ -43,6 +44,7 @@ def sweep(
     on. UserError: a grid that cannot be, a folder that holds something else, no cell that could be scored.
     """
     contenders = contenders_of(schemes, on_note)
+    dropped(options, contenders)
     planned = axes.cells(options)
     folder = Path(options.out) if options.out else _default_folder(contenders, options, axes)
     record = _opened(folder, options.command)
@@ -102,8 +104,10 @@ def _score(
             usable.append(contender)
     if all(contender.lossless for contender in usable):
         raise UserError(f"no scheme can be used here; the first: {next(iter(cell.refused.values()), 'none was given')}")
+    gone = dropped(asked, contenders) & {contender.label for contender in usable}
     ways = [
-        replace(way, out=f"{folder / cell.folder / _protocol(way)}") for way in asked.by(axes.protocols, axes.steps)
+        replace(way, out=f"{folder / cell.folder / _protocol(way)}", drop=sorted(gone))
+        for way in asked.by(axes.protocols, axes.steps)
     ]
     return score(usable, ways, subject)
 
@@ -133,7 +137,7 @@ def _free() -> None:
 def _default_folder(contenders: Sequence[Contender], options: Options, axes: Axes) -> Path:
     """Named by what is asked for and by the code, so that the same command finds its cells again."""
     asked = (
-        asdict(replace(options, command="", wait=False)),
+        asdict(replace(options, command="", wait=False, retry_failed=False, drop=None, time_limit=None)),
         asdict(axes),
         [identity_of(one.name) for one in contenders],
     )

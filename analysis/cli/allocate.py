@@ -10,12 +10,12 @@ import numpy as np
 
 from kvdelta.analysis.cli.exporting import export_map
 from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows, show_table
-from kvdelta.analysis.cli.runs import make_run, report_failures
+from kvdelta.analysis.cli.runs import make_run, report_failed, report_failures, worst
 from kvdelta.analysis.cli.starting import note, say
 from kvdelta.analysis.measuring.costs import candidates_of, costs_of, sizes_of
 from kvdelta.analysis.measuring.errors import measure_errors
 from kvdelta.analysis.measuring.fitting import apart_from, fitted_text, overlap, windows_of
-from kvdelta.analysis.measuring.loop import stored_places
+from kvdelta.analysis.measuring.loop import Failing, stored_places
 from kvdelta.analysis.plots import figures
 from kvdelta.analysis.reading import allocation, run_tables, summary, tables
 from kvdelta.analysis.reading.allocating_for import choose_for
@@ -60,8 +60,10 @@ def allocate_and_verify(
     budgets that cannot be met."""
     folder = Path(options.out) if options.out else _default_folder(options, subject, budget, specs, source)
     record, arrays, subject, fitted = _fit(options, subject, specs, source, fit_windows, folder)
-    candidates = candidates_of(record, specs)
-    costs = costs_of(record, arrays, candidates, sizes_of(candidates, subject))
+    failing = Failing(candidates_of(record, specs), note)
+    failing.reasons |= {label: reason for label, reason in record.failed.items() if label in failing.labels}
+    candidates, sizes = sizes_of(failing, subject)
+    costs = costs_of(record, arrays, candidates, sizes)
     choice, pairs = choose_for(export, costs, budget), allocation.uniform(costs, budget)
     fitted_on = fitted_text(replace(subject, windows=fitted))
     contenders = _contenders(costs, choice, pairs, fitted_on, folder)
@@ -84,7 +86,7 @@ def allocate_and_verify(
         note(f"figure: {path}")
     if export:
         export_map(export, contenders[1].scheme, run.layers, folder)
-    return report_failures(run)
+    return worst([report_failures(run), report_failed(failing.reasons)])
 
 
 def _what_it_was_fitted_to(costs: Costs, fitted: Sequence[Window]) -> str:

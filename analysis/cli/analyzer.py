@@ -12,7 +12,7 @@ from kvdelta.analysis.reading.selection import checked_sides, indices
 from kvdelta.harness.options import Options
 
 analyzer = typer.Typer()
-measuring = takes_options(windows=2, without=("until_se", "protocol", "step"))
+measuring = takes_options(windows=2, without=("until_se", "protocol", "step", "drop", "time_limit"), rows=True)
 
 Layers = Annotated[str | None, typer.Option("--layers", help="such as 0,5,10-12; default: all")]
 
@@ -61,18 +61,20 @@ def errors(
     chosen = indices(layers) if layers else None
     check_style(style)
     subject = load_subject(options)
+    from kvdelta.analysis.cli.runs import report_failed, worst
     from kvdelta.analysis.measuring.errors import measure_errors
     from kvdelta.analysis.reading import measurement_tables
     from kvdelta.analysis.reading.error_measures import error_rows
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
-    from kvdelta.harness.records.measurement import measured_arrays
+    from kvdelta.harness.records.measurement import measured_arrays, whole_rows
 
     specs = scheme or [spec for spec in DEFAULT_SCHEMES if spec != "exact"]
     record, folder = measure_errors(specs, options, subject, layers=chosen, gradients=gradients, on_note=note)
-    arrays = measured_arrays(folder, record)
-    rows = error_rows(record, arrays, by)
-    show_rows(record, rows, {"": measurement_tables.error_table(record, arrays, by)}, format, measurement_tables.ERRORS)
-    return _drawn(folder, style)
+    whole, arrays = whole_rows(record, measured_arrays(folder, record))
+    rows = [*error_rows(whole, arrays, by), *measurement_tables.failed_rows(record)]
+    shown = {"": measurement_tables.with_failed(measurement_tables.error_table(whole, arrays, by), record)}
+    show_rows(record, rows, shown, format, measurement_tables.ERRORS)
+    return worst([_drawn(folder, style), report_failed(record.failed)])
 
 
 @analyzer.command()
@@ -99,30 +101,33 @@ def sensitivity(
     check_style(style)
     subject = load_subject(options)
     from kvdelta.analysis.cli.ending import AUDIT_FAILED
+    from kvdelta.analysis.cli.runs import report_failed
     from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
     from kvdelta.analysis.reading import ablations, measurement_tables
-    from kvdelta.harness.records.measurement import measured_arrays
+    from kvdelta.harness.records.measurement import measured_arrays, whole_rows
 
     record, folder = measure_sensitivity(
         scheme or ["kivi4"], options, subject, sides=sides, layers=chosen, on_note=note
     )
-    arrays = measured_arrays(folder, record)
-    rows, sums = ablations.layer_rows(record, arrays), ablations.additivity_rows(record, arrays)
-    shown = {"One layer at a time": measurement_tables.sensitivity_table(rows)}
-    shown["Do the layers add up?"] = measurement_tables.additivity_table(sums)
-    show_rows(record, rows, shown, format, measurement_tables.SENSITIVITY)
+    whole, arrays = whole_rows(record, measured_arrays(folder, record))
+    rows, sums = ablations.layer_rows(whole, arrays), ablations.additivity_rows(whole, arrays)
+    layers_table, sums_table = measurement_tables.sensitivity_table(rows), measurement_tables.additivity_table(sums)
+    shown = {"One layer at a time": measurement_tables.with_failed(layers_table, record)}
+    shown["Do the layers add up?"] = sums_table
+    show_rows(record, [*rows, *measurement_tables.failed_rows(record)], shown, format, measurement_tables.SENSITIVITY)
     if len(record.settings.windows) < 2:
         note("1 window gives no interval; give --windows 2 or more")
     _drawn(folder, style)
+    code = report_failed(record.failed)
     if unread := [row for row in rows if not row.read]:
         named = ", ".join(row.place for row in unread[:5])
         note(f"audit failed: the logits do not move with {named}: cache not read")
         return AUDIT_FAILED
-    return 0
+    return code
 
 
 @analyzer.command()
-@takes_options(windows=8, without=("until_se", "protocol", "step"))
+@takes_options(windows=8, without=("until_se", "protocol", "step", "drop", "time_limit"), rows=True)
 def allocate(
     options: Options,
     budget: Annotated[float, typer.Option("--budget", help="measured bits a number, over all layers, K and V")],

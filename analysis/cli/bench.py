@@ -25,6 +25,8 @@ MODEL_ALONE = (
     "until_se", "protocol", "step", "same_text", "stride", "windows", "window_length", "score_length", "seed", "bos",
 )  # fmt: skip
 """Flags of windows and protocols, which these commands have not."""
+OF_RECORDS = ("retry_failed", "drop")
+"""Flags of records that go on; a bench is measured anew."""
 
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="after a warm-up")]
 Contexts = Annotated[str, typer.Option("--contexts", help="tokens in the cache, such as 2048,8192,32768")]
@@ -60,7 +62,7 @@ def bench_compare(
 
 
 @bench.command("schemes")
-@takes_options(without=MODEL_ALONE)
+@takes_options(without=(*MODEL_ALONE, *OF_RECORDS), rows=True)
 def bench_schemes(
     options: Options,
     scheme: Schemes = None,
@@ -74,7 +76,7 @@ def bench_schemes(
 ) -> int:
     """What storing a prefix and reading it costs, scheme by scheme: fill and suffix against the exact cache's."""
     check_style(style)
-    contenders = _contenders(scheme, cache)
+    contenders = _contenders(scheme, cache, options.time_limit)
     lengths = _contexts(contexts)
     name, model, batches = _subject(options, shape, lengths, suffix)
     from kvdelta.harness.benching.passes import time_passes
@@ -82,7 +84,7 @@ def bench_schemes(
     from kvdelta.harness.benching.turns import Turns
     from kvdelta.schemes import kernels
 
-    turns = Turns(rounds, note)
+    turns = Turns(rounds, note, time_limit=options.time_limit)
     with kernels.for_windows(kernels.FEW, lambda name: None):
         times = time_passes(model, contenders, batches, turns, note)
     batch = len(batches[lengths[0]])
@@ -91,7 +93,7 @@ def bench_schemes(
 
 
 @bench.command("decode")
-@takes_options(without=(*MODEL_ALONE, "batch"))
+@takes_options(without=(*MODEL_ALONE, *OF_RECORDS, "batch"), rows=True)
 def bench_decode(
     options: Options,
     scheme: Schemes = None,
@@ -104,14 +106,14 @@ def bench_decode(
 ) -> int:
     """What a step of generation costs over a long cache, and the bytes that it holds: exact, stored, mirrored."""
     check_style(style)
-    contenders = _contenders(scheme or ["kivi4"], cache)
+    contenders = _contenders(scheme or ["kivi4"], cache, options.time_limit)
     name, model, batches = _subject(replace(options, batch="1"), shape, _contexts(contexts), 2)
     from kvdelta.harness.benching.decoding import time_steps
     from kvdelta.harness.benching.record import record_of
     from kvdelta.harness.benching.turns import Turns
     from kvdelta.schemes import kernels
 
-    turns = Turns(steps, note)
+    turns = Turns(steps, note, time_limit=options.time_limit)
     with kernels.for_windows(kernels.FEW, lambda name: None):
         times, held = time_steps(model, contenders, batches, turns, note)
     record = record_of("decode", options, contenders, name, model, turns, 1, steps)
@@ -129,14 +131,17 @@ def bench_show(
     from kvdelta.analysis.plots import figures
     from kvdelta.harness.records.bench import load_bench
 
+    code = 0
     for folder in folders:
-        _show(load_bench(folder), format)
+        code = max(code, _show(load_bench(folder), format))
         for path in figures.draw_bench(folder, style):
             note(f"figure: {path}")
-    return 0
+    return code
 
 
-def _contenders(schemes: Sequence[str] | None, caches: Sequence[str] | None = None) -> "list[Contender]":
+def _contenders(
+    schemes: Sequence[str] | None, caches: Sequence[str] | None = None, time_limit: float | None = None
+) -> "list[Contender]":
     from kvdelta.harness.caches.specs import canonical
 
     for spec in schemes or []:
@@ -145,7 +150,7 @@ def _contenders(schemes: Sequence[str] | None, caches: Sequence[str] | None = No
     from kvdelta.harness.caches.foreign import user_cache
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
-    return contenders_of([*(schemes or DEFAULT_SCHEMES), *map(user_cache, caches or [])], note)
+    return contenders_of([*(schemes or DEFAULT_SCHEMES), *(user_cache(one, time_limit) for one in caches or [])], note)
 
 
 def _contexts(text: str) -> list[int]:
@@ -189,22 +194,25 @@ def _done(
     stamp = hashlib.sha256(f"{record.command}{time.time()}".encode()).hexdigest()[:12]
     folder = Path(out) if out else Path("runs") / f"bench-{record.kind}-{stamp}"
     save_bench(record, folder)
-    _show(record, format)
+    code = _show(record, format)
     drawn = figures.draw_bench(folder, style)
     note(f"record: {folder}{f', with {len(drawn)} figures' if drawn else ''}")
-    return 0
+    return code
 
 
-def _show(record: "Bench", format: str) -> None:
+def _show(record: "Bench", format: str) -> int:
+    """On stdout; the exit code that rows ask for which are left out."""
     from kvdelta.analysis.cli import terminal
+    from kvdelta.analysis.cli.ending import ROW_FAILED
     from kvdelta.analysis.cli.output import FOR_PROGRAMS, print_rows
     from kvdelta.analysis.reading import costs, tables
     from kvdelta.analysis.reading.rows import plain
 
     rows, shown = costs.shown(record)
+    code = ROW_FAILED if record.left_out else 0
     if format in FOR_PROGRAMS:
         print_rows(plain(rows), format)
-        return
+        return code
     say(*costs.heading(record), format=format)
     if format == "md":
         print("\n" + tables.as_markdown(*shown), end="")
@@ -212,3 +220,4 @@ def _show(record: "Bench", format: str) -> None:
         terminal.print_table(*shown)
     for name, reason in record.left_out.items():
         say(f"left out: {name}, {reason}", format=format)
+    return code

@@ -1,5 +1,6 @@
 """How a command ends: its exit code, and one line for what went wrong."""
 
+import errno
 import os
 import sys
 import traceback
@@ -43,14 +44,21 @@ def exit_code(app: typer.Typer) -> int:
     except BrokenPipeError:  # who reads has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return CLOSED
+    except OSError as error:
+        if error.filename is not None or not _stdout_fails(error):
+            return _fault()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain(f"stdout cannot be written: {error.strerror}; send it to a file on a disk that has room")
     except KeyboardInterrupt:
         complain(f"interrupted; {_kept()}")
         return INTERRUPTED
+    except SystemExit as stop:  # no command of ours calls it
+        complain(
+            f"{_who(stop)} called exit({stop.code!r}), which ended the command; let it raise an error in place of that"
+        )
     except Exception as error:
         if not out_of_memory(error):
-            traceback.print_exc()
-            complain("this is a fault of kvdelta, not of yours: please report it, with these lines and the command")
-            return FAULT
+            return _fault()
         complain(
             "the device has no memory left; finished windows are kept: free some and give the same command again, "
             "or use a shorter --window-length, --dtype float16, another --device or a smaller --model"
@@ -71,3 +79,27 @@ def _kept() -> str:
         return "no record was begun or added to: the same command begins as this one did"
     more = len(said) - NAMED
     return f"kept: {'; '.join(said[-NAMED:])}" + f"; and {more} more" * (more > 0) + "; the same command goes on"
+
+
+def _who(stop: SystemExit) -> str:
+    """File and line that it comes from."""
+    *_, last = traceback.extract_tb(stop.__traceback__)
+    return f"{last.filename}:{last.lineno}"
+
+
+def _stdout_fails(error: OSError) -> bool:
+    """A disk that is full says so again; of a stdout without a buffer, to a line more."""
+    try:
+        sys.stdout.flush()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF):
+            print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _fault() -> int:
+    """The error that is being handled is a defect."""
+    traceback.print_exc()
+    complain("this is a fault of kvdelta, not of yours: please report it, with these lines and the command")
+    return FAULT

@@ -102,6 +102,7 @@ def show_evaluation(folder: Path, format: str, flips: bool = False) -> int:
     """Print a saved evaluation; the exit code that its audit asks for."""
     from kvdelta.analysis.cli.ending import AUDIT_FAILED
     from kvdelta.analysis.cli.output import show_rows, show_table
+    from kvdelta.analysis.cli.runs import report_failed, worst
     from kvdelta.analysis.reading import evaluation_tables, evaluations
     from kvdelta.harness.records.evaluation import load_evaluation
 
@@ -124,4 +125,4 @@ def show_evaluation(folder: Path, format: str, flips: bool = False) -> int:
     doubtful = [(task.name, row.label, row.failures) for task in record.tasks for row in task.rows if row.failures]
     for task, label, failures in doubtful:
         note(f"audit failed: {task}, {label}: {'; '.join(failures)}")
-    return AUDIT_FAILED if doubtful else 0
+    return worst([AUDIT_FAILED if doubtful else 0, report_failed(record.failed)])

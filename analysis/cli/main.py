@@ -21,7 +21,7 @@ from kvdelta.analysis.cli.bench import bench
 from kvdelta.analysis.cli.carry import carrying
 from kvdelta.analysis.cli.check_cache import checking
 from kvdelta.analysis.cli.doctor import doctoring, show_version
-from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, exit_code
+from kvdelta.analysis.cli.ending import AUDIT_FAILED, ROW_FAILED, USER_ERROR, exit_code
 from kvdelta.analysis.cli.evaluating import Flips, evaluating, show_evaluation
 from kvdelta.analysis.cli.flags import (
     FACTORY,
@@ -116,7 +116,9 @@ def compare(
     from kvdelta.harness.caches.variants import by_layers, matched
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
-    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    given = contenders_of(
+        [*(scheme or DEFAULT_SCHEMES), *(user_cache(one, options.time_limit) for one in cache or [])], note
+    )
     contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     if options.tensor_parallel:
         check_heads_apart(contenders)  # before a model is loaded
@@ -227,13 +229,7 @@ def calibrate(
 
 
 @app.command()
-@takes_options(
-    windows=1,
-    without=(
-        "until_se",
-        "same_text",
-    ),
-)
+@takes_options(windows=1, without=("until_se", "same_text", "drop"), rows=True)
 def audit(
     options: Options,
     cache: Annotated[str, typer.Option("--cache", metavar="FACTORY", help=FACTORY)],
@@ -245,7 +241,7 @@ def audit(
     from kvdelta.harness.caches.contenders import contenders_of
     from kvdelta.harness.caches.foreign import user_cache
 
-    run, folder = make_run(contenders_of([user_cache(cache)]), options, load_subject(options))
+    run, folder = make_run(contenders_of([user_cache(cache, options.time_limit)]), options, load_subject(options))
     show_run(run, folder, format)
     if not run.audit.failures:
         note(f"audit passed: the scored forward read what {cache} had stored")
@@ -271,6 +267,11 @@ app.registered_commands += [
 def main() -> None:
     """Exit codes: 0 done, 1 a fault of kvdelta, 2 user error (one line), 3 audit failed (a row may have failed too), 4 a row failed, 130
     interrupted. Of several processes the first prints, and ends with 3 or 4: a launcher stops all when one of them does."""
+    if sys.stderr is None:  # closed, 2>&-: print would take stdout for it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the process ends
+    if sys.stdout is None:
+        print("kvdelta: stdout is closed: send the result to a file, or to /dev/null", file=sys.stderr)
+        sys.exit(USER_ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Δ that a terminal's encoding has not ends no run
     if "_KVDELTA_COMPLETE" in os.environ:  # a shell asks what could be typed next

@@ -26,7 +26,7 @@ ITS_OWN = ("until_se", "protocol", "step", "text", "windows", "window_length", "
 
 
 @replaying.command("replay")
-@takes_options(without=ITS_OWN)
+@takes_options(without=ITS_OWN, rows=True)
 def replay(
     options: Options,
     scheme: Schemes = None,
@@ -93,7 +93,8 @@ def replay(
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
     from kvdelta.harness.replaying.replay import replay as run_replay
 
-    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    caches = [user_cache(one, options.time_limit) for one in cache or []]
+    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *caches], note)
     contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     _, folder = run_replay(contenders, options, how, progress=terminal.progress, on_note=note)
     code = show_replay(folder, format)

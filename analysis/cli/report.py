@@ -1,5 +1,6 @@
 """`kvdelta report`: one page that holds all that records say. From records alone. Light: imports what it needs in it."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +34,11 @@ def report(
 def write_page(runs: list[Path], out: Path, command: str, raw: bool = True) -> None:
     """UserError where the records do not go together, a library is missing, or the file cannot be written."""
     from kvdelta.analysis.pages.page import make_page
-    from kvdelta.harness.records.writing import write_atomically
+    from kvdelta.harness.records.writing import check_writable, write_atomically
 
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f"--out {out} is a folder; name the file of the page, such as --out {out / 'report.html'}")
+    check_writable(out)
     page = make_page(runs, command, note, raw)
     try:
         write_atomically(out, page)

@@ -3,7 +3,7 @@
 Light: `show` ends here too, without a model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,11 +94,17 @@ def report_failures(run: "Run | TaskRecord") -> int:
     """Say which rows have no score and which cannot be believed; the exit code."""
     failed = {contender.label: contender.error for contender in run.contenders if contender.error}
     doubtful = {label: reasons for label, reasons in run.audit.failures.items() if label not in failed}
-    for label, error in failed.items():
-        note(f"failed: {label}: {error}")
+    code = report_failed(failed)
     for label, reasons in doubtful.items():
         note(f"audit failed: {label}: {'; '.join(reasons)}")
-    return worst([AUDIT_FAILED] * bool(doubtful) + [ROW_FAILED] * bool(failed))
+    return worst([AUDIT_FAILED] * bool(doubtful) + [code])
+
+
+def report_failed(failed: Mapping[str, str]) -> int:
+    """Say which schemes have no figures, and why, by label; the exit code."""
+    for label, error in failed.items():
+        note(f"failed: {label}: {error}")
+    return ROW_FAILED if failed else 0
 
 
 def worst(codes: Sequence[int]) -> int:

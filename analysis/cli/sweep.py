@@ -41,7 +41,7 @@ def _depths(text: Any) -> tuple[int, ...]:
 
 
 @sweeping.command("sweep")
-@takes_options(without=("model", "text", "window_length", "protocol", "step", "drop"), rows=True)
+@takes_options(without=("model", "text", "window_length", "protocol", "step"), rows=True)
 def sweep(
     options: Options,
     model: Annotated[
@@ -103,7 +103,9 @@ def sweep(
     from kvdelta.harness.caches.variants import by_layers, matched
     from kvdelta.harness.comparison import DEFAULT_SCHEMES
 
-    given = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    given = contenders_of(
+        [*(scheme or DEFAULT_SCHEMES), *(user_cache(one, options.time_limit) for one in cache or [])], note
+    )
     contenders = merged(by_layers(matched(given, match_tail, match_sinks), layers or ["full"]), note)
     axes = Axes(
         [None if name == PACKAGED else name for name in model or [PACKAGED]],

@@ -25,7 +25,7 @@ By = Annotated[Literal["task", "depth"], typer.Option("--by", help="tables by ta
 
 
 @tasking.command("tasks")
-@takes_options(without=ITS_OWN)
+@takes_options(without=(*ITS_OWN, "retry_failed"), rows=True)
 def tasks(
     options: Options,
     scheme: Schemes = None,
@@ -87,7 +87,9 @@ def tasks(
     from kvdelta.harness.caches.variants import by_layers
     from kvdelta.harness.tasks.running import DEFAULT_SCHEMES, run_tasks
 
-    contenders = contenders_of([*(scheme or DEFAULT_SCHEMES), *map(user_cache, cache or [])], note)
+    contenders = contenders_of(
+        [*(scheme or DEFAULT_SCHEMES), *(user_cache(one, options.time_limit) for one in cache or [])], note
+    )
     contenders = by_layers(contenders, layers or ["full"])
     record, folder = run_tasks(
         contenders, options, how, on_sample=terminal.counted(), on_note=note, on_scored=log_sample

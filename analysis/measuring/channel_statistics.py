@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from kvdelta.analysis.measuring.loop import measure_windows, named, stored_places
+from kvdelta.analysis.measuring.loop import Failing, measure_windows, named, stored_places
 from kvdelta.analysis.reading.outliers import channel_ratio
 from kvdelta.analysis.reading.selection import chosen
 from kvdelta.harness.caches.rotary import rotary_of
@@ -74,7 +74,9 @@ def measure_outliers(
         return of_windows
 
     also = {"layers": measured, "heads": kv_heads, "pre_rope": pre_rope}
-    return measure_windows("outliers", options, subject, [], also, measured, kv_heads, of_batch, on_note)
+    return measure_windows(
+        "outliers", options, subject, [], also, measured, kv_heads, of_batch, Failing([], on_note), on_note
+    )
 
 
 def _check_pre_rope(model: Any, layers: Sequence[int]) -> None:

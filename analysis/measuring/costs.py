@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from kvdelta.analysis.measuring.loop import Failing
 from kvdelta.analysis.reading.allocation import SIDES, Costs
 from kvdelta.harness.caches.contenders import SchemeContender
+from kvdelta.harness.caches.scheme import SchemeCache
 from kvdelta.harness.protocols import prefill
 from kvdelta.harness.records.measurement import Arrays, Measurement
 from kvdelta.harness.subject.prepared import Subject
@@ -23,20 +27,26 @@ class Sizes:
     numbers: Float64[np.ndarray, "layers 2"]
 
 
-def sizes_of(specs: Sequence[str], subject: Subject) -> Sizes:
+def sizes_of(failing: Failing, subject: Subject) -> tuple[list[str], Sizes]:
     """Of each candidate in the model's own cache, filled with the first window's prefix: with all its heads and
-    channels, and what it is calibrated with."""
+    channels, and what it is calibrated with. Without those that have failed, or fail here; which are left."""
     model = subject.loaded.model
     prefilled = prefill(model, subject.windows[0].prefix)
-    bits, numbers = [], []
-    for spec in specs:
-        cache = SchemeContender.of(spec).empty(model)
-        cache.fill(prefilled)
+    left, bits, numbers = [], [], []
+    for i, spec in enumerate(failing.labels):
+        cache = failing.tried(i, partial(_filled, spec, model, prefilled))
+        if cache is None:
+            continue
+        left.append(spec)
         held = {(layer, side): store for layer, side, store in cache.stores()}
         stores = [[held[layer, side] for side in SIDES] for layer in cache.quantized_layers]
         bits.append([[8 * store.counted_bytes() / store.elements for store in layer] for layer in stores])
         numbers = [[store.elements for store in layer] for layer in stores]
-    return Sizes(np.array(bits, dtype=float).transpose(1, 2, 0), np.array(numbers, dtype=float))
+    return left, Sizes(np.array(bits, dtype=float).transpose(1, 2, 0), np.array(numbers, dtype=float))
+
+
+def _filled(spec: str, model: Any, prefilled: Any) -> SchemeCache:
+    return SchemeContender.of(spec).empty(model).fill(prefilled)
 
 
 def candidates_of(record: Measurement, specs: Sequence[str] | None) -> list[str]:

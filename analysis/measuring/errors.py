@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvdelta.analysis.measuring.attention import HeadAttention
-from kvdelta.analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
+from kvdelta.analysis.measuring.loop import Failing, bound_schemes, measure_windows, named, stored_places
 from kvdelta.analysis.measuring.reconstruction import Sums, predicted_sums, reconstruction_sums
 from kvdelta.analysis.reading.selection import chosen
 from kvdelta.harness.caches.rebuilt import rebuilt
@@ -47,11 +49,22 @@ def measure_errors(
     schemes = bound_schemes(specs, options, subject, on_note)
     full, heads = stored_places(subject)
     measured = chosen("layer", layers, full)
-    errors = _Errors([one.scheme for one in schemes], subject, measured, len(heads), gradients, on_note)
+    failing = Failing([one.label for one in schemes], on_note)
+    errors = _Errors([one.scheme for one in schemes], failing, subject, measured, len(heads), gradients, on_note)
     errors.rehearse()
     also = {"layers": measured, "gradients": gradients}
     return measure_windows(
-        "errors", options, subject, schemes, also, measured, heads, errors.of_batch, on_note, backward=gradients
+        "errors",
+        options,
+        subject,
+        schemes,
+        also,
+        measured,
+        heads,
+        errors.of_batch,
+        failing,
+        on_note,
+        backward=gradients,
     )
 
 
@@ -59,13 +72,14 @@ class _Errors:
     def __init__(
         self,
         schemes: Sequence[Scheme],
+        failing: Failing,
         subject: Subject,
         layers: Sequence[int],
         heads: int,
         gradients: bool,
         on_note: Callable[[str], None],
     ):
-        self.schemes, self.subject, self.layers, self.heads = schemes, subject, layers, heads
+        self.schemes, self.failing, self.subject, self.layers, self.heads = schemes, failing, subject, layers, heads
         self.gradients, self.on_note = gradients, on_note
         self.checked = False  # a continued measurement checks again: the code may be another
 
@@ -104,12 +118,15 @@ class _Errors:
             for windows, i, of_scheme in self._layer(attention, gradients.get(attention.layer)):
                 for name, values in of_scheme.items():
                     if name not in sums:
-                        sums[name] = torch.zeros(shape, dtype=torch.float64, device=model.device)
+                        sums[name] = torch.full(shape, torch.nan, dtype=torch.float64, device=model.device)
                     sums[name][i, at, windows] = values.to(model.device)
 
         suffix_attention(model, exact_view(prefilled, model.config), batch, self.layers, visit)
         self.checked = True
         arrays = dict(zip(sums, torch.stack([*sums.values()]).cpu().numpy(), strict=True))
+        failed = [i for i, label in enumerate(self.failing.labels) if label in self.failing.reasons]
+        for array in arrays.values():
+            array[failed] = np.nan  # of the layers before the one that it failed in too
         self.on_note(f"{named(batch, self.subject.windows)}  {time.perf_counter() - started:.1f} s")
         return [{name: array[:, :, i] for name, array in arrays.items()} for i in range(len(batch))]
 
@@ -121,12 +138,14 @@ class _Errors:
         suffix = attention.queries.shape[2]
         prefix = {side: x[:, :, :-suffix] for side, x in exact.items()}
         back = [
-            {side: rebuilt(rule, prefix[side]) for side, rule in scheme.for_layer(attention.layer).sides.items()}
-            for scheme in self.schemes
+            self.failing.tried(i, partial(_decoded, scheme, attention.layer, prefix))
+            for i, scheme in enumerate(self.schemes)
         ]
         for windows in _few(attention):
             unchanged = self._exact(attention, windows, check=not self.checked)
             for i, decoded in enumerate(back):
+                if decoded is None:
+                    continue
                 sums: Sums = {}
                 for side, x in prefix.items():
                     mine = reconstruction_sums(x[windows], decoded[side][windows])
@@ -155,6 +174,10 @@ class _Errors:
                     f"and scaling do not give again (outputs differ by {off:.1e}); its attention cannot be captured"
                 )
         return exact
+
+
+def _decoded(scheme: Scheme, layer: int, prefix: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {side: rebuilt(rule, prefix[side]) for side, rule in scheme.for_layer(layer).sides.items()}
 
 
 def _few(attention: Attention) -> Iterator[slice]:

@@ -1,15 +1,20 @@
 """The loop of every measurement: batches of windows, each on disk before the next begins."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from kvdelta.analysis.reading.selection import spans
 from kvdelta.harness.batching import batch_size, fused_kernels, halved, in_batches
 from kvdelta.harness.caches.contenders import SchemeContender, merged
 from kvdelta.harness.leaks import check_calibrations
 from kvdelta.harness.options import Options
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records.measurement import (
     Arrays,
     Kind,
@@ -26,6 +31,8 @@ from kvdelta.harness.subject.prepared import Subject
 from kvdelta.harness.subject.probing import check_continues, kv_shapes
 from kvdelta.harness.subject.windows import Batch, Window
 from kvdelta.schemes.errors import UserError
+
+Result = TypeVar("Result")
 
 
 def bound_schemes(
@@ -56,6 +63,31 @@ def stored_places(subject: Subject) -> tuple[list[int], list[int]]:
     return list(shapes), list(range(heads[0]))
 
 
+class Failing:
+    """The schemes of a measurement that have failed, and why: the others go on."""
+
+    def __init__(self, labels: Sequence[str], on_note: Callable[[str], None]):
+        self.labels, self.on_note = labels, on_note
+        self.reasons: dict[str, str] = {}
+
+    def tried(self, scheme: int, work: Callable[[], Result]) -> Result | None:
+        """What the work of the scheme at this position gives; None where it raises, or another of its works has. UserError once none is
+        left. What there is no memory for is tried again with fewer windows."""
+        label = self.labels[scheme]
+        if label in self.reasons:
+            return None
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            raise
+        except RAISED as error:
+            self.reasons[label] = reason_of(error)
+            self.on_note(f"{label} failed, the others go on: {self.reasons[label]}")
+        if len(self.reasons) == len(self.labels):
+            raise UserError(f"every scheme failed; the first: {self.labels[0]}: {self.reasons[self.labels[0]]}")
+        return None
+
+
 def measure_windows(
     kind: Kind,
     options: Options,
@@ -65,13 +97,15 @@ def measure_windows(
     layers: Sequence[int],
     kv_heads: Sequence[int],
     of_batch: Callable[[Batch], list[Arrays]],
+    failing: Failing,
     on_note: Callable[[str], None] = lambda text: None,
     backward: bool = False,
 ) -> tuple[Measurement, Path]:
     """Measure the windows that the folder does not have yet, `options.batch` at a time; each batch is on disk before the next
     begins, and where memory runs out it is begun again in halves.
 
-    measured: what else the numbers depend on. of_batch(batch): the arrays of each window; backward: it takes gradients.
+    measured: what else the numbers depend on. of_batch(batch): the arrays of each window; failing: tells of schemes that have none;
+    backward: it takes gradients. With options.retry_failed a measurement with failed schemes is begun again.
     """
     settings = settings_of(options, subject, [scheme.name for scheme in schemes], measured)
     with ExitStack() as held:
@@ -82,6 +116,10 @@ def measure_windows(
             lambda folder: load_measurement(folder, kind),
             holding(held, options.wait, on_note),
         )
+        if record and record.failed and options.retry_failed:
+            on_note(f"{', '.join(record.failed)} failed: all windows are measured again")
+            record = None
+            shutil.rmtree(folder / kind, ignore_errors=True)
         record = record or Measurement(
             **header_of(options, subject, settings),
             kind=kind,
@@ -89,6 +127,7 @@ def measure_windows(
             measured_layers=list(layers),
             kv_heads=list(kv_heads),
         )
+        failing.reasons |= record.failed
         left = [window for window in subject.windows if not has_window(record, folder, window.index)]
         if record.status == "complete":
             if not left:
@@ -100,6 +139,9 @@ def measure_windows(
         def keep(batch: Batch) -> None:
             for window, arrays in zip(batch.windows, of_batch(batch), strict=True):
                 save_window(record, folder, window.index, arrays)
+            if record.failed != failing.reasons:
+                record.failed = dict(failing.reasons)
+                save_measurement(record, folder)
 
         model = subject.loaded.model
         size = batch_size(options.batch, model, options.window_length, options.score_length, backward=backward)

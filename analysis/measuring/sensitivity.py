@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
-from kvdelta.analysis.measuring.loop import bound_schemes, measure_windows, named, stored_places
+from kvdelta.analysis.measuring.loop import Failing, bound_schemes, measure_windows, named, stored_places
 from kvdelta.analysis.measuring.reconstruction import predicted_sums
 from kvdelta.analysis.reading.selection import checked_sides, chosen, spans
 from kvdelta.harness.ablation import KeysAndValues, SharedSuffix
@@ -51,10 +52,21 @@ def measure_sensitivity(
                     f"scheme {one.label} keeps {what} of layers {spans(exact)} exact, so there is nothing to measure; "
                     "leave them out with --layers, or name another --side or scheme"
                 )
-    ablation = _Ablation([one.scheme for one in schemes], sides, measured, subject, on_note)
+    failing = Failing([one.label for one in schemes], on_note)
+    ablation = _Ablation([one.scheme for one in schemes], failing, sides, measured, subject, on_note)
     also = {"layers": measured, "sides": sides}
     return measure_windows(
-        "sensitivity", options, subject, schemes, also, measured, heads, ablation.of_batch, on_note, backward=True
+        "sensitivity",
+        options,
+        subject,
+        schemes,
+        also,
+        measured,
+        heads,
+        ablation.of_batch,
+        failing,
+        on_note,
+        backward=True,
     )
 
 
@@ -62,12 +74,14 @@ class _Ablation:
     def __init__(
         self,
         schemes: Sequence[Scheme],
+        failing: Failing,
         sides: list[str],
         layers: Sequence[int],
         subject: Subject,
         on_note: Callable[[str], None],
     ):
-        self.schemes, self.sides, self.layers, self.subject, self.on_note = schemes, sides, layers, subject, on_note
+        self.schemes, self.failing, self.sides = schemes, failing, sides
+        self.layers, self.subject, self.on_note = layers, subject, on_note
         self.share: bool | None = None  # asked in the first batch that this process measures, of a continued run too
 
     def of_batch(self, batch: Batch) -> list[Arrays]:
@@ -76,16 +90,19 @@ class _Ablation:
         gradients = suffix_gradients(model, batch, prefilled)
         shared = SharedSuffix(model, batch, prefilled)
         exact = shared.held()
-        if self.share is None:
-            self.share = self._shares(shared, exact)
         reference = Reference(shared.exact)
         grid = (len(batch), len(self.schemes), len(self.sides))
-        arrays: Arrays = {name: np.zeros((*grid, len(self.layers))) for name in ("nll", "kl", "square", "absolute")}
-        arrays |= {name: np.zeros(grid) for name in ("all_nll", "all_kl")}
+        by_layers = (*grid, len(self.layers))
+        arrays: Arrays = {name: np.full(by_layers, np.nan) for name in ("nll", "kl", "square", "absolute")}
+        arrays |= {name: np.full(grid, np.nan) for name in ("all_nll", "all_kl")}
         arrays["exact_nll"] = reference.sums(None, batch.targets)[0].cpu().numpy()
         arrays["count"] = np.full(len(batch), float(batch.targets.shape[1]))
         for i, scheme in enumerate(self.schemes):
-            back = {layer: _rebuilt(scheme, layer, held) for layer, held in exact.items()}
+            back = self.failing.tried(i, partial(_all_rebuilt, scheme, exact))
+            if back is None:
+                continue
+            if self.share is None:
+                self.share = self._shares(shared, back)
             predicted = self._predicted(exact, back, gradients)
             for j, side in enumerate(self.sides):
                 started = time.perf_counter()
@@ -104,9 +121,9 @@ class _Ablation:
                 )
         return [{name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(len(batch))]
 
-    def _shares(self, shared: SharedSuffix, exact: dict[int, KeysAndValues]) -> bool:
+    def _shares(self, shared: SharedSuffix, back: dict[int, KeysAndValues]) -> bool:
         middle = self.layers[len(self.layers) // 2]
-        share = shared.shares_exactly(middle, _rebuilt(self.schemes[0], middle, exact[middle]))
+        share = shared.shares_exactly(middle, back[middle])
         if not share:
             self.on_note("this model's layers depend on more than the layer below: every pass is computed whole")
         return share
@@ -121,6 +138,10 @@ class _Ablation:
             sums = [[one[name].sum(dim=1).to(device) for one in by_layer] for name in ("square", "absolute")]
             predicted[side] = torch.stack([torch.stack(layers, dim=1) for layers in sums]).cpu().numpy()
         return predicted | {"both": predicted["key"] + predicted["value"]}
+
+
+def _all_rebuilt(scheme: Scheme, exact: dict[int, KeysAndValues]) -> dict[int, KeysAndValues]:
+    return {layer: _rebuilt(scheme, layer, held) for layer, held in exact.items()}
 
 
 def _rebuilt(scheme: Scheme, layer: int, exact: KeysAndValues) -> KeysAndValues:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -29,7 +30,7 @@ from kvdelta.schemes.errors import UserError
 @contextmanager
 def styled(style: str | None = None) -> Iterator[None]:
     """Our fonts and lines, and above them a matplotlib style by name or .mplstyle file. ValueError: no such style."""
-    if style is not None and style not in matplotlib.style.library and not Path(style).is_file():
+    if style is not None and style not in matplotlib.style.library and not os.path.isfile(style):
         known = [name for name in matplotlib.style.available if not name.startswith("_")]
         guess = get_close_matches(style, known, n=1)
         hint = f"did you mean {guess[0]!r}? " if guess else ""

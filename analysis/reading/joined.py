@@ -13,6 +13,7 @@ from kvdelta.harness.records.measurement import (
     has_measurement,
     load_measurement,
     measured_arrays,
+    whole_rows,
 )
 from kvdelta.harness.records.run import Header, Run
 from kvdelta.harness.records.run_folder import RECORD_FILES, RUN_FILE, load_run
@@ -23,7 +24,8 @@ SAME = ("model", "text_sha256", "windows", "protocol", "step", "window_length", 
 
 @dataclass
 class Joined:
-    """Records by kind, each with its folder; arrays of measurements as `measured_arrays` gives them."""
+    """Records by kind, each with its folder; arrays of measurements as `measured_arrays` gives them, without the schemes that have
+    failed."""
 
     runs: list[tuple[Path, Run]] = field(default_factory=list)
     errors: list[tuple[Path, Measurement, Arrays]] = field(default_factory=list)
@@ -52,7 +54,7 @@ def gather(folders: Sequence[str | Path]) -> Joined:
             if has_measurement(folder, kind):
                 record = load_measurement(folder, kind)
                 _complete(folder, record)
-                into.append((folder, record, measured_arrays(folder, record)))
+                into.append((folder, *whole_rows(record, measured_arrays(folder, record))))
         if len(joined.headers) == before:
             raise UserError(f"{folder} holds no record: none of {', '.join(RECORD_FILES)}")
     for folder, run in joined.runs:

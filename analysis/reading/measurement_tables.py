@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvdelta.analysis.reading import error_measures as measures
@@ -10,6 +11,7 @@ from kvdelta.analysis.reading.ablations import AblationRow, AdditivityRow
 from kvdelta.analysis.reading.agreement import AgreementRow
 from kvdelta.analysis.reading.error_measures import ErrorRow
 from kvdelta.analysis.reading.outliers import OutlierRow
+from kvdelta.analysis.reading.rows import Row
 from kvdelta.analysis.reading.tables import Table, csv_text, interval, number, overlap, signed, table, windows_of
 from kvdelta.harness.records.measurement import Arrays, Measurement
 from kvdelta.harness.records.run import Header
@@ -27,6 +29,24 @@ def as_text(values: Sequence[Mapping[str, Any]], format: str) -> str:
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     names = list(dict.fromkeys(name for row in values for name in row))
     return csv_text(names, [[row.get(name) for name in names] for row in values])
+
+
+@dataclass(frozen=True)
+class FailedRow(Row):
+    """A scheme that has no figures, and why."""
+
+    scheme: str
+    error: str
+
+
+def failed_rows(record: Measurement) -> list[FailedRow]:
+    return [FailedRow(label, reason) for label, reason in record.failed.items()]
+
+
+def with_failed(shown: Table, record: Measurement) -> Table:
+    """A table of schemes with a line for each that has failed."""
+    header, body = shown
+    return header, [*body, *([label, "failed", *["–"] * (len(header) - 2)] for label in record.failed)]
 
 
 # errors

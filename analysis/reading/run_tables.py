@@ -14,7 +14,7 @@ from kvdelta.harness.records.run import Run, named
 
 CSV_COLUMNS = [
     "scheme", "ppl", "delta_ppl", "delta_pct", "delta_nll", "delta_nll_se", "delta_nll_low", "delta_nll_high", "p",
-    "p_holm", "kl", "kl_se", "kl_999", "same", "top1", "delta_p", "bits", "compression", "key_coverage", "value_coverage", "coverage",
+    "p_holm", "p_sign_flip", "skewness", "skewed", "kl", "kl_se", "kl_999", "same", "top1", "delta_p", "bits", "compression", "key_coverage", "value_coverage", "coverage",
     "within_noise", "audit", "name", "note",
 ]  # fmt: skip
 
@@ -112,9 +112,14 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
         said = [*([f"failed: {row.error}"] if row.error else []), *([row.note] if row.note else [])]
         mark = f" {EVICTS} (changes what is attended)" if row.evicts else ""
         lines += [f"{row.scheme}{mark}: {'; '.join(said)}"] if said else []
-    if skewed := [f"{row.scheme} ({row.skewness:.1f})" for row in rows if row.skewed and not row.refused]:
+    if skewed := [
+        f"{row.scheme} ({row.skewness:.1f}; {chance(row.p_sign_flip)})"
+        for row in rows
+        if row.skewed and not row.refused
+    ]:
         lines.append(
-            f"skewed over windows (skewness), so that the interval of ΔNLL can hold less than 95 %: {', '.join(skewed)}"
+            "skewed over windows (skewness; p of the sign-flip test), so that the interval of ΔNLL can hold less than 95 %: "
+            + ", ".join(skewed)
         )
     return lines
 
@@ -159,7 +164,7 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
 
 
 def _few(windows: int) -> list[str]:
-    """The smallest p of the two-sided sign-flip test of n windows is 2/2^n: under 5 % from 6 on."""
+    """The smallest p of the two-sided sign-flip test of n windows is 2/2^n, under 5 % from 6 on; of skewness there is a test from 8 on."""
     if windows >= FEW_WINDOWS:
         return []
     how_many = f"only {windows} windows" if windows > 1 else "only one window"
@@ -183,7 +188,10 @@ def _layers(run: Run) -> list[str]:
 
 def legend(run: Run) -> str:
     """What the columns are, and what the protocol leaves out."""
-    return f"{LEGEND}\n{TWO_PASS}" if run.settings.protocol == "two-pass" else LEGEND
+    lines = [LEGEND, *([TWO_PASS] if run.settings.protocol == "two-pass" else [])]
+    if FEW_WINDOWS <= len(run.windows) < SKEWNESS_SHOWS and run.settings.independent:
+        lines.append(UNSEEN)
+    return "\n".join(lines)
 
 
 def _looked(looks: list[int]) -> str:
@@ -196,7 +204,8 @@ def _looked(looks: list[int]) -> str:
     )
 
 
-FEW_WINDOWS = 6
+FEW_WINDOWS, SKEWNESS_SHOWS = 8, 32
+UNSEEN = """If differences are skewed over windows, so few seldom show it, and the interval holds less: docs/statistics.md says how much less."""
 
 TWO_PASS = """Two passes: the suffix's own tokens are exact, and attention looks mostly at near ones, so decoding costs more, and not every
 row alike: --protocol two-pass --protocol stepwise --step 16 shows both."""

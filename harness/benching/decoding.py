@@ -11,9 +11,11 @@ from kvdelta.harness.caches.contenders import Contender, SchemeContender
 from kvdelta.harness.caches.holdings import Opaque, storages
 from kvdelta.harness.caches.scheme import SchemeCache
 from kvdelta.harness.protocols import prefill
+from kvdelta.harness.raising import RAISED
 from kvdelta.harness.records.bench import AGAIN, BASELINE, Held, Times
 from kvdelta.harness.subject.forward import forward
 from kvdelta.harness.subject.windows import Batch
+from kvdelta.harness.time_limit import at_most
 
 WARM_UP = 3
 
@@ -49,17 +51,16 @@ def _caches(model: Any, contenders: Sequence[Contender], batch: Batch, turns: Tu
         if contender.label in turns.left_out:
             continue
         try:
-            cache = contender.empty(model)
-            contender.fill(cache, model, batch, prefilled)
-        except Exception as error:  # as in a turn
+            with at_most(turns.time_limit):
+                filled = {contender.label: contender.empty(model)}
+                contender.fill(filled[contender.label], model, batch, prefilled)
+                if isinstance(contender, SchemeContender):
+                    mirrored = SchemeCache.for_model(contender.scheme, model, mirrored=True)
+                    filled[f"{contender.label}, mirrored"] = mirrored.fill(prefilled)
+        except RAISED as error:  # as in a turn
             turns.leave_out(contender.label, batch.windows[0].prefix_length, error)
             continue
-        yield contender.label, cache
-        if isinstance(contender, SchemeContender):
-            yield (
-                f"{contender.label}, mirrored",
-                SchemeCache.for_model(contender.scheme, model, mirrored=True).fill(prefilled),
-            )
+        yield from filled.items()
     yield AGAIN, copy.deepcopy(prefilled)
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from kvdelta.harness.no_memory import out_of_memory
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records.bench import AGAIN, BASELINE, PREFILL, Times
-from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.time_limit import at_most, check_time_limit
 
 Parts = Mapping[str, float]  # seconds by part
 
@@ -32,12 +33,17 @@ class Clock:
 class Turns:
     """What competes, by name, each a function that does its work once and returns what its parts took.
 
-    What raises is left out from then on; `left_out` says why.
+    What raises, or takes longer than time_limit (seconds), is left out from then on; `left_out` says why.
     """
 
     rounds: int
     on_note: Callable[[str], None] = lambda text: None
     left_out: dict[str, str] = field(default_factory=dict)
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            check_time_limit()
 
     def take(
         self,
@@ -54,10 +60,9 @@ class Turns:
                 if name in self.left_out:
                     continue
                 try:
-                    parts = task()
-                except (
-                    Exception
-                ) as error:  # foreign caches raise what they like, and a large context is too much for some
+                    with at_most(None if name in needed else self.time_limit):
+                        parts = task()
+                except RAISED as error:  # a large context is too much for some
                     if name in needed:
                         raise
                     self.leave_out(name, context, error)
@@ -68,9 +73,9 @@ class Turns:
                     times.setdefault((name, part), fresh).seconds.append(round(seconds, 7))
         return list(times.values())
 
-    def leave_out(self, name: str, context: int, error: Exception) -> None:
+    def leave_out(self, name: str, context: int, error: BaseException) -> None:
         """From here on, and why."""
-        self.left_out[name] = f"{context} tokens: {type(error).__name__}: {one_line(error)}"
+        self.left_out[name] = f"{context} tokens: {reason_of(error)}"
         self.on_note(f"{name} is left out from here on, {self.left_out[name]}")
         if out_of_memory(error):
             torch.cuda.empty_cache()

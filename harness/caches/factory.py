@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.subject.errors import one_line
+from kvdelta.harness.time_limit import at_most, check_time_limit
 from kvdelta.schemes.errors import UserError
 
 
@@ -42,11 +44,11 @@ class Factory:
             return self.make(config, **self.arguments)
 
 
-def load_factory(path: str) -> Factory:
+def load_factory(path: str, time_limit: float | None = None) -> Factory:
     """The callable at "module:name", or "module:name(window=64)" with keyword arguments as Python literals.
 
     Modules may lie in the current folder, which is looked in last: nothing there hides a module that others import.
-    UserError where there is none, or where it does not take the arguments.
+    time_limit: seconds that importing the module may take. UserError where there is none, or where it does not take the arguments.
     """
     where = f"--cache {path!r}"
     target, opening, inside = path.strip().partition("(")
@@ -54,7 +56,7 @@ def load_factory(path: str) -> Factory:
     if not colon or not name:
         raise UserError(f"{where}: give module:factory, such as my_caches:make_cache")
     arguments = _arguments(where, name, opening + inside) if opening else {}
-    module = _module(where, module_name)
+    module = _module(where, module_name, time_limit)
     make = getattr(module, name, None)
     if not callable(make):
         raise UserError(f"{where}: {module_name} has no callable {name!r}")
@@ -71,13 +73,16 @@ def load_factory(path: str) -> Factory:
     return Factory(f"{target}({ordered})" if ordered else target, make, arguments, _sha256(module))
 
 
-def _module(where: str, name: str) -> ModuleType:
+def _module(where: str, name: str, time_limit: float | None) -> ModuleType:
+    if time_limit is not None:
+        check_time_limit()
     importlib.invalidate_caches()
     with _current_folder_last():
         try:
-            module = importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # a module of the user's may raise anything
-            raise UserError(f"{where}: {name} cannot be imported: {one_line(error)}") from None
+            with at_most(time_limit):
+                module = importlib.import_module(name)
+        except RAISED as error:
+            raise UserError(f"{where}: {name} cannot be imported: {reason_of(error)}") from None
     outermost = name.partition(".")[0]
     here = PathFinder.find_spec(outermost, [os.getcwd()])
     origin = getattr(sys.modules[outermost].__spec__, "origin", None)

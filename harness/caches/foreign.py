@@ -76,9 +76,9 @@ class ForeignContender:
         )
 
 
-def user_cache(path: str) -> ForeignContender:
-    """A cache from "module:factory" or "module:factory(window=64)"; ValueError where there is none."""
-    factory = load_factory(path)
+def user_cache(path: str, time_limit: float | None = None) -> ForeignContender:
+    """A cache from "module:factory" or "module:factory(window=64)"; ValueError where there is none. time_limit: seconds, of importing it."""
+    factory = load_factory(path, time_limit)
     spec = {"factory": factory.call, "sha256": factory.sha256}
     return ForeignContender(path.strip(), factory, canonical=factory.name, spec=spec)
 

@@ -1,11 +1,13 @@
 """Whether a cache gives back what it should: bit for bit, or as a lossy one can."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kvdelta.harness.conformance.feeding import FIRST, Held, Returned, filled, of_rows, past, stream
 from kvdelta.harness.conformance.outcome import Factory, Wrong
 
+KeysAndValues = tuple[Tensor, Tensor]  # of a layer, [rows heads tokens channels]
 ALIKE = 0.5  # cosine over the numbers of a token: codes of 1 bit have 0.8, other tokens 0
 
 
@@ -49,9 +51,29 @@ def keeps(found: Held, wanted: Held, exact: bool, what: str) -> None:
         alike(found, wanted, what)
 
 
-def has_put(returned: Returned, tokens: range, rows: tuple[int, ...], exact: bool, what: str) -> None:
-    """Whether it gives back these tokens of the stream."""
-    keeps(returned.tokens(tokens.start, tokens.stop), stream(tokens.start, tokens.stop, rows), exact, what)
+def has_past(returned: Returned, stop: int, rows: tuple[int, ...], exact: bool, what: str) -> float:
+    """Whether it gives back the tokens of the stream before `stop`; the least cosine that a layer's keys or values have to them. Of a cache that evicts, whether the newer half of
+    what it keeps are such tokens, the newest the last: which others it keeps is its own affair, as sinks."""
+    offset = max(offset for _, offset in returned.masks)
+    start = (offset + stop) // 2 if offset else 0
+    found, wanted = returned.tokens(start, stop), stream(0, stop, rows)
+    if offset:
+        wanted = [_nearest(ours, theirs, what) for ours, theirs in zip(found, wanted, strict=True)]
+    keeps(found, wanted, exact, what)
+    return alike(found, wanted, what)
+
+
+def _nearest(found: KeysAndValues, put: KeysAndValues, what: str) -> KeysAndValues:
+    """Of the tokens that were put those that a layer gives back, by its keys, head by head. Wrong where they come in another order, or without
+    the newest."""
+    cosines = F.normalize(found[0].double(), dim=3) @ F.normalize(put[0].double(), dim=3).mT
+    which = cosines.argmax(dim=3)
+    if which.shape[2] and not bool((which.diff(dim=2) > 0).all() & (which[:, :, -1] == put[0].shape[2] - 1).all()):
+        raise Wrong(
+            f"{what}: expected tokens in their order, the newest last, got those of places {which[0, 0].tolist()}"
+        )
+    keys, values = (x.gather(2, which[..., None].expand(-1, -1, -1, x.shape[3])) for x in put)
+    return keys, values
 
 
 def _pairs(found: Held, wanted: Held, what: str) -> list[tuple[str, Tensor, Tensor]]:

@@ -50,12 +50,6 @@ class Returned:
             cut.append((keys[:, :, places], values[:, :, places]))
         return cut
 
-    def newest(self, stop: int) -> range:
-        """Of the positions before `stop` those that are compared with what was put: all, or the newer half of a cache that
-        evicts, which may keep other old tokens."""
-        offset = max(offset for _, offset in self.masks)
-        return range((offset + stop) // 2 if offset else 0, stop)
-
 
 def put(cache: Any, new: Held) -> Returned:
     """One forward's keys and values into every layer. What comes back is copied: some caches go on writing into it."""

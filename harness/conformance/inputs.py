@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvdelta.harness.conformance.comparing import alike, has_put, is_exact, rows_apart
+from kvdelta.harness.conformance.comparing import alike, has_past, is_exact, rows_apart
 from kvdelta.harness.conformance.decoding import greedily, stepwise
 from kvdelta.harness.conformance.feeding import ROWS, feed, has_grown, lengths, stream
 from kvdelta.harness.conformance.models import PROMPT, SHORTER, calm, convolving, full, prompt, sliding
@@ -90,7 +90,7 @@ def _uneven(factory: Factory) -> str:
             returned = feed(cache, start, stop)
             alike(returned.tokens(start, stop), stream(start, stop), f"{fed}: new tokens after {start}")
             if start:
-                has_put(returned, returned.newest(start), ROWS, exact, f"{fed}: past of {start} tokens")
+                has_past(returned, start, ROWS, exact, f"{fed}: past of {start} tokens")
             has_grown(cache, said, stop - start, f"in {fed}")
     return ""
 

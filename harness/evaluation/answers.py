@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,12 +22,14 @@ from kvdelta.harness.caches.contenders import SchemeContender, stores_sliding
 from kvdelta.harness.caches.layers import SchemeLayer
 from kvdelta.harness.caches.scheme import SchemeCache
 from kvdelta.harness.protocols import prefilled_with_logits
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.scoring import losses
 from kvdelta.harness.subject.forward import forward
 from kvdelta.harness.subject.probing import check_continues
 
 Tokens = tuple[int, ...]
 Generate = Callable[[SchemeCache], Tensor]
+Result = TypeVar("Result")
 ENDLESS = 1 << 62  # more tokens than are written
 
 
@@ -60,6 +63,7 @@ class Written(Answer):
 class Answers:
     """The answers of several schemes, each request's computed when the first of them asks and kept for the others.
 
+    failed: by position of a scheme, why it has no answers: what raises, but for exact, is not asked again, and the others go on.
     feed_last: so many of the context's last tokens are fed in pass 2, as far as one is left for pass 1. on_answer: called with the
     number of requests that have been answered, and of those that were `planned` until then.
     """
@@ -70,6 +74,7 @@ class Answers:
     on_answer: Callable[[int, int], None] = lambda done, planned: None
     planned: int = 0
     first_context: Tokens | None = None  # that was answered, for controls
+    failed: dict[int, str] = field(default_factory=dict)
     _kept: dict[Any, list[Any]] = field(default_factory=dict)
     _reads: dict[Any, dict[int, Reads]] = field(default_factory=dict)
 
@@ -99,21 +104,38 @@ class Answers:
         self.first_context = self.first_context or key[0]
         self.on_answer(len(self._kept), self.planned)
 
+    def _tried(self, scheme: int, work: Callable[[], Result]) -> Result | None:
+        """None of a scheme that has failed, or fails now."""
+        if scheme in self.failed:
+            return None
+        try:
+            return work()
+        except RAISED as error:
+            if scheme == 0:  # without exact there is nothing to compare with
+                raise
+            self.failed[scheme] = reason_of(error)
+            return None
+
     @torch.inference_mode()
-    def _score(self, context: Tokens, continuations: Sequence[Tokens]) -> list[list[Scored]]:
-        """By continuation, then by scheme."""
+    def _score(self, context: Tokens, continuations: Sequence[Tokens]) -> list[list[Scored | None]]:
+        """By continuation, then by scheme: None where it has failed."""
         fed = min(self.feed_last, len(context) - 1)
-        caches, first = self._filled(context[: len(context) - fed])
-        found: list[list[Scored]] = [[] for _ in continuations]
-        for cache in caches:
+        fill, first = self._filled(context[: len(context) - fed])
+
+        def of_scheme(scheme: int) -> list[Scored]:
+            cache = fill(scheme)
             counted, elements = held(cache)
-            for answers, continuation in zip(found, continuations, strict=True):
+            answers = []
+            for continuation in continuations:
                 rows, reads = self._rows(cache, context, fed, continuation, first)
                 targets = torch.tensor(continuation, device=rows.device)
                 nll = losses(rows, targets)
                 greedy = bool((rows.argmax(-1) == targets).all())
                 answers.append(Scored(reads, len(context), counted, elements, -float(nll.sum()), greedy))
-        return found
+            return answers
+
+        found = [self._tried(scheme, partial(of_scheme, scheme)) for scheme in range(len(self.contenders))]
+        return [[None if answers is None else answers[i] for answers in found] for i in range(len(continuations))]
 
     def _rows(
         self, cache: SchemeCache, context: Tokens, fed: int, continuation: Tokens, first: Float[Tensor, "1 vocabulary"]
@@ -145,30 +167,34 @@ class Answers:
         windows = {i: getattr(cache.layers[i], "sliding_window", None) or tokens for i in declaring_layers(cache)}
         return {layer: Reads(pairs=min(tokens, window)) for layer, window in windows.items()}
 
-    def _write(self, context: Tokens, how: str, generate: Generate) -> list[Written]:
+    def _write(self, context: Tokens, how: str, generate: Generate) -> list[Written | None]:
         fed = max(1, min(self.feed_last, len(context) - 1))  # generate goes on from one token at least
-        caches, _ = self._filled(context[: len(context) - fed], mirrored=True)
-        written = []
-        for cache in caches:
+        fill, _ = self._filled(context[: len(context) - fed], mirrored=True)
+
+        def of_scheme(scheme: int) -> Written:
+            cache = fill(scheme)
             counted, elements = held(cache)
             observer = Observer(cache, ENDLESS, declaring_layers(cache), True, skipped=fed - 1)
             observer.watch()
             with drawn_alike(f"{context} {how}"):
                 tokens = generate(cache)
             reads = self._once(self._nothing_read(cache, 0) | observer.stop().reads)
-            written.append(Written(reads, len(context), counted, elements, tokens[0].tolist()))
-        return written
+            return Written(reads, len(context), counted, elements, tokens[0].tolist())
 
-    def _filled(self, prefix: Tokens, *, mirrored: bool = False) -> tuple[Iterator[SchemeCache], Tensor]:
-        """The caches of all schemes, one after another, and the logits of what follows the prefix; of an empty one there are none.
-        mirrored: for many steps, each of which then decodes only what is new."""
-        schemes = [contender.scheme for contender in self.contenders]
-        empties = (SchemeCache.for_model(scheme, self.model, mirrored=mirrored) for scheme in schemes)
+        return [self._tried(scheme, partial(of_scheme, scheme)) for scheme in range(len(self.contenders))]
+
+    def _filled(self, prefix: Tokens, *, mirrored: bool = False) -> tuple[Callable[[int], SchemeCache], Tensor]:
+        """What gives the cache of the scheme at a position, filled, and the logits of what follows the prefix; of an empty one there are
+        none. mirrored: for many steps, each of which then decodes only what is new."""
+
+        def empty(scheme: int) -> SchemeCache:
+            return SchemeCache.for_model(self.contenders[scheme].scheme, self.model, mirrored=mirrored)
+
         if not prefix:
-            return empties, torch.empty(0)
+            return empty, torch.empty(0)
         whole = any(map(stores_sliding, self.contenders))
         prefilled, first = prefilled_with_logits(self.model, torch.tensor([prefix]), whole=whole)
-        return (empty.fill(prefilled) for empty in empties), first
+        return lambda scheme: empty(scheme).fill(prefilled), first
 
     @torch.inference_mode()
     def zeroed_codes_move(self) -> dict[str, bool]:
@@ -177,10 +203,11 @@ class Answers:
         context, moved = self.first_context, {}
         if context is None or len(context) < 2:
             return {}
-        caches, _ = self._filled(context[:-1])
+        fill, _ = self._filled(context[:-1])
         last = torch.tensor([context[-1:]])
-        for contender, cache in zip(self.contenders, caches, strict=True):
-            if contender.lossless or not any(store.packed_until > store.packed_from for _, _, store in cache.stores()):
+        for scheme, contender in enumerate(self.contenders):
+            cache = None if contender.lossless else self._tried(scheme, partial(fill, scheme))
+            if cache is None or not any(store.packed_until > store.packed_from for _, _, store in cache.stores()):
                 continue
             zeroed = copy.deepcopy(cache)
             zeroed.zero_codes()

@@ -73,7 +73,8 @@ def evaluate(
         done = {task.name for task in record.tasks}
         for name, task in tasks.items():
             if name not in done:
-                _answer(record, name, task, contenders, loaded, how, options.seed, on_note, on_answer)
+                left = [one for one in contenders if one.label not in record.failed]
+                _answer(record, name, task, left, loaded, how, options.seed, on_note, on_answer)
                 save_evaluation(record, folder)
                 on_scored(record.tasks[-1])
         record.status = "complete"
@@ -163,8 +164,11 @@ def _answer(
     models = SchemeLM.several(
         loaded, contenders, feed_last=how.feed_last, on_answer=lambda done, planned: on_answer(done, planned, name)
     )
-    samples = []
+    samples: dict[int, Any] = {}  # by position of the scheme
+    answers = models[0].answers
     for model in models:
+        if model.scheme in answers.failed:  # known since exact was asked, first
+            continue
         _seed(task, seed)
         with quiet():
             found: Any = evaluator.evaluate(
@@ -175,10 +179,16 @@ def _answer(
                 apply_chat_template=how.apply_chat_template,
                 fewshot_as_multiturn=how.apply_chat_template,
             )
-        samples.append(found["samples"][name])
+        samples[model.scheme] = found["samples"][name]
     if not record.zeroed_codes_move_logits:
-        record.zeroed_codes_move_logits = models[0].answers.zeroed_codes_move()
-    record.tasks.append(task_record(name, task, models, samples, record.zeroed_codes_move_logits))
+        record.zeroed_codes_move_logits = answers.zeroed_codes_move()
+    for scheme, reason in answers.failed.items():
+        record.failed[models[scheme].label] = reason
+        on_note(f"{models[scheme].label} failed, the others go on: {reason}")
+    models = [model for model in models if model.scheme not in answers.failed]
+    record.tasks.append(
+        task_record(name, task, models, [samples[model.scheme] for model in models], record.zeroed_codes_move_logits)
+    )
     record.seconds[name] = round(time.perf_counter() - started, 1)
     on_note(f"{name}: {len(record.tasks[-1].items)} items by {len(models)} schemes in {record.seconds[name]:.0f} s")
 

@@ -4,10 +4,10 @@ import difflib
 import importlib
 import importlib.metadata
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from kvdelta.harness.evaluation.task_files import check_files, without_task
@@ -61,7 +61,7 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, Any]
     """The tasks by name, groups and tags taken apart. include_path: a folder whose YAML files are looked at beside the library's own.
     UserError: no such task, data that cannot be had, a task that reads no cache or runs code that a model wrote."""
     library_version()
-    if include_path is not None and not Path(include_path).is_dir():
+    if include_path is not None and not os.path.isdir(include_path):
         raise UserError(
             f"--include-path {include_path}: there is no such folder; name one with the YAML files of tasks"
         )
@@ -126,7 +126,7 @@ def _reason(said: dict[str, Any], error: Exception, complaints: Sequence[str]) -
             f"the right choice of its first item is out of range ({one_line(error)}): doc_to_target ({target!r}) is a position from 0 in "
             f"doc_to_choice ({choice!r})"
         )
-    if isinstance(path, str) and "/" in path and not Path(path).exists():
+    if isinstance(path, str) and "/" in path and not os.path.exists(path):
         return f"its data are {path}; {hub.refusal(path, error, 'datasets/')}"
     reason = one_line(error) if str(error) not in ("", "None") else one_line([*complaints, repr(error)][0])
     lost = isinstance(error, FileNotFoundError)

@@ -1,5 +1,6 @@
 """The YAML files of a folder of tasks, read before lm_eval does: it passes over what it cannot read, without a word. Runs nothing of them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def without_task(names: list[str]) -> str:
 
 def _files(folder: str) -> Iterator[Path]:
     for path in sorted(Path(folder).glob("**/*.yaml")):
-        if path.is_file() and not NOT_LOOKED_AT & set(path.parts):
+        if os.path.isfile(path) and not NOT_LOOKED_AT & set(path.parts):
             yield path
 
 

@@ -80,11 +80,12 @@ class TaskRecord(Typed):
 
 
 class Evaluation(Origin):
-    """What `kvdelta lm-eval` leaves. zeroed_codes_move_logits: by lossy scheme that packed something of the first context."""
+    """What `kvdelta lm-eval` leaves. failed: by label, why a scheme has no row in the task that it failed in, and in those after it. zeroed_codes_move_logits: by lossy scheme that packed something of the first context."""
 
     settings: EvaluationSettings
     seconds: dict[str, float] = Field(default_factory=dict)
     zeroed_codes_move_logits: dict[str, bool] = Field(default_factory=dict)
+    failed: dict[str, str] = Field(default_factory=dict)
     tasks: list[TaskRecord] = Field(default_factory=list)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from kvdelta.harness.records.hashes import of_bytes
 from kvdelta.harness.records.record import read_record, save_record
@@ -18,12 +19,13 @@ Arrays = dict[str, np.ndarray]
 
 class Measurement(Header):
     """What was measured, of what. labels: schemes as the user typed them; layers and KV heads: the indices measured,
-    in the order of the arrays' axes."""
+    in the order of the arrays' axes. failed: by label, why a scheme has no figures: NaN in the arrays from then on."""
 
     kind: Kind
     labels: list[str]
     measured_layers: list[int]
     kv_heads: list[int]
+    failed: dict[str, str] = Field(default_factory=dict)
 
 
 def load_measurement(folder: str | Path, kind: Kind) -> Measurement:
@@ -46,6 +48,18 @@ def measured_arrays(folder: str | Path, record: Measurement) -> Arrays:
         for name, array in load_arrays(Path(folder) / file, record.files.get(file, "")).items():
             windows.setdefault(name, []).append(array)
     return {name: np.stack(pieces) for name, pieces in windows.items()}
+
+
+def whole_rows(record: Measurement, arrays: Arrays) -> tuple[Measurement, Arrays]:
+    """Record and arrays without the schemes that have failed: those that have figures to work with."""
+    rows = [i for i, label in enumerate(record.labels) if label not in record.failed]
+    if len(rows) == len(record.labels):
+        return record, arrays
+    names = [record.settings.contenders[i] for i in rows]
+    settings = record.settings.model_copy(update={"contenders": names})
+    some = record.model_copy(update={"labels": [record.labels[i] for i in rows], "settings": settings})
+    # what has no axis of schemes is of exact: its losses, and the tokens that are scored
+    return some, {name: array[:, rows] if array.ndim > 2 else array for name, array in arrays.items()}
 
 
 def save_measurement(record: Measurement, folder: Path) -> None:

@@ -81,7 +81,7 @@ def open_folder(
 
 def host() -> dict[str, Any]:
     """What the timings were taken on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "platform": f"{platform.system()} {platform.machine()}",

@@ -46,6 +46,8 @@ def run_folders(folder: Path) -> list[Path]:
     as far as one can tell, two-pass first, then long steps before short ones. Those in its folders, where it is a sweep's."""
     if os.path.isfile(folder / RUN_FILE):  # False too where the system refuses the name
         return [folder]
+    if not os.path.isdir(folder):
+        return [folder]
     found = [one.parent for one in folder.glob(f"*/{RUN_FILE}")] or [
         one.parent for one in folder.glob(f"*/*/{RUN_FILE}")
     ]

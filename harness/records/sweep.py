@@ -1,5 +1,6 @@
 """What a sweep leaves beside its cells: sweep.json says which there are, and why one, or a scheme in one, has no figures."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +42,7 @@ class Sweep(Record):
 
 
 def has_sweep(folder: Path) -> bool:
-    return (folder / SWEEP_FILE).is_file()
+    return os.path.isfile(folder / SWEEP_FILE)
 
 
 def load_sweep(folder: Path) -> Sweep:

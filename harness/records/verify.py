@@ -1,5 +1,6 @@
 """Is every record in a folder as it was written? Checked by its hashes and by the sums of its tokens."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ class Verified:
 
 def verify(folder: Path) -> Iterator[Verified]:
     """Every record in a folder and below it. UserError where there is none."""
-    found = sorted(path for path in folder.rglob("*.json") if path.name in (RUN_FILE, *KINDS))
+    there = folder.rglob("*.json") if os.path.isdir(folder) else ()
+    found = sorted(path for path in there if path.name in (RUN_FILE, *KINDS))
     if not found:
         raise UserError(f"{folder} holds no record: none of {', '.join((RUN_FILE, *KINDS))}, in it or below it")
     for path in found:

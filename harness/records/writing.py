@@ -1,5 +1,6 @@
 """Files that are whole or not there: records, arrays, figures."""
 
+import errno
 import io
 import math
 import os
@@ -57,6 +58,21 @@ def sync_names(folder: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+
+def check_writable(path: Path) -> None:
+    """Before the work whose result goes there. UserError, with --out as the way out, where no file of this name can be written."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the file {path.name} cannot be written to {path.parent}: {error.strerror}; choose another with --out"
+        ) from None
 
 
 _cleaned: set[Path] = set()  # by this process

@@ -10,11 +10,12 @@ from jaxtyping import Int64
 
 from kvdelta.harness.caches.contenders import Contender, goes_alone, stores_sliding
 from kvdelta.harness.protocols import prefill
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records.replay import FREE_FILE, FreeRun, Replay, Sampling, save_texts
 from kvdelta.harness.replaying.sampling import carried_on, picker
-from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.prepared import Subject
 from kvdelta.harness.subject.windows import Batch, Window
+from kvdelta.harness.time_limit import at_most
 
 GRAM = 4
 
@@ -26,6 +27,7 @@ def run_freely(
     subject: Subject,
     batch: int,
     on_note: Callable[[str], None],
+    time_limit: float | None = None,
 ) -> None:
     """The texts of all contenders, and what they are like, into the record. Exact's is the one that was sampled."""
     model, stops = subject.loaded.model, stop_tokens(subject.loaded.model)
@@ -34,11 +36,12 @@ def run_freely(
     for contender in contenders[1:]:
         on_note(f"{contender.label} writes by itself")
         try:
-            texts[contender.label] = write_freely(
-                model, contender, subject.windows, exact.shape[1], record.sampling, record.settings.seed, batch
-            )
-        except (Exception, SystemExit) as error:  # a foreign cache may exit()
-            on_note(f"{contender.label} failed, the others go on: {one_line(error)}")
+            with at_most(time_limit):
+                texts[contender.label] = write_freely(
+                    model, contender, subject.windows, exact.shape[1], record.sampling, record.settings.seed, batch
+                )
+        except RAISED as error:
+            on_note(f"{contender.label} failed, the others go on: {reason_of(error)}")
     for row in record.rows:
         if row.label in texts:
             row.free_run = compared(texts[row.label], exact, stops)

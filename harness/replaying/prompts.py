@@ -2,6 +2,7 @@
 JSON lines file, or rows of a data set."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ def load_prompts(source: str | None, count: int, length: int, tokenizer: Any, bo
     source: a known text (None: the packaged one) or text file, whose paragraphs begin prompts at places spread over it; a
     JSON lines file; or a data set, NAME, NAME:SPLIT or NAME:SPLIT:FIELD (hf: may stand before it). TextError for what cannot be had or used.
     """
-    if source is not None and source not in TEXTS and not Path(source).expanduser().is_file():
+    if source is not None and source not in TEXTS and not os.path.isfile(os.path.expanduser(source)):
         rows, given = _data_set(source)
     elif source is not None and source.endswith(JSON_LINES):
         rows, given = _json_lines(Path(source).expanduser())
@@ -136,7 +137,7 @@ def _data_set(name: str) -> tuple[Iterator[Any], Prompts]:
     except TextError as error:
         raise TextError(f'no prompts "{name}": no such file, and {error}') from error
     where = f"the data set {which}"
-    label = f"{Path(which).name if Path(which).exists() else which}:{split}"
+    label = f"{Path(which).name if os.path.exists(which) else which}:{split}"
     read = (_prompt_of(row, where, field) for row in rows)
     return read, Prompts(label, {"kind": "data set", "id": label}, torch.empty(0, 0).long())
 

@@ -1,6 +1,7 @@
 """Replay: the exact model writes after each prompt, and every scheme is fed what it wrote, so that all of it passes through
 its cache. Two runs over these windows, token by token and in one forward, and a record of what is kept by position."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -96,7 +97,7 @@ def replay(
             grid = sums.edges_of(how.tokens, sums.GRID)
             record = Replay(**header, edges=sums.edges_of(how.tokens), grid=grid)
             save_replay(record, folder)
-        if record.status == "complete":
+        if record.status == "complete" and not options.retry_failed:
             if not (wrong := _damage(folder, record)):
                 on_note(f"{folder} holds this replay already, complete; its record is printed again")
                 return record, folder
@@ -119,7 +120,8 @@ def replay(
         for row, contender in zip(record.rows, contenders, strict=True):
             row.note = _kept_exact(contender, how)
         if how.free_run:
-            run_freely(folder, record, contenders, subject, runs[STEPS].batch, on_note)
+            whole = [one for one, run in zip(contenders, runs[STEPS].contenders, strict=True) if not run.error]
+            run_freely(folder, record, whole, subject, runs[STEPS].batch, on_note, options.time_limit)
         record.status = "complete"
         save_replay(record, folder)
         return record, folder
@@ -138,7 +140,7 @@ def _check(how: ReplayOptions, loaded: LoadedModel, contenders: Sequence[Contend
 
 def _damage(folder: Path, record: Replay) -> list[str]:
     """What is not as it was written, of the texts and of the runs that the sums are from."""
-    runs = [folder / name for name in (STEPS, ONE_FORWARD) if (folder / name).is_dir()]
+    runs = [folder / name for name in (STEPS, ONE_FORWARD) if os.path.isdir(folder / name)]
     return [
         *damaged_files(folder, record.files),
         *(f"{run.name}, {one}" for run in runs for one in load_whole(run).lost),

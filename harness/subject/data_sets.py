@@ -1,6 +1,7 @@
 """Texts of `datasets`: by a short name, or as hf:NAME:SPLIT:FIELD."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class DataSet:
     def __str__(self) -> str:
         config = f",{self.config}" if self.config else ""
         revision = f"@{self.revision}" if self.revision else ""
-        shown = Path(self.name).name if Path(self.name).exists() else self.name  # no path of this machine
+        shown = Path(self.name).name if os.path.exists(self.name) else self.name  # no path of this machine
         return f"{HF}{shown}{config}{revision}:{self.split}:{self.field}"
 
 
@@ -102,7 +103,7 @@ def rows_of(
             rows = iter(found)
             first = next(rows, None)
     except Exception as error:  # datasets, the hub client and the network each raise their own
-        reason = one_line(error) if Path(name).exists() else hub.refusal(name, error, "datasets/")
+        reason = one_line(error) if os.path.exists(name) else hub.refusal(name, error, "datasets/")
         asked = f'"{name}"' + (f', "{config}"' if config else "")
         raise TextError(
             f'"{called or name}" cannot be had; tried datasets.load_dataset({asked}, split="{split}"): {reason}; check its name and the '

@@ -59,7 +59,7 @@ def convert(gguf: Path, sha256: str, work: Path, progress: Progress) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = converted_folder(sha256)
-    if target.exists():
+    if os.path.exists(target):
         progress(f"the converted copy of {gguf.name} is not as this version writes it, or is damaged; it is made again")
     progress(f"converting {gguf.name} to safetensors (half a minute; once)")
     try:

@@ -4,6 +4,7 @@ What the user names is loaded or refused; it is never replaced by something else
 """
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,15 +81,15 @@ def load_model(
         folder = packaged_folder(progress)
         source = {"kind": "packaged", "id": f"{WHEEL} {GGUF_MEMBER}", "sha256": GGUF_SHA256}
         return _load(str(folder), None, PACKAGED_NAME, source, place)
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    path = Path(os.path.expanduser(name))  # as it is, where there is no such user
+    if os.path.isfile(path) and path.suffix == ".gguf":
         _refuse_revision(revision, f'the GGUF file "{name}"')
         folder, sha256 = gguf_folder(path, progress)
         source = {"kind": "gguf", "id": path.name, "sha256": sha256}
         return _load(str(folder), None, path.name, source, place)
-    if path.is_dir():
+    if os.path.isdir(path):
         _refuse_revision(revision, f'the folder "{name}"')
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):
             raise ModelError(f'the folder "{name}" holds no model: there is no config.json in it')
         if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
             raise ModelError(
@@ -99,7 +100,7 @@ def load_model(
         loaded = _load(str(path), None, base, {"kind": "folder", "id": base}, place)
         loaded.source["sha256"] = _folder_sha256(path, trust_remote_code)
         return loaded
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelError(f'"{name}" is neither a model folder nor a GGUF file (*.gguf)')
     if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or name.count("/") > 1:
         raise ModelError(

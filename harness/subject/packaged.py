@@ -31,7 +31,7 @@ def packaged_folder(progress: Progress) -> Path:
         if is_converted(converted):  # another process made it while this one waited
             return converted
         gguf = cache_folder() / Path(GGUF_MEMBER).name
-        if gguf.exists():  # left by a run that was interrupted while converting, or put there by hand
+        if os.path.exists(gguf):  # left by a run that was interrupted while converting, or put there by hand
             _check_hash(gguf, file_sha256(gguf))
         else:
             _fetch(gguf, work, progress)

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +110,7 @@ def _cache(path: Path, content: bytes) -> None:
 
 
 def _local_file(name: str) -> Text:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         data = read_bytes(path, "text")
     except IsADirectoryError:

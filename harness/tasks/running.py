@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from kvdelta.harness.caches.contenders import Contender, contenders_of
+from kvdelta.harness.dropping import dropped
 from kvdelta.harness.options import Options
 from kvdelta.harness.records.provenance import open_folder
 from kvdelta.harness.records.tasks import (
@@ -20,6 +21,7 @@ from kvdelta.harness.subject.prepared import load_named
 from kvdelta.harness.tasks.options import TaskOptions
 from kvdelta.harness.tasks.preparing import prepared
 from kvdelta.harness.tasks.through_caches import OnSample, OnScored, ThroughCaches
+from kvdelta.harness.time_limit import check_time_limit
 
 DEFAULT_SCHEMES = ("exact", "int8", "int4", "kivi4", "kivi2")
 
@@ -43,6 +45,9 @@ def run_tasks(
     how = how or TaskOptions()
     options = how.options(options or Options())
     contenders = contenders_of(schemes, on_note)
+    dropped(options, contenders)  # a typing error is said before a model is loaded
+    if options.time_limit is not None:
+        check_time_limit()
     loaded = loaded or load_named(options)
     work = prepared(loaded, options, how, contenders)
     with ExitStack() as held:

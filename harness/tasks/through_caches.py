@@ -11,9 +11,11 @@ from transformers import DynamicCache
 from kvdelta.harness import controls
 from kvdelta.harness.audit import declaring_layers, total
 from kvdelta.harness.caches.contenders import Contender, stores_sliding
+from kvdelta.harness.dropping import dropped
 from kvdelta.harness.failures import failures
 from kvdelta.harness.options import Options
 from kvdelta.harness.protocols import prefill
+from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records.run import Run, WindowRecord
 from kvdelta.harness.records.tasks import (
     Cell,
@@ -24,7 +26,6 @@ from kvdelta.harness.records.tasks import (
     save_tasks,
 )
 from kvdelta.harness.scoring import WIDER, Reference
-from kvdelta.harness.subject.errors import one_line
 from kvdelta.harness.subject.probing import kv_shapes
 from kvdelta.harness.subject.windows import Batch
 from kvdelta.harness.tasks.answering import Answer, ContextReads, answer_logits, answered
@@ -33,6 +34,7 @@ from kvdelta.harness.tasks.levels import LADDERS, named
 from kvdelta.harness.tasks.options import TaskOptions
 from kvdelta.harness.tasks.preparing import Work
 from kvdelta.harness.tasks.samples import Sample
+from kvdelta.harness.time_limit import at_most
 from kvdelta.schemes.errors import UserError
 
 OnSample = Callable[[int, int, str], None]
@@ -59,6 +61,7 @@ class ThroughCaches:
         self.record, self.folder = record, folder
         self.on_sample, self.on_note, self.on_scored = on_sample, on_note, on_scored
         self.model = work.loaded.model
+        self.dropped = dropped(options, contenders)
 
     def finish(self, how: TaskOptions) -> None:
         done = {(one.task, one.length, one.number) for one in self.record.samples}
@@ -121,13 +124,16 @@ class ThroughCaches:
         first = not cell.bytes
         for position, contender in enumerate(self.contenders):
             answer, read = Answer(float("nan"), float("nan"), False, 0), {}
+            if contender.label in self.dropped and not self._failed(position):
+                self._fail(position, f"dropped after {len(self.record.samples)} samples (--drop)")
             if not self._failed(position):
                 try:
-                    answer, read, reference = self._over(position, sample, batch, prefilled, reference, cell, first)
-                except (Exception, SystemExit) as error:  # a foreign cache may raise what it likes, and exit()
+                    with at_most(self.options.time_limit if position else None):
+                        answer, read, reference = self._over(position, sample, batch, prefilled, reference, cell, first)
+                except RAISED as error:
                     if position == 0:  # without exact there is nothing to compare with
                         raise
-                    self._fail(position, f"{type(error).__name__}: {one_line(error)}")
+                    self._fail(position, reason_of(error))
             cell.bytes += [None] if first and len(cell.bytes) == position else []
             answers.append(answer)
             reads.append(total(read.values()))

@@ -4,7 +4,7 @@ Law: an input is taken, or refused with a UserError of one line, within 2 s and 
 that gives it again. Without a target's name all are run, one after another, in folders outside the checkout; what breaks the law
 stays there, and the exit code is 1.
 
-    python tests/fuzz/fuzz.py --seconds 60 [specs|maps|records|journals]
+    python tests/fuzz/fuzz.py --seconds 60 [specs|maps|records|journals|configs]
 """
 
 import argparse
@@ -24,7 +24,10 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["kvdelta.schemes", "kvdelta.harness.records", "kvdelta.harness.caches.specs"]):
+READERS = ["kvdelta.schemes", "kvdelta.harness.records", "kvdelta.harness.caches.specs", "kvdelta.analysis.cli.config"]
+
+with atheris.instrument_imports(include=READERS):
+    from kvdelta.analysis.cli.config import flags_from
     from kvdelta.harness.caches.specs import parse_cache_spec
     from kvdelta.harness.records.run import Entry, Run
     from kvdelta.harness.records.run_folder import entries_of, journal_of, load_run
@@ -36,6 +39,8 @@ with atheris.instrument_imports(include=["kvdelta.schemes", "kvdelta.harness.rec
 
 RECORD = Path(__file__).parents[2] / "results" / "demo"
 SECONDS, MEGABYTES, LONGEST = 2.0, 200, 4096
+FLAGS = {"model": True, "scheme": True, "windows": False, "seed": False, "out": False, "wait": False}
+"""Of a command, and whether each may be given several times."""
 LAYERS, CHANNELS = 4, 64  # of the model that a scheme is made ready for
 
 
@@ -99,6 +104,20 @@ def journals(data: bytes) -> None:
     sealed = b"".join(b"%08x %b\n" % (zlib.crc32(line), line) for line in lines)
     journal_of(Path()).write_bytes(data[1:] if data[:1] < b"\x20" else sealed)
     lawful(lambda: _loaded(Path()))
+
+
+def configs(data: bytes) -> None:
+    """A file that is given to --config, up to what the flags make of its values."""
+    Path("flags.yaml").write_bytes(data)
+    lawful(lambda: _plain(flags_from(Path("flags.yaml"), FLAGS)))
+
+
+def _plain(values: dict[str, Any]) -> None:
+    """What the flags are given are words and numbers, or lists of them."""
+    for value in values.values():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str | int | float) or "\0" in str(one):
+                raise Broken(f"a flag is given {one!r}")
 
 
 HALF = b"\x7f"  # an input that begins with a larger byte is not read as it is, but says what is made
@@ -262,6 +281,9 @@ def seeds(target: str) -> list[bytes]:
             {"default": {"key": "@inner.json", "value": "@map.json"}},
         ]
         return [*(json.dumps(content).encode() for content in contents), *made]
+    if target == "configs":
+        odd = ["a: &a [1, *a]", "seed: 2001-99-99", "out: !!binary abc", "? [a]\n: b", "<<: {seed: 1}", "seed: 1_0:59"]
+        return [b"model: [a, b]\nwindows: all\nscheme:\n  - kivi4\nwait: true\n", *(one.encode() for one in odd)]
     run = _small_record()
     whole = run.model_dump_json().encode()
     if target == "records":
@@ -282,10 +304,33 @@ def words(target: str) -> list[str]:
             for name, field in own_fields(family).items():
                 names += [f"{name}=", *map(shown, alternatives(field.type)[0]), *shorthands(family)]
         return [*names, "default", "layers", "key", "value", "fitted_on", "@inner.json", "@map.json", "0-9999"]
+    if target == "configs":
+        return [
+            *FLAGS,
+            "!!binary",
+            "!!timestamp",
+            "!!set",
+            "!!omap",
+            "<<:",
+            "&a",
+            "*a",
+            "- ",
+            "? ",
+            "| ",
+            "0x",
+            ".inf",
+            "---",
+        ]
     return [*Run.model_fields, *Entry.model_fields, "NaN", "-Infinity", "1e999", "null", "true"]
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"specs": specs, "maps": maps, "records": records, "journals": journals}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "specs": specs,
+    "maps": maps,
+    "records": records,
+    "journals": journals,
+    "configs": configs,
+}
 
 
 def fuzz(target: str, seconds: int) -> None:

@@ -99,7 +99,24 @@ def test_the_sign_flip_test_keeps_its_level():
     d = rng.standard_t(2, (4000, 8))  # far from normal, and symmetric
     rejected = sum(paired_delta(x, 0 * x, counts_of(x)).p_sign_flip <= 0.05 for x in d)
     assert rejected <= binomial(0.05, len(d))[1]
-    assert np.isnan(paired_delta(np.ones(17), np.zeros(17), counts_of(np.ones(17))).p_sign_flip)
+
+
+@pytest.mark.parametrize("windows", [17, 64])
+def test_the_sign_flip_test_draws_where_there_are_too_many_ways(windows):
+    """As scipy's, within what 9,999 draws leave open; the same every time, and of any 0.05 seldom less."""
+    rng = np.random.default_rng(windows)
+    for shift in (0.0, 0.3, 0.6):
+        d = rng.lognormal(0, 1, windows) - np.exp(0.5) + shift
+        paired = paired_delta(d * COUNT, 0 * d, counts_of(d))
+        oracle = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=99_999, rng=rng).pvalue
+        assert abs(paired.p_sign_flip - oracle) <= 5 * np.sqrt(oracle * (1 - oracle) / 9_999) + 2e-4
+        assert paired_delta(d * COUNT, 0 * d, counts_of(d)) == paired
+    assert paired_delta(np.ones(windows), np.zeros(windows), np.ones(windows)).p_sign_flip == pytest.approx(
+        1e-4, abs=2e-4
+    )
+    symmetric = rng.standard_t(2, (1000, windows))
+    rejected = sum(paired_delta(x, 0 * x, counts_of(x)).p_sign_flip <= 0.05 for x in symmetric)
+    assert rejected <= binomial(0.05, len(symmetric))[1]
 
 
 @pytest.mark.parametrize("windows", [8, 16, 64])

@@ -84,6 +84,16 @@ def test_a_device_without_memory_is_one_line(kvdelta, monkeypatch, error):
 NOTHING_KEPT = "kvdelta: interrupted; no record was begun or added to: the same command begins as this one did"
 
 
+def test_an_exit_of_other_peoples_code_is_an_error(kvdelta, monkeypatch):
+    def listing(format):
+        sys.exit(0)
+
+    monkeypatch.setattr(catalogue, "listing", listing)
+    code, out, err = kvdelta("schemes")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"kvdelta: \S+test_ending.py:\d+ called exit\(0\), which ended the command; .*\n", err)
+
+
 def test_an_interrupt_of_what_keeps_nothing(kvdelta, monkeypatch):
     monkeypatch.setattr(catalogue, "listing", raising(KeyboardInterrupt()))
     code, _, err = kvdelta("schemes")

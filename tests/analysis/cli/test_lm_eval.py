@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kvdelta.harness.records.evaluation import load_evaluation
+from kvdelta.schemes import affine
+
 from ...task_files import write_model, write_tasks
 
 SCHEMES = ["--scheme", "int4:group_size=16", "--scheme", "asym1:group_size=16"]
@@ -58,6 +61,28 @@ def test_tasks_are_answered_shown_again_and_verified(answer, kvdelta):
     lost = sum(row["lost"] for row in rows if row["lost"])
     assert sum(flip["kind"] == "lost" for flip in flips) == lost
     assert "items whose answer differs from exact's" in kvdelta("show", "run", "--flips")[1]
+
+
+@pytest.mark.parametrize("calls", [0, 3], ids=["at once", "after a few"])
+def test_a_scheme_that_raises_ends_its_own_rows(answer, kvdelta, monkeypatch, calls):
+    whole, seen = affine.AffineQuantizer.quantize, []
+
+    def quantize(self, *args, **kwargs):
+        if self.bits == 1:
+            seen.append(1)
+            if len(seen) > calls:
+                raise RuntimeError("the kernel broke")
+        return whole(self, *args, **kwargs)
+
+    alone = json.loads(answer("--tasks", "endings,numbers", *SCHEMES[:2], "--out", "alone", "--format", "json")[1])
+    monkeypatch.setattr(affine.AffineQuantizer, "quantize", quantize)
+    code, out, err = answer("--tasks", "endings,numbers", *SCHEMES, "--out", "run", "--format", "json")
+    assert code == 4
+    assert "asym1:group_size=16 failed, the others go on: RuntimeError: the kernel broke" in err
+    assert err.splitlines()[-1] == "failed: asym1:group_size=16: RuntimeError: the kernel broke"
+    assert json.loads(out) == alone
+    assert load_evaluation("run").failed == {"asym1:group_size=16": "RuntimeError: the kernel broke"}
+    assert kvdelta("show", "run")[0] == 4
 
 
 def test_the_flags_of_a_record_are_taken_again(asked, answer, kvdelta):

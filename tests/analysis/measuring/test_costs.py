@@ -7,6 +7,7 @@ import pytest
 
 from kvdelta.analysis.measuring.costs import Sizes, candidates_of, costs_of, sizes_of
 from kvdelta.analysis.measuring.errors import measure_errors
+from kvdelta.analysis.measuring.loop import Failing
 from kvdelta.analysis.measuring.sensitivity import measure_sensitivity
 from kvdelta.harness.calibration import calibrate, spec_with
 from kvdelta.harness.comparison import compare
@@ -56,7 +57,8 @@ def test_bits_are_those_of_the_models_own_cache(subject, options, tmp_path):
         "int4:group_size=16,exact_first_layers=1",
         spec_with("kvquant:bits=3", path),
     ]
-    sizes = sizes_of(specs, subject)
+    left, sizes = sizes_of(Failing(specs, print), subject)
+    assert left == specs
     assert sizes.bits.shape == (2, 2, len(specs))
     assert sizes.bits[0, :, :3].tolist() == [[4, 6, 10]] * 2  # 32 bits of scale and offset for 16 numbers
     assert (sizes.numbers == 96 * 2 * 16).all()

@@ -126,9 +126,22 @@ def test_no_sign_on_what_rounds_to_zero(value, text):
     assert tables.signed(value, 4) == text
 
 
-@pytest.mark.parametrize("windows", [1, 3, 5, 6])
+@pytest.mark.parametrize("windows", [1, 3, 5, 6, 7, 8, 31, 32])
 def test_few_windows_are_said_to_be_few(run, windows):
-    """The sign-flip test of n windows has no p under 2/2^n, and 2/2^6 is the first under 5 %."""
+    """Under 8 there is no test of skewness; under 32 it often sees none where there is one: never is nothing said."""
     run.windows = [run.windows[0].model_copy(update={"index": i}) for i in range(windows)]
     said = [line for line in run_tables.heading(run) if line.startswith("only ")]
-    assert len(said) == (2 / 2**windows >= 0.05)
+    assert len(said) == (windows < 8)
+    assert (run_tables.UNSEEN in run_tables.legend(run)) == (8 <= windows < 32)
+
+
+def test_a_skewed_row_has_the_p_of_a_test_that_needs_no_normal_differences(run):
+    windows = [run.windows[0].model_copy(deep=True, update={"index": i}) for i in range(8)]
+    for i, window in enumerate(windows):
+        window.nll[2] = window.nll[0] + (50.0 if i == 3 else 0.1 * (i + 1))
+    run.windows = windows
+    rows = summary.summarize(run)
+    (said,) = [line for line in run_tables.notes(rows) if "skewed" in line]
+    assert said.endswith(f": int4 ({rows[2].skewness:.1f}; 0.0078)")  # 2/2^8: all differences are above 0
+    shown = list(csv.DictReader(io.StringIO(run_tables.as_csv(rows))))
+    assert [float(row["p_sign_flip"]) for row in shown] == [row.p_sign_flip for row in rows]

@@ -1,10 +1,15 @@
 """Of README.md and the pages that have few figures, and what else no record has."""
 
+import numpy as np
+from scipy import special
+
 from kvdelta.analysis.pages import glance, page, rows
+from kvdelta.analysis.reading import run_tables
 from kvdelta.harness import statistics
-from kvdelta.harness.subject import data_sets
+from kvdelta.harness.subject import data_sets, files
 from tests.docs.claiming import EXIT_CODES, Claim, Unchecked
 from tests.docs.claims.findings import FAMILIES
+from tests.docs.markdown import tables
 from tests.docs.records import carried_grid, four, order_agreement, places, run
 
 
@@ -13,13 +18,43 @@ def reversed_pairs():
     return [0.2 < row.reversed / row.told < 0.3]
 
 
+def of_lognormal(windows, draws=20_000):
+    """Per cent of runs whose t interval holds the mean of lognormal differences, and whose row is named as skewed."""
+    differences = np.random.default_rng(windows).lognormal(0, 1, (draws, windows))
+    found = [statistics.paired_delta(one, np.zeros(windows), np.ones(windows)) for one in differences[: draws // 10]]
+    half = special.stdtrit(windows - 1, 0.975) * differences.std(axis=1, ddof=1) / np.sqrt(windows)
+    held = np.abs(differences.mean(axis=1) - np.exp(0.5)) <= half
+    assert [one.low <= np.exp(0.5) <= one.high for one in found] == held[: len(found)].tolist()
+    return 100 * held.mean(), 100 * np.mean([one.skewed for one in found])
+
+
+def skewed_runs():
+    by_windows = {windows: of_lognormal(windows) for windows in (6, 8, 16, 32, 64)}
+    held = [number for windows, (share, _) in by_windows.items() for number in (round(share), windows)]
+    named = [number for windows in (8, 16, 32) for number in (round(by_windows[windows][1]), windows)]
+    return [1, *held, *named]
+
+
 def demo():
     of = run("demo")
     prefix = of.settings.window_length - of.settings.score_length
     return len(of.contenders), len(of.windows), prefix, of.settings.score_length
 
 
+def passed():
+    """Checks, and how many of them caches pass, of the table in docs/own-cache.md: two of its columns are made again in test_tables."""
+    (table,) = [one for one in tables() if one.header[0] == "check"]
+    columns = ("DynamicCache", "SchemeCache", "StaticCache", "QuantizedCache, hqq", "QuantizedCache, quanto")
+    at = [next(i for i, name in enumerate(table.header) if name.startswith(column)) for column in columns]
+    dynamic, ours, *others = [sum(row[i] == "pass" for row in table.rows) for i in at]
+    return [len(table.rows), dynamic, *others, dynamic == ours]
+
+
 CLAIMS = (
+    Claim(
+        "of {} checks `DynamicCache` and our `SchemeCache` pass {}, `StaticCache` {}, transformers' `QuantizedCache` {} with HQQ and {} with quanto",
+        passed,
+    ),
     Claim(
         "{} schemes on SmolLM2-135M-Instruct and Qwen2.5-Coder-0.5B-Instruct, {} windows of WikiText-2",
         lambda: [len(carried_grid(FAMILIES).grid.names), len(run(places(FAMILIES)[0]).windows)],
@@ -28,7 +63,16 @@ CLAIMS = (
     Claim("for budgets of {}, {}, {}, {}, {} and {} measured bits", lambda: glance.BUDGETS),
     Claim("corrected for the rows of a run, is under {};", lambda: [rows.LEVEL]),
     Claim("A page is never over {} MB", lambda: [page.LARGEST / 1e6]),
-    Claim("the exact sign-flip test for up to {} windows", lambda: [statistics.FLIPPED]),
+    Claim(
+        "the exact sign-flip test for up to {} windows, of more windows by {} drawn signs",
+        lambda: [statistics.FLIPPED, statistics.DRAWN],
+    ),
+    Claim(
+        "Of lognormal differences (σ = {}) the interval holds their mean in {} % of runs of {} windows, {} % of {}, {} % of {}, {} % of {} and {} % of {}, and the line names {} % of those of {} windows, {} % of {} and {} % of {}",
+        skewed_runs,
+    ),
+    Claim("Of files of {} MB and more that a user names", lambda: [files.LARGE / 1e6]),
+    Claim("Under {} there is no such test, and the table says that they are too few", lambda: [run_tables.FEW_WINDOWS]),
     Claim(
         "scores {} schemes on {} windows of a packaged text: {} tokens go into the cache in one exact forward, each scheme stores them in its own way, and {} tokens read what was stored",
         demo,

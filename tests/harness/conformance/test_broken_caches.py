@@ -243,3 +243,22 @@ def test_a_length_that_is_wrong_throughout_puts_tokens_in_other_positions():
     assert {ended[name].ending for name in ("length", "positions", "greedy")} == {"fail"}
     assert ended["length"].why == "length after 192 tokens: expected 192, got 193 (layer 0)"
     assert {ended[name].ending for name in ("mask sizes", "contents", "reorder", "deepcopy", "memory held")} == {"pass"}
+
+
+def test_the_newest_token_that_a_cache_keeps_is_the_last():
+    from kvdelta.harness.conformance.comparing import has_past
+    from kvdelta.harness.conformance.feeding import Returned, stream
+    from kvdelta.harness.conformance.outcome import Wrong
+
+    def kept(places):
+        held = [tuple(x[:, :, places] for x in sides) for sides in stream(0, 60)]
+        return Returned(held, [(len(places), 60 - len(places))] * len(held))
+
+    assert has_past(kept([0, 1, 2, 3, 59]), 60, (0, 1), True, "past") == pytest.approx(1)
+    for places in ([0, 1, 2, 3, 58], [0, 1, 59, 2, 3], [0, 1, 2, 59, 59]):
+        with pytest.raises(Wrong, match="expected tokens in their order, the newest last"):
+            has_past(kept(places), 60, (0, 1), True, "past")
+    spoiled = kept([0, 1, 2, 3, 59])
+    spoiled.held[1][1][:, :, 3] = 0
+    with pytest.raises(Wrong, match=r"layer 1, values"):
+        has_past(spoiled, 60, (0, 1), False, "past")

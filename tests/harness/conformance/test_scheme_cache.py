@@ -9,7 +9,15 @@ from kvdelta.harness.conformance import checks
 from kvdelta.harness.conformance.models import model_of
 from kvdelta.schemes import parse_scheme
 
-SCHEMES = ["exact", "int4", "kivi2:layers=all", "hqq4", "hadamard(asym2)", "@map.json"]
+SCHEMES = [
+    "exact",
+    "int4",
+    "kivi2:layers=all",
+    "hqq4",
+    "hadamard(asym2)",
+    "matched(kivi2):tail=8,sinks=4",
+    "@map.json",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +36,10 @@ def test_scheme_cache(check, spec):
 @pytest.mark.parametrize("check", checks, ids=str)
 def test_a_mirrored_cache(check, spec):
     assert check(lambda config: SchemeCache.for_model(parse_scheme(spec), model_of(config), mirrored=True)).passed
+
+
+def test_a_scheme_of_sliding_layers_alone():
+    """Only a model that has some can be asked."""
+    (hybrid,) = [check for check in checks if check.name == "hybrid, sliding window"]
+    outcome = hybrid(lambda config: SchemeCache.for_model(parse_scheme("kivi2:layers=sliding"), model_of(config)))
+    assert outcome.ending == "pass", outcome.why

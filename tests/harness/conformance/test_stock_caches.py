@@ -51,10 +51,11 @@ def test_quanto():
     assert ended("hf-quanto4:axis=-1", "fail") == {"crop", "deepcopy", "lengths that do not divide", *SHORT_OF}
 
 
-def test_a_cache_that_evicts_cannot_give_back():
-    """All that it does not refuse it does."""
-    assert ended("sink-window:tokens=100", "fail") == set()
-    assert ended("sink-window:tokens=100", "refused") == {"crop", "prompt lookup", "assisted decoding"}
+@pytest.mark.parametrize("name", ["sink-window:tokens=100", "sink-window:sinks=4,bits=4", "sliding-window:bits=2"])
+def test_a_cache_that_evicts_cannot_give_back(name):
+    """All that it does not refuse it does; where bits are given and the first forward has one token, few are kept beside the sinks."""
+    assert ended(name, "fail") == set()
+    assert ended(name, "refused") == {"crop", "prompt lookup", "assisted decoding"}
 
 
 NAMED = {
