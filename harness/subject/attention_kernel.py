@@ -16,7 +16,7 @@ from torch import Tensor
 from kvdelta.schemes.kernels import launch, power_of_two
 
 ROWS = 128  # query heads that share a KV head, times new tokens: what one program holds
-KEYS, WARPS = 64, 4  # keys at a time, and warps of a program
+KEYS, WARPS = 128, 4  # keys at a time, and warps of a program
 LOG2_E = 1.4426950408889634
 
 

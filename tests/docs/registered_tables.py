@@ -57,6 +57,14 @@ def option(label: str) -> Figures:
     return [_bits(cells[0].bits, cells[2].bits), *([row.kl] for row in cells)]
 
 
+def whole_test(label: str) -> Figures:
+    row = rows("whole-test-h200")[label]
+    if label == "exact":
+        return [[16], [row.ppl], [], []]
+    assert row.bits is not None
+    return [[row.bits], [row.ppl], [row.delta_nll, row.delta_nll_low, row.delta_nll_high], [row.kl]]
+
+
 STEPS = {label: spec for spec, label in LADDER.items()}
 SPELLED = {"asym4:group_size=32,key_axis=channel": "asym4:key_axis=channel,group_size=32"}  # as families-h200 has it
 
@@ -179,6 +187,7 @@ REGISTERED = (
         option,
     ),
     Registered("decoding-h200", ("ΔNLL [95 %]", "two passes", "step 16", "step 1"), second_trap),
+    Registered("whole-test-h200", ("the whole test set", "bits", "ppl", "ΔNLL [95 %]", "KL"), whole_test),
     Registered("trap-h100", ("cache", "one pass", "two passes"), trap),
     Registered("explained-h100", ("error measure", "ρ with KL"), measure),
     Registered("llama-cpp", ("KL, nats a token", "llama.cpp", "row that does the same", "two passes", "step 16", "step 1"), engine),
