@@ -53,8 +53,8 @@ def batch_size(
 
 def window_bytes(model: Any, window_length: int, score_length: int, backward: bool = False) -> int:
     """About how much one window takes: the exact cache, a scheme's, the logits of both and what scoring keeps beside them, a
-    layer's activations. backward: what
-    the gradient is of, what attention read, and the gradient; that of the logits; the suffix's activations in all layers."""
+    layer's activations. backward: what the gradient is of, what attention read, and the gradient; that of the logits; the suffix's
+    activations in all layers."""
     config, size = model.config.get_text_config(decoder=True), model.dtype.itemsize
     shapes = kv_shapes(model, "all").values()
     numbers = [shape.heads * (shape.key_channels + shape.value_channels) * window_length for shape in shapes]

@@ -55,8 +55,8 @@ def compare(
     """Score schemes on the same windows; the record and its folder.
 
     schemes: specs such as "kivi:bits=2", contenders, or both; exact is added where it is not among them. subject: what is already loaded.
-    What raises, or gives NaN or infinite logits, fails its own row, but for exact: the record says why. A folder with the finished windows of the same settings is continued, a complete one is read. UserError: bad
-    input, an output folder that holds another run, NaN or infinite logits of the exact cache.
+    What raises, or gives NaN or infinite logits, fails its own row, but for exact: the record says why. A folder with the finished
+    windows of the same settings is continued, a complete one is read. UserError: bad input, an output folder that holds another run, NaN or infinite logits of the exact cache.
 
     In a program that torchrun or accelerate started, all its processes call this with the same arguments, share the windows, or with
     tensor_parallel the model's heads, and get the same record.

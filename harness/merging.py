@@ -2,6 +2,7 @@
 place of what it replaces."""
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def with_windows(run: Run, folder: Path, parts: Sequence[Part], order: Sequence[
             if contender.error:
                 raise UserError(
                     f"{contender.label} failed while a damaged window was scored again: {contender.error}; the record is as it was: "
-                    f"give the same command again, or with --drop {contender.label}"
+                    f"give the same command again, or with --drop {shlex.quote(contender.label)}"
                 )
     sources = {(name, index): part for part in (whole, *parts) for name in part.rows for index in part.windows}
     again = [index for part in parts for index in part.windows]
@@ -222,7 +223,7 @@ def _sources(parts: Sequence[Part], names: Sequence[str]) -> dict[tuple[str, int
         for part in parts:
             if missing := [index for index in part.windows if (name, index) not in sources]:
                 raise UserError(
-                    f"{name} has no figures for {len(missing)} windows of {part}, such as {missing[0]}; score it there first"
+                    f"{name} has no figures for {len(missing)} window{'s' * (len(missing) > 1)} of {part}, such as {missing[0]}; score it there first"
                 )
     return sources
 

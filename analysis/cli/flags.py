@@ -49,7 +49,11 @@ Caches = Annotated[
 ]
 MatchTail = Annotated[
     int | None,
-    typer.Option("--match-tail", min=0, help="so many newest tokens exact in every scheme, in place of its own window"),
+    typer.Option(
+        "--match-tail",
+        min=0,
+        help="so many newest tokens exact in every scheme, in place of its own window, and those that fill no block of all",
+    ),
 ]
 MatchSinks = Annotated[
     int | None,

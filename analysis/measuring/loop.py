@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from kvdelta.analysis.reading.selection import spans
 from kvdelta.harness.batching import batch_size, fused_kernels, halved, in_batches
 from kvdelta.harness.caches.contenders import SchemeContender, merged
 from kvdelta.harness.leaks import check_calibrations
+from kvdelta.harness.no_memory import out_of_memory
 from kvdelta.harness.options import Options
 from kvdelta.harness.raising import RAISED, reason_of
 from kvdelta.harness.records.measurement import (
@@ -78,9 +77,9 @@ class Failing:
             return None
         try:
             return work()
-        except torch.OutOfMemoryError:
-            raise
         except RAISED as error:
+            if out_of_memory(error):
+                raise
             self.reasons[label] = reason_of(error)
             self.on_note(f"{label} failed, the others go on: {self.reasons[label]}")
         if len(self.reasons) == len(self.labels):

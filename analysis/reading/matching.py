@@ -27,7 +27,7 @@ def matching_lines(run: Run) -> list[str]:
     if tail is not None:
         said.append(f"the newest {_newest(run, tail, sinks or 0, block)}")
     which = f"in the rows marked {MATCHED.strip()}" if some else "in every scheme"
-    rest = "; its own window is not" if tail is not None else ", and the newest that fill no group behind them"
+    rest = "; their own windows are not" if tail is not None else ", and the newest that fill no group behind them"
     return [f"{which} {' and '.join(said)} tokens are exact{rest}"]
 
 
@@ -39,4 +39,5 @@ def _newest(run: Run, tail: int, sinks: int, block: int | None) -> str:
     if settings.protocol != "two-pass" and block > 1:
         return f"{tail} to {tail + block - 1}"
     past = settings.window_length - settings.score_length - sinks - tail
-    return str(tail + past % block)
+    behind = past % block
+    return f"{tail + behind} ({tail}, and {behind} that fill no block of {block})" if behind else str(tail)

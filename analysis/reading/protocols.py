@@ -139,7 +139,8 @@ def _reversed(first: Run, other: Run, rows: Sequence[SummaryRow]) -> dict[int, t
     orders = _orders(first, compared) * _orders(other, compared)
     for a, b in np.argwhere(np.triu(orders < 0)):
         i, j = compared[a], compared[b]
-        if exact_tokens(rows[i].name) != exact_tokens(rows[j].name):
+        mine, theirs = (exact_tokens(rows[k].name) for k in (i, j))
+        if mine != theirs or ("tail" in mine and "block" not in mine):  # without one each row has its own groups' tail
             continue
         turned.setdefault(i, []).append(rows[j].scheme)
         turned.setdefault(j, []).append(rows[i].scheme)

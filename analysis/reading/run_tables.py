@@ -154,7 +154,11 @@ def heading_of_several(runs: Sequence[Run]) -> list[str]:
             whose = f", {named(one.settings)}" if len(runs) > 1 else ""
             said = f"|ΔNLL| {floor.delta_nll:.1e}, KL {floor.kl:.1e} nats"
             lines.append(f"noise floor (exact by another route{whose}): {said}")
-    lines += matching_lines(run)
+    exact = [matching_lines(one) for one in runs]
+    if all(said == exact[0] for said in exact):
+        lines += exact[0]
+    else:
+        lines += [f"{named(one.settings)}: {line}" for one, said in zip(runs, exact, strict=True) for line in said]
     if settings.until_se is not None:
         lines += [run.ended] if run.ended else []
         lines.append(_looked(stopping.looks(settings)))

@@ -137,7 +137,7 @@ class SchemeContender:
                 kept = rule.keep_recent + rule.sink_tokens + (rule.first_tokens or rule.flush_every)
                 raise UserError(
                     f"scheme {self.label}: a prefix of {prefix_length} tokens would leave every {side} exact, since its "
-                    f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual"
+                    f"residual rule packs nothing under {kept} tokens; use a longer window or a shorter residual (or --match-tail)"
                 )
 
     def _check_window(self, here: Scheme, layer: int, window: int | None, prefix_length: int) -> None:

@@ -41,6 +41,7 @@ from kvdelta.harness.replaying.options import ReplayOptions
 from kvdelta.harness.replaying.prompts import Prompts, load_prompts
 from kvdelta.harness.replaying.sampling import picker, sampling_of, written
 from kvdelta.harness.runner import Progress
+from kvdelta.harness.scoring import losses
 from kvdelta.harness.settings import header_of, settings_of
 from kvdelta.harness.subject.model import LoadedModel
 from kvdelta.harness.subject.prepared import Subject, bos_of, load_named
@@ -212,7 +213,7 @@ def _sampled(
             return torch.from_numpy(taken[0])
         model, count = given.loaded.model, how.tokens + 1
         found: list[torch.Tensor] = []
-        losses: list[torch.Tensor] = []
+        kept: list[torch.Tensor] = []
 
         def work(batch: Batch) -> None:
             pick = picker(record.sampling, options.seed, [window.index for window in batch.windows])
@@ -220,16 +221,16 @@ def _sampled(
 
             def pick_and_keep(logits: torch.Tensor, step: int) -> torch.Tensor:
                 token = pick(logits, step)
-                each.append(logits.float().log_softmax(-1).gather(1, token[:, None].to(logits.device))[:, 0].cpu())
+                each.append(-losses(logits, token.to(logits.device)).cpu())
                 return token
 
             found.append(torch.cat([batch.prefix, written(model, batch, count, pick_and_keep)], dim=1))
-            losses.append(torch.stack(each, dim=1))
+            kept.append(torch.stack(each, dim=1))
 
         on_note(f"the exact model writes {count} tokens after each of {how.prompt_count} prompts")
         size = batch_size(options.batch, model, how.length, 2, step=1)  # it needs the logits of one token
         in_batches(given.windows, size, work, lambda windows, size: None)
-        save_texts(record, folder, SAMPLED_FILE, torch.cat(found).numpy(), torch.cat(losses).numpy())
+        save_texts(record, folder, SAMPLED_FILE, torch.cat(found).numpy(), torch.cat(kept).numpy())
         return torch.from_numpy(load_texts(record, folder, SAMPLED_FILE))
 
 

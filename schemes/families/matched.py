@@ -25,6 +25,11 @@ def matched(
 def _matched(side: TensorScheme, tail: int, sinks: int, block: int) -> TensorScheme:
     if side.quantizer.lossless:
         return side
+    if block and side.first_tokens % block:
+        raise UserError(
+            f"block={block}: the first {side.first_tokens} tokens are quantized together (prompt={side.first_tokens}), and tokens would "
+            "leave the tail at other places than in other schemes; give a prompt that is a multiple of the block"
+        )
     if tail != OWN:
         side = replace(side, keep_recent=tail, flush_every=block or side.quantizer.tokens_per_group)
     return side if sinks == OWN else replace(side, sink_tokens=sinks)

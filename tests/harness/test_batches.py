@@ -13,7 +13,7 @@ from kvdelta.harness.caches.foreign import ForeignContender
 from kvdelta.harness.comparison import compare
 from kvdelta.harness.protocols import prefill
 from kvdelta.harness.records.run_folder import load_run
-from kvdelta.harness.runner import Progress
+from kvdelta.harness.runner import Progress, Runner
 from kvdelta.harness.subject.probing import kv_shapes
 from kvdelta.harness.subject.windows import Batch
 from kvdelta.schemes import kernels, parse_scheme, together
@@ -87,7 +87,14 @@ def test_what_cannot_be_stored_together_goes_window_by_window(subject, options):
     assert run.windows[0].nll[1] == pytest.approx(run.windows[0].nll[0], abs=1e-4)
 
 
-def test_a_continued_run_has_the_batches_of_an_unbroken_one(subject, options):
+@pytest.fixture(params=[False, True], ids=["scores at once", "scores one contender later"])
+def when(request, monkeypatch):
+    """As on a CPU, and as on a GPU, which works on the next contender while the scores of the last arrive."""
+    if request.param:
+        monkeypatch.setattr(Runner, "_prompt", lambda self, at: at == 0 or self.passes.contenders[at].foreign)
+
+
+def test_a_continued_run_has_the_batches_of_an_unbroken_one(subject, options, when):
     specs = ["int4:group_size=16"]
 
     def stop(windows, contender, label, nll):
@@ -118,7 +125,7 @@ class Hungry(SchemeContender):
 
 
 @pytest.mark.parametrize("from_window", [0, 2])
-def test_out_of_memory_halves_the_batch_and_loses_no_window(subject, options, monkeypatch, from_window):
+def test_out_of_memory_halves_the_batch_and_loses_no_window(subject, options, monkeypatch, from_window, when):
     """At the start, or in the middle of a run: each window is scored once, and the controls are those of one run."""
     spec, notes = "int4:group_size=16", []
     hungry = Hungry("hungry", parse_scheme(spec))
@@ -218,7 +225,7 @@ def test_a_foreign_cache_that_is_too_much_alone_fails_its_row(subject, options):
     assert "9.00 GiB" in run.contenders[1].error
 
 
-def test_a_row_that_is_not_finite_keeps_the_windows_before(subject, options):
+def test_a_row_that_is_not_finite_keeps_the_windows_before(subject, options, when):
     class Poisoned(SchemeContender):
         def fill(self, cache, model, batch, prefilled):
             super().fill(cache, model, batch, prefilled)

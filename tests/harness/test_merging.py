@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_refused(made, tmp_path, refused):
     with refused(r"\(protocol: two-pass and stepwise; step: None and 8\)"):
         merged([a, made("steps", [B], protocol="stepwise", step=8)], out, "x")
     index = a.run.windows[1].index
-    with refused("has no figures for 1 windows of .*c, such as"):
+    with refused("has no figures for 1 window of .*c, such as"):
         merged([made("b", [A, B], (0, 1)), made("c", [A], (2,))], out, "x")
     other = made("other", [B])
     other.run.windows[1].nll[0] += 1e-9

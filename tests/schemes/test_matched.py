@@ -65,6 +65,7 @@ def test_a_whole_scheme_keeps_its_rules():
     [
         ("matched(int4):block=-1,tail=8", "block=-1"),
         ("matched(int4):block=8", "give tail too"),
+        ("matched(gear(kcvt4):prompt=192):tail=8,block=128", "a prompt that is a multiple of the block"),
         ("matched(kivi2):tail=8,block=48", "does not divide the block of 48 tokens"),
     ],
 )

@@ -65,7 +65,7 @@ def test_the_same_exact_tokens_and_another_replays_text(kvdelta, replayed, files
     assert "the exact model writes" not in err
     assert "in every scheme the first 4 and the newest 16 tokens are exact" in out
     (_, own, _), (_, equal) = (load_replay(tmp_path / name).rows for name in ("run", "more"))
-    assert equal.name == "matched(asymmetric:bits=2,group_size=16):tail=16,sinks=4"
+    assert equal.name == "matched(asymmetric:bits=2,group_size=16):tail=16,sinks=4,block=1"
     assert sum(map(sum, equal.kl)) < sum(map(sum, own.kl))
 
 

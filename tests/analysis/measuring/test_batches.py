@@ -128,3 +128,30 @@ def test_the_number_of_windows_decides_about_kernels(subject, options, monkeypat
     record, folder = errors.measure_errors(SPECS[:1], options, subject)
     assert counts == [3]
     assert measured_arrays(folder, record)["rows"].shape == (3, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "Python", "cuBLAS"],
+)
+def test_what_a_scheme_has_no_memory_for_is_no_failed_row(error):
+    """Fewer windows are tried; another error ends its row."""
+
+    def work():
+        raise error
+
+    def breaks():
+        raise RuntimeError("broken")
+
+    said = []
+    failing = loop.Failing(["int4", "int8"], said.append)
+    with pytest.raises(type(error)):
+        failing.tried(0, work)
+    assert failing.tried(1, breaks) is None
+    assert failing.reasons == {"int8": "RuntimeError: broken"}
+    assert failing.tried(0, lambda: 3) == 3
