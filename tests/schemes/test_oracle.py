@@ -2,15 +2,20 @@
 
 Families with a published formula of one line are held to an oracle in float64, written here in numpy from the formula and nothing of
 the code: a number that the formula puts clear of a rounding tie must be what the oracle gives, to the last bit that float32 arithmetic
-and the dtype can hold; one within 1e-3 steps of a tie, or in a group whose stored scale is itself at such a tie, may be one step beside.
+and the dtype can hold; one within 1e-4 steps of a tie, or in a group whose stored scale is itself at such a tie, may be one step beside.
 What is not packed must be as it came, bit for bit.
 
-The other families (solvers, rotations, low-rank parts; and whatever family is new) are their own oracle: fed at once, in chunks, and a
-row alone give the same bits. That is the cases of OTHERS, 60 a family.
+Wrappers (hadamard, clip, centred, sparse) are held to it around symmetric and asymmetric, turboquant at whole bits: the wrapper's map in
+float64, then the oracle of what is inside, which is told by how much float32 may be off in the numbers that it gets. Rotated back, a
+number is sure where all of its token are.
+
+The other families (solvers, low-rank parts; and whatever family is new), and these wrappers and turboquant in all their settings, are
+their own oracle: fed at once, in chunks, and a row alone give the same bits. That is the cases of OTHERS, 60 a family.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import jaxtyping
 import numpy as np
@@ -26,7 +31,7 @@ Array = np.ndarray
 
 KINDS = ("normal", "outliers", "constants", "huge", "tiny", "zeros", "mixed")
 LARGEST_FLOAT16, LEAST_FLOAT16 = 65504.0, 2.0**-24
-TIE = 1e-3  # of a step: float32 arithmetic errs by less than this over all codes of 8 bits
+TIE = 1e-4  # of a step: float32 arithmetic errs by less than this over all codes of 8 bits
 FLOAT32 = 2.0**-22  # relative: a few roundings in float32
 
 
@@ -43,16 +48,39 @@ class Decoded:
 Codec = Callable[[Array], Decoded]  # of groups on the last axis
 
 
+class InnerCodec(Protocol):
+    """The same, of numbers each of which may be off by its error."""
+
+    def __call__(self, x: Array, error: Array | float = 0.0) -> Decoded: ...
+
+
 def float16(x: Array) -> Array:
     return np.clip(x, -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16).astype(np.float64)
 
 
-def stored_scale(x: Array) -> tuple[Array, Array]:
-    """As float16, and whether float32 arithmetic must come to the same."""
+def stored_scale(x: Array, error: Array | float = 0.0) -> tuple[Array, Array]:
+    """As float16, and whether float32 arithmetic must come to the same, of numbers that may be off by the error."""
     low, middle, high = (
-        float16(np.clip(x * (1 + d), LEAST_FLOAT16, LARGEST_FLOAT16)) for d in (-FLOAT32, 0.0, FLOAT32)
+        float16(np.clip(x * (1 + d) + e, LEAST_FLOAT16, LARGEST_FLOAT16))
+        for d, e in ((-FLOAT32, -error), (0.0, 0.0), (FLOAT32, error))
     )
     return middle, low == high
+
+
+def neighbour(x: Array) -> Array:
+    """How far the next float16 is, at most."""
+    return np.abs(x) * 2.0**-10 + LEAST_FLOAT16
+
+
+def largest(x: Array, error: Array | float) -> tuple[Array, Array]:
+    """Of each group, and by how much it may be off."""
+    most = x.max(-1, keepdims=True)
+    return most, np.maximum((x + error).max(-1, keepdims=True) - most, most - (x - error).max(-1, keepdims=True))
+
+
+def inexact(held: Decoded, error: Array | float, scale_error: Array) -> Decoded:
+    """Of numbers that were off by the error: what is not sure may be so much further off."""
+    return Decoded(held.x, held.step + 2 * error + scale_error, held.sure, held.slack)
 
 
 def clear(v: Array, least: float, most: float, wide: Array | float = 0.0) -> Array:
@@ -69,24 +97,32 @@ def affine(code: Array, scale: Array, offset: Array, sure: Array) -> Decoded:
     return Decoded(x, np.abs(scale) + (np.abs(code) + 1) * other, sure, FLOAT32 * size)
 
 
-def symmetric(bits: int) -> Codec:
-    def codec(x: Array) -> Decoded:
+def symmetric(bits: int) -> InnerCodec:
+    def codec(x: Array, error: Array | float = 0.0) -> Decoded:
         most = 2 ** (bits - 1) - 1
-        absmax = np.abs(x).max(-1, keepdims=True)
-        scale, exact = stored_scale(np.where(absmax == 0, 1.0, absmax / most))
+        absmax, off = largest(np.abs(x), error)
+        scale, exact = stored_scale(np.where(absmax == 0, 1.0, absmax / most), off / most)
+        exact = exact & ((off == 0) | (off < absmax))
         v = x / scale
-        return affine(np.clip(np.rint(v), -most, most), scale, np.zeros_like(x), clear(v, -most, most) & exact)
+        held = affine(
+            np.clip(np.rint(v), -most, most), scale, np.zeros_like(x), clear(v, -most, most, error / scale) & exact
+        )
+        return inexact(held, error, off)
 
     return codec
 
 
-def float_zero(bits: int) -> Codec:
-    def codec(x: Array) -> Decoded:
-        low, high, most = x.min(-1, keepdims=True), x.max(-1, keepdims=True), 2**bits - 1
-        scale, exact = stored_scale(np.where(high == low, 1.0, (high - low) / most))
-        offset = float16(low)
+def float_zero(bits: int) -> InnerCodec:
+    def codec(x: Array, error: Array | float = 0.0) -> Decoded:
+        (low, low_off), (high, high_off), most = largest(-x, error), largest(x, error), 2**bits - 1
+        low, off = -low, low_off + high_off
+        scale, exact = stored_scale(np.where(high == low, 1.0, (high - low) / most), off / most)
+        exact = exact & ((off == 0) | (off < high - low))
+        offset, same = float16(low), float16(low - low_off) == float16(low + low_off)
         v = (x - offset) / scale
-        return affine(np.clip(np.rint(v), 0, most), scale, offset + 0 * x, clear(v, 0, most) & exact)
+        sure = clear(v, 0, most, error / scale) & exact & same
+        held = affine(np.clip(np.rint(v), 0, most), scale, offset + 0 * x, sure)
+        return inexact(held, error, off + ~same * (neighbour(low) + low_off))
 
     return codec
 
@@ -113,14 +149,14 @@ def integer_zero(bits: int) -> Codec:
     return codec
 
 
-def levels(values: Array, scale: Array, offset: Array, sure: Array, x: Array) -> Decoded:
-    """The nearest of ascending levels times the scale, around the offset."""
+def levels(values: Array, scale: Array, offset: Array, sure: Array, x: Array, wide: Array | float = 0.0) -> Decoded:
+    """The nearest of ascending levels times the scale, around the offset; wide: how far float32 may be off besides."""
     v = (x - offset) / scale
     between = (values[1:] + values[:-1]) / 2
     code = np.searchsorted(between, v)
     gap = np.diff(values).max()
     near = np.abs(v[..., None] - between).min(-1)
-    sure = sure & (near > TIE * gap + FLOAT32 * np.abs(v))
+    sure = sure & (near > TIE * gap + FLOAT32 * np.abs(v) + wide)
     return (
         affine(values[code], scale, offset + 0 * x, sure)
         if gap <= 1
@@ -226,6 +262,76 @@ def ggml(format: str) -> Codec:
     return codec
 
 
+IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+
+
+def iq4_nl(rule: str) -> Codec:
+    """Levels nearest for largest/−127 give a scale by least squares, weighted by x²; rule: whether they are kept ("first")
+    or looked for again ("nearest")."""
+
+    def codec(x: Array) -> Decoded:
+        start = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1) / -127
+        first = levels(IQ4_NL, np.where(start == 0, 1.0, start), np.zeros_like(x), np.full(x.shape, True), x)
+        level = np.where(start == 0, 0.0, np.rint(first.x / np.where(start == 0, 1.0, start)))
+        above = (x**3 * level).sum(-1, keepdims=True)
+        below = (x**2 * level**2).sum(-1, keepdims=True)
+        scale = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+        stored, error = float16(scale), 2.0**-20 * np.abs(scale)  # of two sums of 32 numbers in float32
+        same, clean = float16(scale - error) == float16(scale + error), first.sure.all(-1, keepdims=True)
+        # where one of the first levels is not sure: by how much the two sums may change, gap by gap
+        gap = np.diff(IQ4_NL).max()
+        more = (np.abs(x) ** 3 * gap * ~first.sure).sum(-1, keepdims=True)
+        under = (x**2 * (2 * np.abs(level) + gap) * gap * ~first.sure).sum(-1, keepdims=True)
+        away = np.divide(more + np.abs(scale) * under, below - under, out=0 * above, where=below > under)
+        if rule == "first":
+            held = affine(level, stored, np.zeros_like(x), first.sure & same & clean)
+            held = Decoded(held.x, gap * held.step, held.sure, held.slack)
+        else:
+            held = levels(IQ4_NL, np.where(stored == 0, 1.0, stored), np.zeros_like(x), same & clean, x)
+            held = Decoded(np.where(stored == 0, 0.0, held.x), held.step, held.sure, held.slack)
+        return Decoded(held.x, held.step + 127 * (away + neighbour(scale)), held.sure, held.slack)
+
+    return codec
+
+
+LLOYD_MAX = {  # the positive half for N(0, 1): Max 1960, table I
+    1: (0.7979,),
+    2: (0.4528, 1.5104),
+    3: (0.2451, 0.7560, 1.3439, 2.1519),
+    4: (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326),
+}
+
+
+def lloyd_max(bits: int, corrected: bool) -> InnerCodec:
+    """The norm over √width is the scale; corrected: the norm over that of the levels, which are nearest for the former."""
+
+    def codec(x: Array, error: Array | float = 0.0) -> Decoded:
+        half = np.array(LLOYD_MAX[bits])
+        values = np.concatenate([-half[::-1], half])
+        norm = np.linalg.norm(x, axis=-1, keepdims=True)
+        off = np.linalg.norm(error + 0 * x, axis=-1, keepdims=True) + 2.0**-21 * norm
+        root = x.shape[-1] ** 0.5
+        scale, exact = stored_scale(np.where(norm == 0, 1.0, norm / root), off / root)
+        exact = exact & ((norm == 0) | (norm > 1e-17))  # squares below float32
+        wide = error / scale + ~exact * np.abs(x / scale) * 2.0**-9
+        held = levels(values, scale, np.zeros_like(x), np.full(x.shape, True), x, wide)
+        sure, gap = held.sure & exact, np.diff(values).max()
+        if corrected:
+            level = held.x / scale
+            size = np.linalg.norm(level, axis=-1, keepdims=True)
+            away = (
+                gap * np.sqrt((~held.sure).sum(-1, keepdims=True)) / size
+            )  # of the norm, where some levels are not sure
+            scale, same = stored_scale(np.where(norm == 0, 1.0, norm / size), off / size)
+            held = affine(level, scale, np.zeros_like(x), held.sure)
+            sure = np.broadcast_to((sure & same).all(-1, keepdims=True), x.shape)
+            held = Decoded(held.x, (1 + gap) * held.step + 2 * away * np.abs(held.x), sure, held.slack)
+        step = held.step + 2 * error + off / root * values.max()
+        return Decoded(np.where(norm == 0, 0.0, held.x), step, sure | (norm == 0), held.slack)
+
+    return codec
+
+
 def exact() -> Codec:
     return lambda x: Decoded(x, 0 * x, np.full(x.shape, True), 0 * x)
 
@@ -235,32 +341,37 @@ class Rule:
     """How one side is stored: what each group decodes to, which elements are one (axis "token", "channel", or "head" and "tensor" over
     blocks of so many tokens), and what stays exact."""
 
-    codec: Codec
+    codec: Callable[..., Decoded]  # a Codec; of what is inside a wrapper an InnerCodec
     axis: str
     group: int | str
     keep: int = 0
     every: int = 1
 
-    def decode(self, x: Array) -> Decoded:
-        """Of packed tokens [batch, heads, tokens, channels]."""
-        batch, heads, tokens, channels = x.shape
+    def decode(self, x: Array, dtype: torch.dtype, error: Array | None = None) -> Decoded:
+        """Of packed tokens [batch, heads, tokens, channels], each number of which may be off by its error."""
+        batch, heads = x.shape[:2]
         out = Decoded(*(np.zeros(x.shape) for _ in range(4)))
+        given = (x,) if error is None else (x, np.broadcast_to(error, x.shape))
         if self.axis == "token":
-            size = channels if self.group == "all" else int(self.group)
-            for start in range(0, channels, size):
-                self._put(out, (..., slice(start, start + size)), self.codec(x[..., start : start + size]))
+            for here in self.groups(x.shape):
+                self._put(out, here, self.codec(*(part[here] for part in given)))
             return out
-        size = int(self.group)
-        for start in range(0, tokens, size):
-            here = (slice(None), slice(None), slice(start, start + size))
-            block = x[here]
+        for here in self.groups(x.shape):
             if self.axis == "channel":
-                held = self.codec(block.swapaxes(2, 3))
+                held = self.codec(*(part[here].swapaxes(2, 3) for part in given))
                 self._put(out, here, held, lambda part: part.swapaxes(2, 3))
             else:
+                block = x[here]
                 flat = block.reshape((batch, -1) if self.axis == "tensor" else (batch, heads, -1))
                 self._put(out, here, self.codec(flat), lambda part, like=block: part.reshape(like.shape))
         return out
+
+    def groups(self, shape: tuple[int, ...]) -> list[tuple]:
+        """Where the channels of a group of each token are, or the tokens of a block."""
+        length = shape[3] if self.axis == "token" else shape[2]
+        size = length if self.group == "all" else int(self.group)
+        before = (slice(None),) * (3 if self.axis == "token" else 2)
+        return [(*before, slice(start, start + size)) for start in range(0, length, size)]
 
     def _put(
         self, out: Decoded, here: tuple, held: Decoded, back: Callable[[Array], Array] = lambda part: part
@@ -270,7 +381,140 @@ class Rule:
             getattr(out, name)[here] = back(np.broadcast_to(getattr(held, name), shape))
 
 
-def packed(rule: Rule, tokens: int, sinks: int) -> int:
+@dataclass
+class Wrapped:
+    inner: Rule
+    every: int
+
+    @property
+    def keep(self) -> int:
+        return self.inner.keep
+
+
+@dataclass
+class Rotated(Wrapped):
+    """The inner rule of x R, rotated back: a number is sure where all of its token are. matrix: R by the width, float64."""
+
+    matrix: Callable[[int], Array]
+
+    def decode(self, x: Array, dtype: torch.dtype) -> Decoded:
+        matrix = self.matrix(x.shape[3])
+        held = self.inner.decode(x @ matrix, torch.float32, self._error(x))
+        aside = np.abs(matrix.T)
+        return Decoded(
+            held.x @ matrix.T,
+            (held.step * (held.sure == 0)) @ aside,
+            np.broadcast_to(held.sure.all(-1, keepdims=True), x.shape),
+            held.slack @ aside + self._error(held.x),
+        )
+
+    def _error(self, x: Array) -> Array:
+        """Of the additions in float32: a rounding for each of log₂ width ≤ 6 rounds, and two more."""
+        return 2.0**-21 * np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def hadamard_matrix(width: int) -> Array:
+    """Sylvester's, normalised; block-diagonal of the largest powers of two, where the width is none."""
+    matrix, start = np.zeros((width, width)), 0
+    while start < width:
+        part = np.ones((1, 1))
+        while 2 * len(part) <= width - start:
+            part = np.block([[part, part], [part, -part]])
+        matrix[start : start + len(part), start : start + len(part)] = part / len(part) ** 0.5
+        start += len(part)
+    return matrix
+
+
+def random_rotation(kind: str, seed: int) -> Callable[[int], Array]:
+    """What the seed draws: random signs before Hadamard's matrix, or Q of a normal matrix whose R has a positive diagonal."""
+
+    def matrix(width: int) -> Array:
+        drawn = torch.Generator().manual_seed(seed)
+        if kind == "hadamard":
+            return (2.0 * torch.randint(0, 2, (width,), generator=drawn).numpy() - 1)[:, None] * hadamard_matrix(width)
+        normal = torch.randn(width, width, generator=drawn, dtype=torch.float64).numpy()
+        q, r = np.linalg.qr(normal)
+        return q * np.sign(np.diagonal(r))
+
+    return matrix
+
+
+@dataclass
+class Clipped(Wrapped):
+    """The inner rule of numbers between c·min and c·max of its groups, which have the dtype of what came."""
+
+    c: float
+
+    def decode(self, x: Array, dtype: torch.dtype) -> Decoded:
+        y, error = x.copy(), np.zeros(x.shape)
+        axis = 3 if self.inner.axis == "token" else 2
+        for here in self.inner.groups(x.shape):
+            part = x[here]
+            ends = [self.c * end(axis=axis, keepdims=True) for end in (part.min, part.max)]
+            (low, low_off), (high, high_off) = (self._rounded(end, dtype) for end in ends)
+            y[here] = np.clip(part, low, high)
+            error[here] = (part <= ends[0]) * low_off + (part >= ends[1]) * high_off
+        return self.inner.decode(y, dtype, error)
+
+    def _rounded(self, end: Array, dtype: torch.dtype) -> tuple[Array, Array]:
+        """In the dtype, and by how much a product in float32 may come to another."""
+        below, middle, above = (
+            torch.from_numpy(end * (1 + d)).to(dtype).double().numpy() for d in (-(2.0**-24), 0.0, 2.0**-24)
+        )
+        return middle, np.abs(above - below)
+
+
+@dataclass
+class Centred(Wrapped):
+    """The inner rule of x − m, and m on top: the float16 mean of a channel over a block."""
+
+    def decode(self, x: Array, dtype: torch.dtype) -> Decoded:
+        blocks = x.reshape(*x.shape[:2], -1, self.every, x.shape[3])
+        mean = blocks.mean(3, keepdims=True)
+        error = 2.0**-22 * np.abs(blocks).mean(3, keepdims=True)  # of a mean in float32
+        low, stored, high = (
+            np.broadcast_to(float16(m), blocks.shape).reshape(x.shape) for m in (mean - error, mean, mean + error)
+        )
+        y, same = x - stored, low == high
+        held = self.inner.decode(y, torch.float32, 2.0**-24 * np.abs(y) + high - low)
+        slack = held.slack + FLOAT32 * (np.abs(held.x) + np.abs(stored))
+        return Decoded(held.x + stored, held.step + high - low, (held.sure > 0) & same, slack)
+
+
+@dataclass
+class Sparse(Wrapped):
+    """The largest |x| of a head and block in float16, and the inner rule of the rest, with the lower median of the channel
+    in the block, or of the token, in their place. Where the last of the largest has an equal, either may be kept."""
+
+    fraction: float
+
+    def decode(self, x: Array, dtype: torch.dtype) -> Decoded:
+        batch, heads, _, channels = x.shape
+        blocks = x.reshape(batch, heads, -1, self.every, channels)
+        size = np.abs(blocks).reshape(batch, heads, -1, self.every * channels)
+        count = max(1, round(self.fraction * size.shape[-1]))
+        ordered = np.sort(size, axis=-1)
+        least, next_one = ordered[..., -count, None, None], ordered[..., -count - 1, None, None]
+        kept = np.abs(blocks) >= least
+        line = 3 if self.every > 1 else 4
+        median = np.take(np.sort(blocks, axis=line), [(blocks.shape[line] - 1) // 2], axis=line)
+        held = self.inner.decode(np.where(kept, median, blocks).reshape(x.shape), torch.float32)
+        kept, clean, most = (
+            np.broadcast_to(part, blocks.shape).reshape(x.shape)
+            for part in (kept, least > next_one, ordered[..., -1, None, None])
+        )
+        return Decoded(
+            np.where(kept, float16(x), held.x),
+            np.where(clean, held.step, held.step + 2 * most),
+            (kept | (held.sure > 0)) & clean,
+            np.where(kept, 0.0, held.slack),
+        )
+
+
+AnyRule = Rule | Rotated | Clipped | Centred | Sparse
+
+
+def packed(rule: AnyRule, tokens: int, sinks: int) -> int:
     return max(0, (tokens - sinks - rule.keep) // rule.every * rule.every)
 
 
@@ -279,8 +523,8 @@ class Case:
     """spec: without rules for tokens. key, value: what the oracle says of each side."""
 
     spec: str
-    key: Rule
-    value: Rule
+    key: AnyRule
+    value: AnyRule
 
 
 def _affine_case(
@@ -355,12 +599,72 @@ def _block_format(format: str) -> Callable[[np.random.Generator], Case]:
     return lambda rng: Case(format, side, side)
 
 
+def _iq4_nl(rng: np.random.Generator) -> Case:
+    rule = str(rng.choice(["nearest", "first"]))
+    side = Rule(iq4_nl(rule), "token", 32)
+    return Case(f"iq4_nl:codes={rule}", side, side)
+
+
+def _inner(rng: np.random.Generator) -> tuple[str, Rule]:
+    """What stands inside a wrapper."""
+    name, codecs = (("symmetric", symmetric), ("asymmetric", float_zero))[rng.integers(2)]
+    bits, axis = int(rng.choice([2, 3, 4, 8])), str(rng.choice(["token", "channel"]))
+    group = int(rng.choice([8, 16])) if axis == "channel" else str(rng.choice(["16", "32", "all"]))
+    rule = Rule(codecs(bits), axis, group, every=int(group) if axis == "channel" else 1)
+    return f"{name}:bits={bits},axis={axis},group_size={group}", rule
+
+
+def _hadamard(rng: np.random.Generator) -> Case:
+    (spec, inner), seed, drawn = _inner(rng), int(rng.integers(100)), bool(rng.integers(2))
+    side = Rotated(inner, inner.every, random_rotation("hadamard", seed) if drawn else hadamard_matrix)
+    return Case(f"hadamard({spec}):{f'signs=random,seed={seed}' if drawn else 'signs=none'}", side, side)
+
+
+def _turboquant(rng: np.random.Generator) -> Case:
+    kind, corrected, seed = str(rng.choice(["orthogonal", "hadamard"])), bool(rng.integers(2)), int(rng.integers(100))
+    bits, other = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    key, value = (
+        Rotated(Rule(lloyd_max(width, corrected), "token", "all"), 1, random_rotation(kind, seed))
+        for width in (bits, other)
+    )
+    more = f"rotation={kind},correct_norm={str(corrected).lower()},seed={seed}"
+    return Case(f"turboquant:key_bits={bits},value_bits={other},{more}", key, value)
+
+
+def _turboquant_vllm(rng: np.random.Generator) -> Case:
+    corrected, bits, other = bool(rng.integers(2)), int(rng.choice([3, 4, 8])), int(rng.choice([3, 4]))
+    rotated = Rotated(Rule(lloyd_max(min(bits, 4), corrected), "token", "all"), 1, hadamard_matrix)
+    return Case(
+        f"turboquant-vllm:key_bits={bits},value_bits={other},correct_norm={str(corrected).lower()}",
+        Rule(fp8("e4m3", False), "token", "all") if bits == 8 else rotated,
+        Rule(float_zero(other), "token", "all"),
+    )
+
+
+def _clip(rng: np.random.Generator) -> Case:
+    (spec, inner), c = _inner(rng), float(rng.choice([0.5, 0.8, 0.92, 1.0]))
+    side = Clipped(inner, inner.every, c)
+    return Case(f"clip({spec}):c={c}", side, side)
+
+
+def _centred(rng: np.random.Generator) -> Case:
+    (spec, inner), block = _inner(rng), int(rng.choice([16, 32]))
+    side = Centred(inner, block)
+    return Case(f"centred({spec}):sides=both,block={block}", side, side)
+
+
+def _sparse(rng: np.random.Generator) -> Case:
+    (spec, inner), fraction = _inner(rng), float(rng.choice([0.01, 0.05, 0.2]))
+    side = Sparse(inner, max(int(rng.choice([1, 16])), inner.every), fraction)
+    return Case(f"sparse({spec}):block={side.every},fraction={fraction}", side, side)
+
+
 NVFP4, EXACT = Rule(nvfp4(), "token", 16), Rule(exact(), "token", "all")
 
 ORACLES: dict[str, tuple[int, Callable[[np.random.Generator], Case]]] = {
     "exact": (300, lambda rng: Case("exact", EXACT, EXACT)),
-    "symmetric": (1900, lambda rng: _affine_case(rng, "symmetric", [2, 3, 4, 8], symmetric)),
-    "asymmetric": (2300, _asymmetric),
+    "symmetric": (1500, lambda rng: _affine_case(rng, "symmetric", [2, 3, 4, 8], symmetric)),
+    "asymmetric": (1800, _asymmetric),
     "kivi": (1200, _kivi),
     "kcvt": (400, _kcvt),
     "fp8": (800, _fp8),
@@ -368,9 +672,21 @@ ORACLES: dict[str, tuple[int, Callable[[np.random.Generator], Case]]] = {
     "mxfp4": (500, _mxfp4),
     "nvfp4": (300, lambda rng: Case("nvfp4", NVFP4, NVFP4)),
     **{format: (140, _block_format(format)) for format in ("q8_0", "q6_0", "q4_0", "q4_1", "q5_0", "q5_1")},
+    "iq4_nl": (140, _iq4_nl),
+    "turboquant-vllm": (140, _turboquant_vllm),
+    "hadamard": (420, _hadamard),
+    "turboquant": (140, _turboquant),
+    "clip": (140, _clip),
+    "centred": (140, _centred),
+    "sparse": (140, _sparse),
 }
-OTHERS = [family.name for family in FAMILIES if family.name not in ORACLES]
+LEAST_SURE = {
+    "hadamard": 0.7
+}  # of the packed numbers; a rotated one is sure where all of its token are. 0.95 of the others
+IN_PART = ("hadamard", "turboquant", "clip", "centred", "sparse")  # around what has an oracle; of whole bits
+OTHERS = [family.name for family in FAMILIES if family.name not in ORACLES or family.name in IN_PART]
 OTHER_CASES = 60
+WIDTHS = ("symmetric", "asymmetric", "nf4", "kivi", *IN_PART, "turboquant-vllm")  # that take other widths than 32
 
 
 @pytest.fixture(autouse=True)
@@ -409,10 +725,12 @@ def stored(side, chunks: list[torch.Tensor]) -> torch.Tensor:
     store = TokenStore(side)
     for chunk in chunks:
         store.append(chunk)
-    return store.read()
+    read = store.read()
+    assert read is not None
+    return read
 
 
-def wrong(rule: Rule, sinks: int, x: torch.Tensor, read: torch.Tensor) -> tuple[str, float]:
+def wrong(rule: AnyRule, sinks: int, x: torch.Tensor, read: torch.Tensor) -> tuple[str, float]:
     """What is wrong with what was read, or "", and which share of the packed numbers the oracle was sure of."""
     count = packed(rule, x.shape[2], sinks)
     begin, end = min(sinks, x.shape[2]), min(sinks, x.shape[2]) + count
@@ -424,7 +742,7 @@ def wrong(rule: Rule, sinks: int, x: torch.Tensor, read: torch.Tensor) -> tuple[
         return "", 1.0
     info = torch.finfo(x.dtype)
     with np.errstate(over="ignore"):
-        held = rule.decode(x[:, :, begin:end].double().numpy())
+        held = rule.decode(x[:, :, begin:end].double().numpy(), x.dtype)
     off = np.abs(read[:, :, begin:end].double().numpy() - np.clip(held.x, -info.max, info.max))
     allowed = held.slack + 0.51 * info.eps * np.abs(held.x) + info.smallest_normal * info.eps
     allowed = np.where(held.sure, allowed, allowed * 2 + held.step)
@@ -445,8 +763,8 @@ def test_what_is_stored_is_what_the_formula_says(family):
     ran, failed, sure = 0, [], []
     for i in range(count):
         case, dtype, kind = make(rng), DTYPES[i % 3], KINDS[i % len(KINDS)]
-        channels = 32 if family not in ("symmetric", "asymmetric", "nf4", "kivi") else int(rng.choice([32, 48, 64]))
-        if family == "kivi" and channels % case.value.group:
+        channels = 32 if family not in WIDTHS else int(rng.choice([32, 48, 64]))
+        if family == "kivi" and isinstance(case.value, Rule) and channels % int(case.value.group):
             channels = 32
         shape = (int(rng.integers(1, 4)), int(rng.integers(1, 3)), int(rng.integers(1, 50)), channels)
         sinks = int(rng.choice([0, 0, 3]))
@@ -461,7 +779,7 @@ def test_what_is_stored_is_what_the_formula_says(family):
         ran += 1
     assert failed == []
     assert ran == count
-    assert np.mean(sure) > 0.95  # the oracle says what is right of nearly all numbers, or it says nothing
+    assert np.mean(sure) > LEAST_SURE.get(family, 0.95)  # else the oracle says nothing
 
 
 def small_specs(family: str, rng: np.random.Generator) -> str:
