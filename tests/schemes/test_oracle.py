@@ -664,8 +664,8 @@ NVFP4, EXACT = Rule(nvfp4(), "token", 16), Rule(exact(), "token", "all")
 ORACLES: dict[str, tuple[int, Callable[[np.random.Generator], Case]]] = {
     "exact": (300, lambda rng: Case("exact", EXACT, EXACT)),
     "symmetric": (1500, lambda rng: _affine_case(rng, "symmetric", [2, 3, 4, 8], symmetric)),
-    "asymmetric": (1800, _asymmetric),
-    "kivi": (1200, _kivi),
+    "asymmetric": (1600, _asymmetric),
+    "kivi": (1000, _kivi),
     "kcvt": (400, _kcvt),
     "fp8": (800, _fp8),
     "nf4": (600, _nf4),
