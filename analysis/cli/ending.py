@@ -71,7 +71,7 @@ def _kept() -> str:
     from kvdelta.harness.records.progress import progress
     from kvdelta.harness.records.run_folder import RUN_FILE
 
-    runs = {folder for folder in held.FOLDERS if (folder / RUN_FILE).is_file()}
+    runs = {folder for folder in held.FOLDERS if os.path.isfile(folder / RUN_FILE)}
     # within a run others may lie for a while, of its windows that are scored again
     folders = [one for one in dict.fromkeys(held.FOLDERS) if not runs & set(one.parents)]
     said = [f"{folder}, {how_far}" for folder in folders if (how_far := progress(folder))]

@@ -1,5 +1,6 @@
 """How far the records in a folder are: what is said to who interrupts a command. Quick: files of arrays are counted and not read."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from kvdelta.schemes.errors import UserError
 
 def progress(folder: Path) -> str:
     """As "3 of 8 windows"; empty where no record that counts something lies in the folder."""
-    said = [count(folder) for file, count in COUNTS.items() if (folder / file).is_file()]
+    said = [count(folder) for file, count in COUNTS.items() if os.path.isfile(folder / file)]
     return ", ".join(said)
 
 
@@ -33,7 +34,7 @@ def _run(folder: Path) -> str:
 
 def _measured(kind: Kind, folder: Path) -> str:
     windows = load_measurement(folder, kind).settings.windows
-    there = sum((folder / window_file(kind, window)).is_file() for window in windows)
+    there = sum(os.path.isfile(folder / window_file(kind, window)) for window in windows)
     return f"{kind}, {there} of {len(windows)} windows"
 
 

@@ -43,7 +43,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def make_folder(folder: Path) -> None:
     """And those above it; OSError where one cannot be made."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    missing = [one for one in (folder, *folder.parents) if not os.path.exists(one)]
     folder.mkdir(parents=True, exist_ok=True)
     for one in missing:
         sync_names(one.parent)

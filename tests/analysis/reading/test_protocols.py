@@ -54,7 +54,12 @@ def test_an_order_that_the_windows_do_not_tell_is_no_order(runs):
 
 
 @pytest.mark.parametrize(
-    "names", [("{}", "matched({}):tail=128"), ("matched({}):sinks=4", "matched({}):tail=128,sinks=4")]
+    "names",
+    [
+        ("{}", "matched({}):tail=128"),
+        ("matched({}):sinks=4", "matched({}):tail=128,sinks=4,block=128"),
+        ("matched({}):tail=128,sinks=4",) * 2,
+    ],
 )
 def test_rows_of_other_exact_tokens_have_no_order(runs, names):
     for run in runs:
@@ -63,7 +68,7 @@ def test_rows_of_other_exact_tokens_have_no_order(runs, names):
     assert not any(row.reversed for line in protocols.protocol_rows(runs) for row in line)
     for run in runs:
         for contender in run.contenders[2:]:
-            contender.name = "matched(hadamard(asymmetric:bits=4)):tail=128,sinks=4"
+            contender.name = "matched(hadamard(asymmetric:bits=4)):tail=128,sinks=4,block=128"
     assert protocols.protocol_rows(runs)[1][1].reversed == ("kivi2",)
 
 

@@ -52,12 +52,23 @@ def flips(path, seed=0):
     return [(int(rng.integers(size)), int(rng.integers(8))) for _ in range(FLIPS)]
 
 
+def says_the_same(content, other):
+    """As the e of a number's exponent does when it becomes E."""
+    try:
+        return json.loads(content) == json.loads(other)
+    except ValueError:
+        return False
+
+
 def test_no_flipped_bit_of_the_record_goes_unnoticed(done):
     _, folder = done
     path = folder / RUN_FILE
     whole = path.read_bytes()
     for place, bit in flips(path):
         flip(path, place, bit)
+        if says_the_same(path.read_bytes(), whole):
+            path.write_bytes(whole)
+            continue
         with pytest.raises(UserError) as error:
             load_run(folder)
         assert "\n" not in str(error.value)
