@@ -168,10 +168,7 @@ class SchemeContender:
                 total.held[part] = total.held.get(part, 0) + size
             total.counted += store.counted_bytes()
             if filled:
-                # of a sliding window, what is still held of groups that it left in part has a cost and no use
-                here: Any = cache.layers[layer]
-                batch, heads, _, channels = here.emptied()[side].shape
-                total.elements += batch * heads * here.past_tokens * channels
+                total.elements += cache.layer(layer).numbers(side)
         return ContenderRecord(
             label=self.label,
             name=self.name,

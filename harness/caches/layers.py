@@ -137,6 +137,12 @@ class SchemeLayer(CacheLayerMixin):
         assert self.values is not None
         return {"key": self.keys, "value": self.values}
 
+    def numbers(self, side: str) -> int:
+        """Numbers of a side that the next token attends to; nothing is decoded. Of a sliding window, what is still held of groups
+        that it left in part has a cost and no use."""
+        batch, heads, _, channels = self.emptied()[side].shape
+        return batch * heads * self.past_tokens * channels
+
     def of_rows(self, rows: Int64[Tensor, "rows"]) -> "SchemeLayer":
         stores = self.stores
         other = copy.copy(self)

@@ -101,12 +101,16 @@ class SchemeCache(DynamicCache):
         """Indices of the layers that are stored as the scheme says."""
         return [index for index, layer in enumerate(self.layers) if isinstance(layer, SchemeLayer)]
 
+    def layer(self, index: int) -> SchemeLayer:
+        """One of `quantized_layers`."""
+        layer = self.layers[index]
+        assert isinstance(layer, SchemeLayer)
+        return layer
+
     def stores(self) -> Iterator[tuple[int, str, TokenStore]]:
         """(layer, "key" or "value", store) of every quantized layer."""
         for index in self.quantized_layers:
-            layer = self.layers[index]
-            assert isinstance(layer, SchemeLayer)
-            for side, store in layer.stores.items():
+            for side, store in self.layer(index).stores.items():
                 yield index, side, store
 
     def fill(self, prefilled: DynamicCache) -> "SchemeCache":

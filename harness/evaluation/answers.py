@@ -218,8 +218,9 @@ class Answers:
 
 def held(cache: SchemeCache) -> tuple[float, int]:
     """Bytes of what a cache stores, exact tokens at 16 bits, and the numbers that they stand for."""
-    stores = [store for _, _, store in cache.stores()]
-    return sum(store.counted_bytes() for store in stores), sum(store.elements for store in stores)
+    stores = list(cache.stores())
+    counted = sum(store.counted_bytes() for _, _, store in stores)
+    return counted, sum(cache.layer(layer).numbers(side) for layer, side, _ in stores)
 
 
 @contextmanager

@@ -101,9 +101,12 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_record(done, loaded, options,
     assert record.cells == done[0].cells
 
 
-def test_a_torn_journal_loses_its_last_sample_alone(done, loaded, options):
-    class Stopped(Exception):
-        pass
+class Stopped(Exception):
+    pass
+
+
+def stopped_after_three(loaded, options):
+    """The journal of a run that was stopped."""
 
     def stop(done, planned, what):
         if done == 3:
@@ -111,23 +114,18 @@ def test_a_torn_journal_loses_its_last_sample_alone(done, loaded, options):
 
     with pytest.raises(Stopped):
         run_tasks(SCHEMES, options, HOW, loaded=loaded, on_sample=stop)
-    path = Path(options.out) / JOURNAL
+    return Path(options.out) / JOURNAL
+
+
+def test_a_torn_journal_loses_its_last_sample_alone(done, loaded, options):
+    path = stopped_after_three(loaded, options)
     journal.cut(path, journal.size(path) - 5)
     record, _ = run_tasks(SCHEMES, options, HOW, loaded=loaded)
     assert figures(record) == figures(done[0])
 
 
 def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_kept(done, loaded, options, refused):
-    class Stopped(Exception):
-        pass
-
-    def stop(done, planned, what):
-        if done == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run_tasks(SCHEMES, options, HOW, loaded=loaded, on_sample=stop)
-    path = Path(options.out) / JOURNAL
+    path = stopped_after_three(loaded, options)
     lines = path.read_bytes().splitlines(keepends=True)
     sample = [i for i, line in enumerate(lines) if b'"sample":{' in line][1]
     lines[sample] = b"x" + lines[sample]
