@@ -7,6 +7,7 @@ parameters one a group, [groups]; codes are round(x · inverse + zero), and x̂ 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log2
 
 import torch
 from jaxtyping import Float
@@ -15,30 +16,24 @@ from torch import Tensor
 from kvdelta.schemes.affine import FLOAT16_MAX, AffineQuantizer, QParams, stored_scale
 from kvdelta.schemes.errors import UserError
 
-TILE = 4096  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
+TILE = 8192  # groups solved at a time on a CPU, so that 20 iterations stay in its cache
 MOST = 1000  # iterations; after some twenty no zero moves
 WORTH_LEAVING_OUT = 0.8  # groups that settled are left out once fewer than this share still moves
 
 Rows = Float[Tensor, "groups group"]
-Column = Float[Tensor, "groups 1"]
 Each = Float[Tensor, "groups"]
 
 
-def start(groups: Rows, max_code: int, limit: Each | None = None) -> tuple[Each, Each]:
-    """Min–max: inverse scale (1 where the range is at most 1e-4, at most 2e4 and `limit`) and zero, per group."""
+def start(groups: Rows, max_code: int, *, storable: bool = False) -> tuple[Each, Each]:
+    """Min–max: inverse scale (1 where the range is at most 1e-4, at most 2e4) and zero, per group. storable: and such that no
+    zero is beyond float16, which could not be stored: nearly constant groups far from 0 get a coarser scale."""
     low, high = torch.aminmax(groups, dim=-1)
     spread = high - low
     inverse = torch.where(spread <= 1e-4, 1.0, max_code / spread).clamp_(max=2e4)
-    if limit is not None:
-        inverse = torch.minimum(inverse, limit)
+    if storable:
+        largest = torch.maximum(low.abs(), high.abs()).clamp_(min=1e-30)
+        inverse = torch.minimum(inverse, FLOAT16_MAX / largest)
     return inverse, -low * inverse
-
-
-def _quick_power(x: Rows, exponent: float) -> Rows:
-    """x^exponent for x ≥ 0 to the last bit or two; half the time of torch.pow, most of a step's, on a CPU."""
-    if exponent == 0:  # p = 1, soft thresholding: 0 · log 0 would be no number
-        return torch.ones_like(x)
-    return x.log().mul_(exponent).exp_()
 
 
 @dataclass(frozen=True)
@@ -52,36 +47,64 @@ class HalfQuadratic:
 
     def solve(self, groups: Rows, inverse: Each, zero: Each) -> Each:
         """The zero of each group with the least mean |x − x̂| among all steps; groups independent."""
-        size = TILE if groups.device.type == "cpu" else max(1, len(groups))
         best = torch.empty_like(zero)
-        # else the order of a sum would depend on whether groups are left out, and so on other rows
-        groups = groups.contiguous()
-        for first in range(0, len(groups), size):
+        size = min(len(groups), TILE if groups.device.type == "cpu" else len(groups))
+        scratch = groups.new_empty(
+            4, size * groups.shape[1]
+        )  # fresh memory in each step would take as long as its arithmetic
+        for first in range(0, len(groups), max(1, size)):
             tile = slice(first, first + size)
-            self._solve_tile(groups[tile], inverse[tile, None], zero[tile, None], best[tile])
+            self._solve_tile(groups[tile], inverse[tile], zero[tile], best[tile], scratch)
         return best
 
-    def _solve_tile(self, x: Rows, inverse: Column, zero: Column, best: Each) -> None:
+    def _solve_tile(self, x: Rows, inverse: Each, zero: Each, best: Each, scratch: Tensor) -> None:
         """Into `best`. On a CPU a group whose zero no longer moves is left out of further steps, which would not
         change it; elsewhere, counting what moves would wait for the device."""
         rows = torch.arange(len(x), device=x.device)
         kept, least = zero, torch.full_like(zero, float("inf"))
+        scaled, *room = (part[: x.numel()].view(x.shape) for part in scratch)
+        torch.mul(x, inverse[:, None], out=scaled)
+        threshold = self.threshold(inverse)
         for step in range(self.iters):
-            codes, residual = self._residual(x, inverse, zero)
-            size = residual.abs()
-            error = size.mean(dim=-1, keepdim=True)
+            error, further = self.step(scaled, threshold, zero, *room)
             kept = torch.where(error < least, zero, kept)
             least = torch.minimum(error, least)
             if step == self.iters - 1:
                 break  # a further zero would not be looked at
-            before, zero = zero, self._next_zero(x, inverse, codes, residual, size, _quick_power)
+            before, zero = zero, further()
             if x.device.type != "cpu":
                 continue
-            moved = (zero != before)[:, 0].nonzero()[:, 0]
+            moved = (zero != before).nonzero()[:, 0]
             if len(moved) < WORTH_LEAVING_OUT * len(rows):
-                best[rows] = kept[:, 0]
-                rows, x, inverse, zero, kept, least = (part[moved] for part in (rows, x, inverse, zero, kept, least))
-        best[rows] = kept[:, 0]
+                best[rows] = kept
+                still = scaled[moved]
+                scaled, *room = (part[: still.numel()].view(still.shape) for part in scratch)
+                scaled.copy_(still)
+                rows, zero, kept, least, threshold = (part[moved] for part in (rows, zero, kept, least, threshold))
+        best[rows] = kept
+
+    def threshold(self, inverse: Each) -> Each:
+        """log2 of what a residual of one code shrinks by, in codes."""
+        return inverse.log2().mul_(2 - self.p).sub_(log2(self.beta))
+
+    def step(
+        self, scaled: Rows, threshold: Each, zero: Each, residual: Rows, size: Rows, share: Rows
+    ) -> tuple[Each, Callable[[], Each]]:
+        """The mean error, in codes, at the present zero, and what gives the next one, the mean of code − (x − e) · inverse with e
+        the residual shrunk. In codes that is zero − mean(r · share), r = x · inverse + zero − code and share what it shrinks by:
+        |r|^(p−2) · inverse^(2−p) / beta, at most 1.
+
+        scaled: x · inverse. residual, size, share: memory to work in."""
+        torch.add(scaled, zero[:, None], out=residual)
+        residual.sub_(torch.round(residual, out=size).clamp_(0, self.max_code))
+        error = torch.abs(residual, out=size).mean(dim=-1)
+
+        def further() -> Each:
+            # exp2 takes a quarter of exp's time on a CPU, and pow twice that of log2 and exp together
+            torch.add(threshold[:, None], torch.log2(size, out=share), alpha=self.p - 2, out=share)
+            return zero - share.exp2_().clamp_(max=1.0).mul_(residual).mean(dim=-1)
+
+        return error, further
 
     def solve_as_reference(self, groups: Rows, inverse: Each, zero: Each) -> Each:
         """The zero at which the `hqq` package stops: when the mean error over the whole tensor no longer falls.
@@ -92,35 +115,17 @@ class HalfQuadratic:
         best = torch.full_like(zero[0], float("inf"))
         falls = torch.ones_like(best, dtype=torch.bool)
         for _ in range(self.iters):
-            codes, residual = self._residual(groups, column, at)
+            codes = (groups * column).add_(at).round_().clamp_(0, self.max_code)
+            residual = groups - (codes - at).div_(column)
             size = residual.abs()
             error = size.mean()
-            at = torch.where(falls, self._next_zero(groups, column, codes, residual, size, torch.pow), at)
+            shrunk = size.sub_(size.pow(self.p - 1).mul_(1.0 / self.beta)).clamp_min_(0.0).mul_(residual.sign_())
+            moved = codes.sub_((groups - shrunk).mul_(column)).mean(dim=-1, keepdim=True)
+            at = torch.where(falls, moved, at)
             falls, best = falls & (error < best), torch.minimum(error, best)
             if groups.device.type == "cpu" and not falls:  # elsewhere the host would wait: all steps, the rest in vain
                 break
         return at[:, 0]
-
-    def _residual(self, x: Rows, inverse: Column, zero: Column) -> tuple[Rows, Rows]:
-        """Codes, as floats, and x − x̂ at the present zero."""
-        codes = (x * inverse).add_(zero).round_().clamp_(0, self.max_code)
-        rebuilt = (codes - zero).div_(inverse)
-        return codes, torch.sub(x, rebuilt, out=rebuilt)
-
-    def _next_zero(
-        self,
-        x: Rows,
-        inverse: Column,
-        codes: Rows,
-        residual: Rows,
-        size: Rows,
-        power: Callable[[Tensor, float], Tensor],
-    ) -> Column:
-        """One proximal step: shrink the residual, of absolute `size`, to e, then the mean of code − (x − e) · inverse. In
-        the memory of codes, residual and size, which the caller needs no longer: fresh memory would cost a CPU its cache."""
-        shrunk = size.sub_(power(size, self.p - 1).mul_(1.0 / self.beta)).clamp_min_(0.0).mul_(residual.sign_())
-        moved = torch.sub(x, shrunk, out=shrunk).mul_(inverse)
-        return codes.sub_(moved).mean(dim=-1, keepdim=True)
 
 
 class ZeroSolver(ABC):
@@ -151,9 +156,7 @@ class GroupSolver(ZeroSolver):
         check_steps(self.iters, self.p, self.beta)
 
     def solve(self, groups: Rows, max_code: int) -> tuple[Each, Each]:
-        # a zero beyond float16 could not be stored: nearly constant groups far from 0 get a coarser scale
-        limit = FLOAT16_MAX / torch.linalg.vector_norm(groups, float("inf"), dim=-1).clamp_(min=1e-30)
-        inverse, zero = start(groups, max_code, limit)
+        inverse, zero = start(groups, max_code, storable=True)
         steps = HalfQuadratic(max_code, self.iters, self.p, self.beta)
         if not self.normalize:
             return inverse, steps.solve(groups, inverse, zero)

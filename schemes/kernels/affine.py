@@ -8,6 +8,7 @@ of channels where they lie along tokens. A row has one scale and at most one off
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 from dataclasses import dataclass
+from math import log2
 from typing import Literal, no_type_check
 
 import torch
@@ -54,36 +55,23 @@ def _stored_scale(scale):
 
 @triton.jit
 @no_type_check
-def _shrunk(residual, EXPONENT: tl.constexpr, STEP: tl.constexpr):
-    size = tl.abs(residual)
-    less = size - STEP if EXPONENT == 0 else size - STEP * tl.exp2(tl.log2(size) * EXPONENT)
-    less = tl.maximum(less, 0.0)
-    return tl.where(residual < 0, -less, less)
-
-
-@triton.jit
-@no_type_check
 def _best_zero(
-    x, inverse, zero, MAX_CODE: tl.constexpr, GROUP: tl.constexpr, ITERS: tl.constexpr, EXPONENT: tl.constexpr,
-    STEP: tl.constexpr
+    x, inverse, zero, MAX_CODE: tl.constexpr, GROUP: tl.constexpr, ITERS: tl.constexpr, P: tl.constexpr, LOG2_BETA: tl.constexpr
 ):  # fmt: skip
     """`HalfQuadratic.solve`: of all iterates the zero with the least mean |x − x̂|."""
-    inverses = inverse[:, None]
-    scales = tl.math.div_rn(tl.full(inverse.shape, 1.0, tl.float32), inverse)[:, None]
+    scaled = x * inverse[:, None]
+    threshold = (tl.log2(inverse) * (2 - P) - LOG2_BETA)[:, None]
     kept = zero
     least = tl.full(zero.shape, float("inf"), tl.float32)
     for _ in range(ITERS):
-        zeros = zero[:, None]
-        codes = _rounded(_clamped(x * inverses + zeros, 0.0, MAX_CODE))
-        shifted = codes - zeros
-        quotient = shifted * scales
-        # Markstein's step: shifted / inverse as good as correctly rounded, without a division a number
-        residual = x - tl.fma(tl.fma(-quotient, inverses, shifted), scales, quotient)
-        error = tl.sum(tl.abs(residual), axis=1) * (1.0 / GROUP)
+        moved = scaled + zero[:, None]
+        residual = moved - _rounded(_clamped(moved, 0.0, MAX_CODE))
+        size = tl.abs(residual)
+        error = tl.sum(size, axis=1)
         kept = tl.where(error < least, zero, kept)
         least = tl.minimum(error, least)
-        shrunk = _shrunk(residual, EXPONENT, STEP)
-        zero = tl.sum(codes - (x - shrunk) * inverses, axis=1) * (1.0 / GROUP)
+        share = tl.minimum(tl.exp2(threshold + tl.log2(size) * (P - 2)), 1.0)
+        zero -= tl.sum(residual * share, axis=1) * (1.0 / GROUP)
     return kept
 
 
@@ -92,7 +80,7 @@ def _best_zero(
 def _encode(
     x, packed, scales, others, bounds, rows,
     CHOICE: tl.constexpr, RULE: tl.constexpr, MAX_CODE: tl.constexpr, ZERO: tl.constexpr, LEVELS: tl.constexpr,
-    STEP_OF_RANGE: tl.constexpr, ITERS: tl.constexpr, EXPONENT: tl.constexpr, STEP: tl.constexpr,
+    STEP_OF_RANGE: tl.constexpr, ITERS: tl.constexpr, P: tl.constexpr, LOG2_BETA: tl.constexpr,
     NORMALIZE: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr, BITS: tl.constexpr, UNIT: tl.constexpr,
     BYTES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -134,9 +122,9 @@ def _encode(
             zero = -low * inverse
             if NORMALIZE:
                 unit = tl.math.div_rn(inverse, tl.full((ROWS,), MAX_CODE, tl.float32))
-                zero = _best_zero(values * unit[:, None], ones * MAX_CODE, zero, MAX_CODE, GROUP, ITERS, EXPONENT, STEP)
+                zero = _best_zero(values * unit[:, None], ones * MAX_CODE, zero, MAX_CODE, GROUP, ITERS, P, LOG2_BETA)
             else:
-                zero = _best_zero(values, inverse, zero, MAX_CODE, GROUP, ITERS, EXPONENT, STEP)
+                zero = _best_zero(values, inverse, zero, MAX_CODE, GROUP, ITERS, P, LOG2_BETA)
             stored = _stored_scale(tl.math.div_rn(ones, inverse))
             scale = stored.to(tl.float32)
             kept = _clamped(zero, -65504.0, 65504.0).to(tl.float16)
@@ -266,8 +254,8 @@ class Layout:
             _encode, triton.cdiv(rows, constants["ROWS"]),
             x.contiguous(), packed, _loadable(scale), _loadable(other), bounds, rows,
             CHOICE=choice, RULE=rule, MAX_CODE=max_code, ZERO=other if isinstance(other, int) else 0,
-            LEVELS=0 if bounds is None else len(bounds) + 1, STEP_OF_RANGE=1.0 / max_code, ITERS=iters, EXPONENT=p - 1,
-            STEP=1.0 / beta, NORMALIZE=normalize, **constants,
+            LEVELS=0 if bounds is None else len(bounds) + 1, STEP_OF_RANGE=1.0 / max_code, ITERS=iters, P=p,
+            LOG2_BETA=log2(beta), NORMALIZE=normalize, **constants,
         )  # fmt: skip
         return packed
 

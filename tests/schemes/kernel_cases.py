@@ -11,7 +11,7 @@ import torch
 
 from kvdelta.schemes import parse_scheme
 from kvdelta.schemes.affine import FLOAT16_MAX, QParams
-from kvdelta.schemes.half_quadratic import GroupSolver, HalfQuadratic, _quick_power, start
+from kvdelta.schemes.half_quadratic import GroupSolver, HalfQuadratic, start
 from kvdelta.schemes.kernels import SWITCH
 from kvdelta.schemes.packing import unpack
 
@@ -96,19 +96,20 @@ def assert_equal_reads(held, monkeypatch, exactly=True):
 def iterates(solver, x, max_code):
     """Of all steps of the torch code, for groups x: zeros and mean errors, [steps, groups]; and how near a number came to a
     rounding tie of its code at any step, [groups]."""
-    inverse, zero = start(x, max_code, FLOAT16_MAX / x.abs().amax(-1).clamp_(min=1e-30))
+    inverse, zero = start(x, max_code, storable=True)
     steps = HalfQuadratic(max_code, solver.iters, solver.p, solver.beta)
     if solver.normalize:
         x, inverse = x * (inverse / max_code)[:, None], torch.full_like(inverse, max_code)
-    inverse, zero = inverse[:, None], zero[:, None]
+    scaled, threshold = x * inverse[:, None], steps.threshold(inverse)
+    room = [torch.empty_like(x) for _ in range(3)]
     zeros, errors, near = [], [], []
     for _ in range(solver.iters):
-        codes, residual = steps._residual(x, inverse, zero)
-        zeros.append(zero[:, 0])
-        errors.append(residual.abs().mean(-1))
-        exact = x * inverse + zero
+        error, further = steps.step(scaled, threshold, zero, *room)
+        zeros.append(zero)
+        errors.append(error)
+        exact = scaled + zero[:, None]
         near.append((exact - exact.floor() - 0.5).abs().amin(-1))
-        zero = steps._next_zero(x, inverse, codes, residual, residual.abs(), _quick_power)
+        zero = further()
     return torch.stack(zeros), torch.stack(errors), torch.stack(near).amin(0)
 
 
