@@ -38,22 +38,37 @@ def even_out(tiles: Blocks, first: Side, iterations: int) -> tuple[Tensor, Tenso
     logs = [torch.zeros_like(tiles[..., :1]), torch.zeros_like(tiles[..., :1, :])]  # of channels, of tokens
     best, least = [log.clone() for log in logs], None
     order = (1, 0) if first == "token" else (0, 1)
+    # sums of the divided tile, and of its squares, as products: no divided tile is made. Those over tokens change where these
+    # were divided, those over channels where those were: each division asks for one pair
+    sums = [_over_tokens(tiles, squares, logs[1]), _over_channels(tiles, squares, logs[0])]
+    counts = (tokens, channels)
     for step in range(2 * iterations + 1):
-        by_channel, by_token = ((-log).exp() for log in logs)
-        # sums of the divided tile, and of its squares, as products: no divided tile is made
-        stds = [
-            _std(by_channel, tiles @ by_token.mT, squares @ by_token.mT.square(), tokens),
-            _std(by_token, by_channel.mT @ tiles, by_channel.mT.square() @ squares, channels),
-        ]
         if step % 2 == 0:
+            stds = [_std((-log).exp(), *of, count) for log, of, count in zip(logs, sums, counts, strict=True)]
             ratios = [std.amax((-1, -2), keepdim=True) / std.amin((-1, -2), keepdim=True) for std in stds]
             spread = ratios[0] + ratios[1]
             least = spread if least is None else least
             best = [torch.where(spread <= least, log, kept) for log, kept in zip(logs, best, strict=True)]
             least = torch.minimum(spread, least)
+        if step == 2 * iterations:
+            break
         side = order[step % 2]
-        logs[side] = (logs[side] + stds[side].log()).clamp(*LOG_RANGE)
+        std = _std((-logs[side]).exp(), *sums[side], counts[side])
+        logs[side] = (logs[side] + std.log()).clamp(*LOG_RANGE)
+        sums[1 - side] = _over_channels(tiles, squares, logs[0]) if side == 0 else _over_tokens(tiles, squares, logs[1])
     return best[0].exp(), best[1].exp()
+
+
+def _over_tokens(tiles: Blocks, squares: Blocks, log: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel, [..., channels, 1], the tokens divided by exp(log)."""
+    by_token = (-log).exp().mT
+    return tiles @ by_token, squares @ by_token.square()
+
+
+def _over_channels(tiles: Blocks, squares: Blocks, log: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token, [..., 1, tokens], the channels divided by exp(log)."""
+    by_channel = (-log).exp().mT
+    return by_channel @ tiles, by_channel.square() @ squares
 
 
 def _std(factor: Tensor, total: Tensor, squares: Tensor, count: int) -> Tensor:

@@ -26,6 +26,20 @@ def _std(factor, total, squares, count: tl.constexpr, low, high):
 
 @triton.jit
 @no_type_check
+def _over_tokens(values, token_log):
+    part = values * tl.exp(-token_log)[:, None]
+    return tl.sum(part, 0), tl.sum(part * part, 0)
+
+
+@triton.jit
+@no_type_check
+def _over_channels(values, channel_log):
+    part = values * tl.exp(-channel_log)[None, :]
+    return tl.sum(part, 1), tl.sum(part * part, 1)
+
+
+@triton.jit
+@no_type_check
 def _even_out(
     x, divided, vectors, limits, BY_TOKEN: tl.constexpr, ITERATIONS: tl.constexpr, BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -41,22 +55,31 @@ def _even_out(
     token_log, channel_log = tl.zeros((BLOCK,), tl.float64), tl.zeros((CHANNELS,), tl.float64)
     best_token, best_channel = token_log, channel_log
     least = tl.full((), float("inf"), tl.float64)
-    FIRST: tl.constexpr = 0 if BY_TOKEN else 1  # in which steps tokens are divided
-    for step in range(2 * ITERATIONS + 1):
+    # sums over tokens change where these were divided, sums over channels where those were: each division asks for one pair
+    channel_total, channel_squares = tl.sum(values, 0), tl.sum(values * values, 0)
+    token_total, token_squares = tl.sum(values, 1), tl.sum(values * values, 1)
+    for pair in range(ITERATIONS + 1):
         by_token, by_channel = tl.exp(-token_log), tl.exp(-channel_log)
-        part = values * by_token[:, None]
-        channel_std = _std(by_channel, tl.sum(part, 0), tl.sum(part * part, 0), BLOCK, least_std, most_std)
-        part = values * by_channel[None, :]
-        token_std = _std(by_token, tl.sum(part, 1), tl.sum(part * part, 1), CHANNELS, least_std, most_std)
+        channel_std = _std(by_channel, channel_total, channel_squares, BLOCK, least_std, most_std)
+        token_std = _std(by_token, token_total, token_squares, CHANNELS, least_std, most_std)
         spread = tl.max(channel_std, 0) / tl.min(channel_std, 0) + tl.max(token_std, 0) / tl.min(token_std, 0)
-        better = (step % 2 == 0) & (spread <= least)  # pairs of divisions alone are compared
+        better = spread <= least
         best_token = tl.where(better, token_log, best_token)
         best_channel = tl.where(better, channel_log, best_channel)
         least = tl.where(better, spread, least)
-        if step % 2 == FIRST:
-            token_log = tl.minimum(tl.maximum(token_log + tl.log(token_std), least_log), most_log)
-        else:
-            channel_log = tl.minimum(tl.maximum(channel_log + tl.log(channel_std), least_log), most_log)
+        if pair < ITERATIONS:
+            if BY_TOKEN:
+                token_log = tl.minimum(tl.maximum(token_log + tl.log(token_std), least_log), most_log)
+                channel_total, channel_squares = _over_tokens(values, token_log)
+                channel_std = _std(by_channel, channel_total, channel_squares, BLOCK, least_std, most_std)
+                channel_log = tl.minimum(tl.maximum(channel_log + tl.log(channel_std), least_log), most_log)
+                token_total, token_squares = _over_channels(values, channel_log)
+            else:
+                channel_log = tl.minimum(tl.maximum(channel_log + tl.log(channel_std), least_log), most_log)
+                token_total, token_squares = _over_channels(values, channel_log)
+                token_std = _std(by_token, token_total, token_squares, CHANNELS, least_std, most_std)
+                token_log = tl.minimum(tl.maximum(token_log + tl.log(token_std), least_log), most_log)
+                channel_total, channel_squares = _over_tokens(values, token_log)
 
     scale = tl.exp(best_token).to(tl.float32) if BY_TOKEN else tl.exp(best_channel).to(tl.float32)
     stored = tl.minimum(tl.maximum(scale, 5.9604644775390625e-08), 65504.0).to(tl.float16)

@@ -171,7 +171,7 @@ def test_a_comparison_waits_for_the_device_once_a_batch(step, on_gpu, options, m
     apart = replace(on_gpu, windows=other, text=Text("train", "", {"kind": "test", "sha256": "2" * 64}))
     kvquant = f"kvquant:bits=3,calibration={calibrate('kvquant:bits=3', apart, tmp_path / 'levels')}"
     protocol = "stepwise" if step else "two-pass"
-    asked = replace(options, device="cuda", protocol=protocol, step=step, batch="3", windows=6)
+    asked = replace(options, device="cuda", protocol=protocol, step=step, batch="3", windows=6, same_text=True)
     run, _ = compare([*WHOLE, kvquant], asked, subject=replace(on_gpu, windows=windows))
     assert run.batches == [3, 3]
     assert [one.error for one in run.contenders] == [None] * (len(WHOLE) + 2)
