@@ -13,7 +13,7 @@ from torch import Tensor
 from kvdelta.schemes.kernels import launch, power_of_two
 
 LARGEST = 16384  # numbers of a tile
-A_WARP = 2048  # of these
+A_WARP = 1024  # of these
 
 
 @triton.jit
