@@ -5,7 +5,6 @@ parameters one a group, [groups]; codes are round(x · inverse + zero), and x̂ 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 
@@ -49,9 +48,8 @@ class HalfQuadratic:
         """The zero of each group with the least mean |x − x̂| among all steps; groups independent."""
         best = torch.empty_like(zero)
         size = min(len(groups), TILE if groups.device.type == "cpu" else len(groups))
-        scratch = groups.new_empty(
-            4, size * groups.shape[1]
-        )  # fresh memory in each step would take as long as its arithmetic
+        # fresh memory in each step would take as long as its arithmetic
+        scratch = groups.new_empty(4, size * groups.shape[1])
         for first in range(0, len(groups), max(1, size)):
             tile = slice(first, first + size)
             self._solve_tile(groups[tile], inverse[tile], zero[tile], best[tile], scratch)
@@ -62,49 +60,43 @@ class HalfQuadratic:
         change it; elsewhere, counting what moves would wait for the device."""
         rows = torch.arange(len(x), device=x.device)
         kept, least = zero, torch.full_like(zero, float("inf"))
-        scaled, *room = (part[: x.numel()].view(x.shape) for part in scratch)
+        scaled, residual, size, share = (part[: x.numel()].view(x.shape) for part in scratch)
         torch.mul(x, inverse[:, None], out=scaled)
         threshold = self.threshold(inverse)
         for step in range(self.iters):
-            error, further = self.step(scaled, threshold, zero, *room)
+            error = self.error(scaled, zero, residual, size)
             kept = torch.where(error < least, zero, kept)
             least = torch.minimum(error, least)
             if step == self.iters - 1:
                 break  # a further zero would not be looked at
-            before, zero = zero, further()
+            before, zero = zero, self.next_zero(threshold, zero, residual, size, share)
             if x.device.type != "cpu":
                 continue
             moved = (zero != before).nonzero()[:, 0]
             if len(moved) < WORTH_LEAVING_OUT * len(rows):
                 best[rows] = kept
                 still = scaled[moved]
-                scaled, *room = (part[: still.numel()].view(still.shape) for part in scratch)
+                scaled, residual, size, share = (part[: still.numel()].view(still.shape) for part in scratch)
                 scaled.copy_(still)
                 rows, zero, kept, least, threshold = (part[moved] for part in (rows, zero, kept, least, threshold))
         best[rows] = kept
 
     def threshold(self, inverse: Each) -> Each:
-        """log2 of what a residual of one code shrinks by, in codes."""
+        """log2 of what shrinking takes of a residual of one code, in codes."""
         return inverse.log2().mul_(2 - self.p).sub_(log2(self.beta))
 
-    def step(
-        self, scaled: Rows, threshold: Each, zero: Each, residual: Rows, size: Rows, share: Rows
-    ) -> tuple[Each, Callable[[], Each]]:
-        """The mean error, in codes, at the present zero, and what gives the next one, the mean of code − (x − e) · inverse with e
-        the residual shrunk. In codes that is zero − mean(r · share), r = x · inverse + zero − code and share what it shrinks by:
-        |r|^(p−2) · inverse^(2−p) / beta, at most 1.
-
-        scaled: x · inverse. residual, size, share: memory to work in."""
+    def error(self, scaled: Rows, zero: Each, residual: Rows, size: Rows) -> Each:
+        """Mean |x − x̂|, in codes. scaled: x · inverse. Into residual: x · inverse + zero − code; into size: its absolute."""
         torch.add(scaled, zero[:, None], out=residual)
         residual.sub_(torch.round(residual, out=size).clamp_(0, self.max_code))
-        error = torch.abs(residual, out=size).mean(dim=-1)
+        return torch.abs(residual, out=size).mean(dim=-1)
 
-        def further() -> Each:
-            # exp2 takes a quarter of exp's time on a CPU, and pow twice that of log2 and exp together
-            torch.add(threshold[:, None], torch.log2(size, out=share), alpha=self.p - 2, out=share)
-            return zero - share.exp2_().clamp_(max=1.0).mul_(residual).mean(dim=-1)
-
-        return error, further
+    def next_zero(self, threshold: Each, zero: Each, residual: Rows, size: Rows, share: Rows) -> Each:
+        """The mean of code − (x − e) · inverse, with e the residual shrunk: zero − mean(residual · share), where share is what of it
+        shrinking takes, |residual|^(p−2) · inverse^(2−p) / beta, at most 1. Into share, which is memory to work in."""
+        # exp2 takes a quarter of exp's time on a CPU, and pow twice that of log2 and exp together
+        torch.add(threshold[:, None], torch.log2(size, out=share), alpha=self.p - 2, out=share)
+        return zero - share.exp2_().clamp_(max=1.0).mul_(residual).mean(dim=-1)
 
     def solve_as_reference(self, groups: Rows, inverse: Each, zero: Each) -> Each:
         """The zero at which the `hqq` package stops: when the mean error over the whole tensor no longer falls.

@@ -101,15 +101,14 @@ def iterates(solver, x, max_code):
     if solver.normalize:
         x, inverse = x * (inverse / max_code)[:, None], torch.full_like(inverse, max_code)
     scaled, threshold = x * inverse[:, None], steps.threshold(inverse)
-    room = [torch.empty_like(x) for _ in range(3)]
+    residual, size, share = (torch.empty_like(x) for _ in range(3))
     zeros, errors, near = [], [], []
     for _ in range(solver.iters):
-        error, further = steps.step(scaled, threshold, zero, *room)
         zeros.append(zero)
-        errors.append(error)
+        errors.append(steps.error(scaled, zero, residual, size))
         exact = scaled + zero[:, None]
         near.append((exact - exact.floor() - 0.5).abs().amin(-1))
-        zero = further()
+        zero = steps.next_zero(threshold, zero, residual, size, share)
     return torch.stack(zeros), torch.stack(errors), torch.stack(near).amin(0)
 
 
